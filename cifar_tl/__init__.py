@@ -1,0 +1,74 @@
+"""Transfer learning on CIFAR-10 with a small documented network, in plain PyTorch.
+
+Train a network on classes 0-4, freeze its features, train a new classifier on classes 5-9, and
+compare with a control what that saves and costs. The parts, in the order in which data flows:
+
+- data: `load_data`, `download_cifar10`, `select_classes`, `split_validation`, `make_views`, and
+  `class_subset` for any torchvision-style dataset
+- model: `CifarNet`, `transfer_model`, `freeze`, `unfreeze`
+- training: `TUNED` and `ORIGINAL` recipes, `fit`, `evaluate`, `extract_features`
+- results: `run_stage`, `load_model`
+"""
+
+from cifar_tl.checkpoint import CheckpointError, load_model
+from cifar_tl.data import (
+    Data,
+    DataError,
+    DownloadError,
+    MissingDataError,
+    class_subset,
+    download_cifar10,
+    load_data,
+    make_views,
+    select_classes,
+    split_validation,
+)
+from cifar_tl.model import CifarNet, count_parameters, freeze, transfer_model, unfreeze
+from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, Recipe
+from cifar_tl.run import RunError
+from cifar_tl.stages import STAGES, run_stage
+from cifar_tl.training import (
+    EpochRecord,
+    Metrics,
+    TrainingError,
+    evaluate,
+    extract_features,
+    fit,
+    make_optimizer,
+)
+from cifar_tl.version import __version__
+
+__all__ = [
+    "ORIGINAL",
+    "RECIPES",
+    "STAGES",
+    "TUNED",
+    "CheckpointError",
+    "CifarNet",
+    "Data",
+    "DataError",
+    "DownloadError",
+    "EpochRecord",
+    "Metrics",
+    "MissingDataError",
+    "Recipe",
+    "RunError",
+    "TrainingError",
+    "__version__",
+    "class_subset",
+    "count_parameters",
+    "download_cifar10",
+    "evaluate",
+    "extract_features",
+    "fit",
+    "freeze",
+    "load_data",
+    "load_model",
+    "make_optimizer",
+    "make_views",
+    "run_stage",
+    "select_classes",
+    "split_validation",
+    "transfer_model",
+    "unfreeze",
+]

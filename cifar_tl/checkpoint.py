@@ -1,0 +1,159 @@
+"""Files that hold a model: written whole or not at all, read only if undamaged, never run code."""
+
+import contextlib
+import hashlib
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifar_tl.model import CifarNet
+
+# torch.load does not notice a flipped bit, so a SHA-256 follows the archive that torch.save
+# writes. Plain torch.load ignores what follows an archive.
+_MARK = b"cifar_tl sha256:"
+_TRAILER_SIZE = len(_MARK) + hashlib.sha256().digest_size
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read; the message names the file and says what to do."""
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint so that the file is always either the old or the new one, whole.
+
+    Equal content gives equal bytes.
+
+    Args:
+        path: The file; its folder exists.
+        content: Tensors, numbers, strings, None, and lists and dictionaries of these.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there before is still there.
+    """
+    buffer = io.BytesIO()  # saving to a path would put the file's name into the bytes
+    torch.save(_canonical(content), buffer)
+    archive = buffer.getvalue()
+    write_atomically(path, archive + _MARK + hashlib.sha256(archive).digest())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads what `save_checkpoint` wrote, with all tensors on the CPU.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The content.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or not one of ours.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    archive, trailer = data[:-_TRAILER_SIZE], data[-_TRAILER_SIZE:]
+    if trailer != _MARK + hashlib.sha256(archive).digest():
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of this program: delete it and train again"
+        )
+    content: dict[str, Any] = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    return content
+
+
+def save_model(path: Path, model: CifarNet, settings: dict[str, Any]) -> None:
+    """Writes a model and all that is needed to rebuild it and its preprocessing.
+
+    Args:
+        path: The file; its folder exists.
+        model: Its weights and its preprocessing are stored.
+        settings: What else a reader should know: plain values.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    save_checkpoint(
+        path,
+        {
+            "network": type(model).__name__,
+            "num_classes": model.num_classes,
+            "settings": settings,
+            "state_dict": model.state_dict(),
+        },
+    )
+
+
+def load_model(path: str | Path) -> CifarNet:
+    """Rebuilds a model from a ``model.pt``: on the CPU, in evaluation mode, nothing frozen.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model; it takes uint8 images ``(N, 3, 32, 32)``, see `CifarNet.preprocess`.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or holds no model.
+    """
+    model, _ = load_model_and_settings(Path(path))
+    return model
+
+
+def load_model_and_settings(path: Path) -> tuple[CifarNet, dict[str, Any]]:
+    """Rebuilds a model as `load_model` does and returns the settings stored with it, too."""
+    content = load_checkpoint(path)
+    if content.get("network") != CifarNet.__name__:
+        raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
+    with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
+        model = CifarNet(content["num_classes"])
+    model.load_state_dict(content["state_dict"])
+    return model.eval(), content["settings"]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that at any moment it is either the old one or the new one, whole.
+
+    Args:
+        path: The file; its folder exists.
+        data: The new content.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there before is still there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    if os.name == "posix":  # make the renaming itself durable, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _canonical(content: Any) -> Any:
+    """Copies content so that equal content is pickled to equal bytes.
+
+    Pickle writes a string that it has seen as a reference to it, so equal strings must be one
+    object; and a tensor is stored with all of its storage, so each gets a storage of its own.
+    """
+    if isinstance(content, Tensor):
+        return content.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(content, dict):
+        return {_canonical(key): _canonical(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_canonical(value) for value in content]
+    return sys.intern(content) if isinstance(content, str) else content

@@ -1,0 +1,354 @@
+"""Where images come from, and which of them train, validate and test."""
+
+import contextlib
+import hashlib
+import socket
+import urllib.error
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from cifar_tl import shapes
+
+CIFAR10_CLASS_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+BASE_CLASSES = range(5)
+TRANSFER_CLASSES = range(5, 10)
+
+SHAPES = "shapes"  # the source, and the folder of its results
+OFFICIAL = "cifar10"  # the folder of the official data's results
+
+NETWORK_TIMEOUT = 30.0  # seconds without a single byte
+
+Example = TypeVar("Example", covariant=True)
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message names the file and says what to do."""
+
+
+class MissingDataError(DataError):
+    """CIFAR-10 is not in the folder, or not all of it is undamaged."""
+
+
+class DownloadError(DataError):
+    """CIFAR-10 is not on disk, and the network or the server does not give it."""
+
+
+class LabeledImages(NamedTuple):
+    """Images and their labels, in file order."""
+
+    images: Tensor  # (N, 3, 32, 32) uint8
+    labels: Tensor  # (N,) int64
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of all ten classes."""
+
+    name: str  # the folder of its results
+    description: str  # for people
+    class_names: tuple[str, ...]
+    train: LabeledImages  # training and validation images
+    test: LabeledImages
+    fingerprint: str  # SHA-256 of all images and labels
+
+
+def load_data(source: str | Path) -> Data:
+    """Reads one of the data sources and checks it.
+
+    Args:
+        source: ``"shapes"`` for the built-in images, a folder for the official CIFAR-10, or a
+            ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test`` in the Keras
+            layout: images ``(N, 32, 32, 3)`` uint8 and integer labels 0..9, ``(N,)`` or
+            ``(N, 1)``.
+
+    Returns:
+        The images, with every class in every part.
+
+    Raises:
+        MissingDataError: If CIFAR-10 is not in the folder: see `download_cifar10`.
+        DataError: If the data is damaged or not of this kind.
+    """
+    if source == SHAPES:
+        name, description, class_names = SHAPES, "built-in drawn shapes", shapes.CLASS_NAMES
+        arrays: Sequence[NDArray[Any]] = shapes.draw_shapes()
+    elif Path(source).suffix == ".npz":
+        name, class_names = Path(source).name, CIFAR10_CLASS_NAMES
+        description = f"the file {name}"
+        arrays = _read_npz(Path(source))
+    else:
+        name, description, class_names = OFFICIAL, "CIFAR-10", CIFAR10_CLASS_NAMES
+        arrays = _read_cifar10(Path(source))
+    x_train, y_train, x_test, y_test = (np.ascontiguousarray(array) for array in arrays)
+    data = Data(
+        name=name,
+        description=description,
+        class_names=class_names,
+        train=LabeledImages(torch.from_numpy(x_train), torch.from_numpy(y_train)),
+        test=LabeledImages(torch.from_numpy(x_test), torch.from_numpy(y_test)),
+        fingerprint=_fingerprint(x_train, y_train, x_test, y_test),
+    )
+    for classes in (BASE_CLASSES, TRANSFER_CLASSES):
+        train, validation = split_validation(select_classes(data.train, classes))
+        for part, examples in (
+            ("training", train),
+            ("validation", validation),
+            ("test", data.test),
+        ):
+            absent = sorted(set(classes) - set(examples.labels.tolist()))
+            if absent:
+                raise DataError(
+                    f"{source}: no {part} image of class {absent[0]}: every class must be in the "
+                    "first 80 % (training) and the last 20 % (validation) of the training images "
+                    "of its half, and in the test images; shuffle the file if it is sorted"
+                )
+    return data
+
+
+def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledImages:
+    """Selects the images of some classes; their order and labels stay.
+
+    Args:
+        examples: N images.
+        classes: The labels to keep.
+
+    Returns:
+        The M <= N images that have one of these labels.
+    """
+    chosen = torch.isin(examples.labels, torch.tensor(list(classes)))
+    return LabeledImages(examples.images[chosen], examples.labels[chosen])
+
+
+def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledImages]:
+    """Splits images in file order: the first 80 % train, the last 20 % validate, as documented.
+
+    Args:
+        examples: N images.
+
+    Returns:
+        The training part and the validation part.
+    """
+    boundary = len(examples.labels) * 4 // 5
+    return (
+        LabeledImages(examples.images[:boundary], examples.labels[:boundary]),
+        LabeledImages(examples.images[boundary:], examples.labels[boundary:]),
+    )
+
+
+def make_views(images: Tensor, *, mirror: bool) -> Tensor:
+    """Stacks the equally valid versions of each image.
+
+    Args:
+        images: ``(N, 3, 32, 32)``.
+        mirror: Add each image's mirror image.
+
+    Returns:
+        ``(V, N, 3, 32, 32)``, V = 2 with mirror images and 1 without.
+    """
+    return torch.stack([images, images.flip(-1)]) if mirror else images[None]
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes mean and standard deviation of each colour channel.
+
+    Args:
+        images: ``(N, 3, 32, 32)`` uint8.
+
+    Returns:
+        Mean and standard deviation, ``(3, 1, 1)`` float32 each, of pixels from 0 to 1.
+    """
+    total, squares = torch.zeros(2, 3, dtype=torch.float64)
+    for batch in images.split(1000):  # exact: sums of whole numbers below 2**53
+        pixels = batch.double()
+        total += pixels.sum((0, 2, 3))
+        squares += pixels.square().sum((0, 2, 3))
+    count = images.numel() / 3
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1).sqrt()  # one grey level at the least
+    return (mean / 255).float().view(3, 1, 1), (std / 255).float().view(3, 1, 1)
+
+
+def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
+    """Puts the official CIFAR-10 into a folder; an undamaged archive there is only extracted.
+
+    Args:
+        folder: Made if it is missing.
+        progress: Show a bar on standard error.
+
+    Raises:
+        DownloadError: If the network or the server does not give the archive.
+        DataError: If what it gives, or what is on disk, is damaged.
+        OSError: If the files cannot be written.
+    """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    folder = Path(folder)
+    archive = folder / CIFAR10.filename
+    by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not check_integrity(archive, CIFAR10.tgz_md5):
+        damaged = _damaged_files(folder)
+        try:
+            with _socket_timeout(NETWORK_TIMEOUT):
+                torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
+        except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            if damaged:
+                raise DataError(
+                    f"{damaged[0]} is damaged (wrong checksum), and CIFAR-10 cannot be downloaded "
+                    f"anew ({reason}): delete it, {by_hand}"
+                ) from error
+            raise DownloadError(
+                f"CIFAR-10 is not in {folder} and cannot be downloaded ({reason}): {by_hand}"
+            ) from error
+        if not check_integrity(archive, CIFAR10.tgz_md5):
+            size = archive.stat().st_size
+            archive.unlink()  # so that the next run downloads it again
+            raise DataError(
+                f"the download of {archive} was incomplete or wrong ({size:,} bytes, wrong "
+                f"checksum; deleted): try again, or {by_hand}"
+            )
+    extract_archive(str(archive), str(folder))
+
+
+def _damaged_files(folder: Path) -> list[Path]:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    extracted = folder / CIFAR10.base_folder
+    checksums = {folder / CIFAR10.filename: CIFAR10.tgz_md5}
+    checksums |= {extracted / name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
+    checksums[extracted / CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    return [
+        path for path, md5 in checksums.items() if path.exists() and not check_integrity(path, md5)
+    ]
+
+
+class ClassSubset(Subset[Example]):
+    """The examples of some classes; see `class_subset`."""
+
+    def __init__(
+        self, dataset: Dataset[Example], indices: Sequence[int], targets: list[int]
+    ) -> None:
+        super().__init__(dataset, indices)
+        self.targets = targets
+
+
+def class_subset(dataset: Dataset[Example], classes: Iterable[int]) -> ClassSubset[Example]:
+    """Selects the examples of some classes from a torchvision-style dataset.
+
+    No example is loaded to select: only ``dataset.targets`` is read.
+
+    Args:
+        dataset: Any dataset with ``targets``, the label of every example.
+        classes: The labels to keep.
+
+    Returns:
+        A dataset of these examples in their order, labels unchanged, with ``targets`` of its own.
+
+    Raises:
+        TypeError: If the dataset has no ``targets``.
+        ValueError: If a class has no example.
+    """
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        raise TypeError(f"{type(dataset).__name__} has no .targets: give it a list of the labels")
+    labels = [int(target) for target in targets]
+    wanted = set(classes)
+    if absent := wanted.difference(labels):
+        raise ValueError(f"no example has the label {min(absent)}: choose among {set(labels)}")
+    indices = [index for index, label in enumerate(labels) if label in wanted]
+    return ClassSubset(dataset, indices, [labels[index] for index in indices])
+
+
+def _fingerprint(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _read_npz(path: Path) -> list[NDArray[Any]]:
+    """Reads an archive in the Keras layout: images channels first, labels int64."""
+    try:
+        with path.open("rb") as file:  # np.load would leave a file open that it cannot read
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            if missing := [
+                key for key in ("x_train", "y_train", "x_test", "y_test") if key not in archive
+            ]:
+                raise DataError(f"{path} has no array {', '.join(missing)}: add it to the archive")
+            arrays = []
+            for split in ("train", "test"):
+                images = archive[f"x_{split}"]
+                labels = archive[f"y_{split}"]
+                _check_arrays(path, split, images, labels)
+                arrays += [images.transpose(0, 3, 1, 2), labels.reshape(-1).astype(np.int64)]
+            return arrays
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}: check the path") from None
+    except DataError:
+        raise
+    # A damaged archive surfaces as whatever its reader trips over first.
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as e:
+        raise DataError(f"{path} is no readable .npz archive ({e}): make or copy it anew") from e
+
+
+def _check_arrays(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
+    x, y = f"{path}: x_{split}", f"{path}: y_{split}"
+    if images.dtype != np.uint8:
+        raise DataError(f"{x} must hold uint8 pixels from 0 to 255, not {images.dtype}")
+    if images.ndim != 4 or images.shape[1:] != (32, 32, 3):
+        raise DataError(f"{x} must have the shape (N, 32, 32, 3), not {images.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{y} must hold integers from 0 to 9, not {labels.dtype}")
+    if labels.shape not in ((len(images),), (len(images), 1)):
+        raise DataError(
+            f"{y} must have the shape ({len(images)},) to fit x_{split}, not {labels.shape}"
+        )
+    if len(labels) and (labels.min() < 0 or labels.max() > 9):
+        raise DataError(
+            f"{y} must hold labels from 0 to 9, not from {labels.min()} to {labels.max()}"
+        )
+
+
+def _read_cifar10(folder: Path) -> list[NDArray[Any]]:
+    """Reads the official data through torchvision, which verifies every file's checksum."""
+    from torchvision.datasets import CIFAR10  # here, since the import takes time
+
+    arrays = []
+    try:
+        for is_train in (True, False):
+            dataset = CIFAR10(folder, train=is_train)
+            arrays += [dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets, np.int64)]
+    except RuntimeError as error:
+        raise MissingDataError(
+            f"CIFAR-10 is not in {folder}, or not all of it is undamaged: download it"
+        ) from error
+    return arrays
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Limits every wait for the network: the downloading functions have no limit of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,237 @@
+"""What a run and a comparison of runs say, for people and for programs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cifar_tl.model import Layer
+from cifar_tl.training import EpochRecord
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """Says what happened in one epoch, in one line.
+
+    Args:
+        record: The epoch.
+        epochs: Number of epochs in the whole training.
+
+    Returns:
+        The line, without a line break.
+    """
+    return (
+        f"epoch {record.epoch:{len(str(epochs))}}/{epochs}"
+        f"  training: loss {record.train_loss:.4f}, accuracy {record.train_accuracy:7.2%}"
+        f"  validation: loss {record.val_loss:.4f}, accuracy {record.val_accuracy:7.2%}"
+        f"  {record.seconds_train:.2f} s + {record.seconds_validation:.2f} s"
+    )
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Says what came out of a stage, in one line.
+
+    Args:
+        result: The content of ``result.json``.
+
+    Returns:
+        The line, without a line break.
+    """
+    return (
+        f"{result['stage']} on {result['data']}: "
+        f"validation accuracy {result['val_accuracy']:.2%}, "
+        f"test accuracy {result['test_accuracy']:.2%}, {result['seconds_total']:.1f} s in all"
+    )
+
+
+def results_text(
+    result: Mapping[str, Any], records: Sequence[EpochRecord], layers: Sequence[Layer]
+) -> str:
+    """Writes the report of one stage.
+
+    Args:
+        result: The content of ``result.json``.
+        records: All epochs.
+        layers: The rows of the layer table.
+
+    Returns:
+        Lines of plain ASCII.
+    """
+    classes = ", ".join(
+        f"{label} {name}"
+        for label, name in zip(result["classes"], result["class_names"], strict=True)
+    )
+    frozen = result["parameters_total"] - result["parameters_trainable"]
+    table = [("#", "layer", "output", "parameters", "trained")]
+    table += [
+        (
+            str(layer.number),
+            layer.name,
+            " x ".join(map(str, layer.shape)),
+            f"{layer.parameters:,}",
+            "" if layer.parameters == 0 else "yes" if layer.trainable else "no, frozen",
+        )
+        for layer in layers
+    ]
+    environment = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    lines = [
+        f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
+        f"Recipe {result['recipe']}, {result['epochs']} epochs, seed {result['seed']}",
+        f"Classes {classes}",
+        f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
+        f"{result['images_test']:,} test images",
+        "",
+        *_align(table, "><<><"),
+        f"{result['parameters_total']:,} parameters: {result['parameters_trainable']:,} trained, "
+        f"{frozen:,} frozen",
+        "",
+        *(epoch_line(record, result["epochs"]) for record in records),
+        "(training figures are those seen while training, with dropout; "
+        "times are training + validation)",
+        "",
+        f"Validation: accuracy {result['val_accuracy']:.2%}, loss {result['val_loss']:.4f}",
+        f"Test:       accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}",
+    ]
+    if result["num_classes"] > len(result["classes"]):
+        lines.append(
+            f"The model has {result['num_classes']} outputs, but knows only the "
+            f"{len(result['classes'])} classes above."
+        )
+    lines += [
+        "",
+        f"Total time {result['seconds_total']:.1f} s: training {result['seconds_train']:.1f} s, "
+        f"validation {result['seconds_validation']:.1f} s, "
+        f"frozen features {result['seconds_features']:.1f} s, the rest reading, testing, saving",
+        environment,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Compares the four stages: what transfer saves, what it costs, and from when on it pays.
+
+    The base model's time is a cost of transfer, too: with n transfers from one base model,
+    transfer is cheaper than training from scratch if base + n * transfer < n * scratch.
+
+    Args:
+        results: The content of ``result.json`` of each stage by its name.
+
+    Returns:
+        The content of ``comparison.json``: for each way to a model of the new classes its accuracy,
+        its seconds, the differences from scratch, and ``pays_from``, the number of transfers from
+        which on it takes less time than scratch, base included (None: never).
+    """
+    base, scratch = results["base"], results["scratch"]
+    ways = {"transfer": ("transfer",), "transfer+finetune": ("transfer", "finetune")}
+    ways["scratch"] = ("scratch",)
+    comparison: dict[str, Any] = {
+        "data": base["data"],
+        "data_description": base["data_description"],
+        "recipe": base["recipe"],
+        "seed": base["seed"],
+        "stages": {
+            stage: {
+                "val_accuracy": result["val_accuracy"],
+                "test_accuracy": result["test_accuracy"],
+                "epochs": result["epochs"],
+                "seconds_per_epoch": _seconds_per_epoch(result),
+                "seconds_total": result["seconds_total"],
+                "parameters_trainable": result["parameters_trainable"],
+                "parameters_frozen": result["parameters_total"] - result["parameters_trainable"],
+            }
+            for stage, result in results.items()
+        },
+        "seconds_base": base["seconds_total"],
+        "ways": {},
+    }
+    for way, stages in ways.items():
+        last = results[stages[-1]]
+        seconds = sum(results[stage]["seconds_total"] for stage in stages)
+        saved = scratch["seconds_total"] - seconds
+        comparison["ways"][way] = {
+            "val_accuracy": last["val_accuracy"],
+            "test_accuracy": last["test_accuracy"],
+            "seconds": seconds,
+            "val_accuracy_above_scratch": last["val_accuracy"] - scratch["val_accuracy"],
+            "seconds_saved": saved,
+            "pays_from": math.floor(base["seconds_total"] / saved) + 1 if saved > 0 else None,
+        }
+    return comparison
+
+
+def comparison_text(comparison: Mapping[str, Any]) -> str:
+    """Writes the comparison of the four stages as a table and in plain words.
+
+    Args:
+        comparison: What `compare` returned.
+
+    Returns:
+        Lines of plain ASCII.
+    """
+    table = [
+        (
+            *("stage", "validation", "test", "epochs"),
+            *("s/epoch", "total s", "trainable", "frozen"),
+        )
+    ]
+    for stage, result in comparison["stages"].items():
+        table.append(
+            (
+                stage,
+                f"{result['val_accuracy']:.2%}",
+                f"{result['test_accuracy']:.2%}",
+                str(result["epochs"]),
+                f"{result['seconds_per_epoch']:.2f}",
+                f"{result['seconds_total']:.1f}",
+                f"{result['parameters_trainable']:,}",
+                f"{result['parameters_frozen']:,}",
+            )
+        )
+    lines = [
+        f"Comparison on {comparison['data']} ({comparison['data_description']}), "
+        f"recipe {comparison['recipe']}, seed {comparison['seed']}",
+        "",
+        *_align(table, "<>>>>>>>"),
+        "",
+        "base: the old classes 0-4; all others: the new classes 5-9. Accuracies are of validation",
+        "and test images; s/epoch is training and validation; total s also has reading, frozen",
+        "features, testing and saving. finetune goes on from transfer: its seconds are its own.",
+        "",
+    ]
+    scratch = comparison["ways"]["scratch"]
+    for way, result in comparison["ways"].items():
+        if way == "scratch":
+            continue
+        points = 100 * result["val_accuracy_above_scratch"]
+        saved = result["seconds_saved"]
+        lines.append(
+            f"{way}: {result['val_accuracy']:.2%} in {result['seconds']:.1f} s; "
+            f"scratch: {scratch['val_accuracy']:.2%} in {scratch['seconds']:.1f} s."
+        )
+        lines.append(
+            f"  It {'gains' if points >= 0 else 'costs'} {abs(points):.2f} points of validation "
+            f"accuracy and {'saves' if saved > 0 else 'costs'} {abs(saved):.1f} s."
+        )
+        pays_from = result["pays_from"]
+        base = f"the base model's {comparison['seconds_base']:.1f} s"
+        lines.append(
+            f"  With {base}, it never takes less time than scratch."
+            if pays_from is None
+            else f"  With {base}, it takes less time than scratch from {pays_from} "
+            f"{'transfer' if pays_from == 1 else 'transfers'} of one base on."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _seconds_per_epoch(result: Mapping[str, Any]) -> float:
+    seconds: float = (result["seconds_train"] + result["seconds_validation"]) / result["epochs"]
+    return seconds
+
+
+def _align(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:{alignment}{width}}"
+            for cell, alignment, width in zip(row, alignments, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,156 @@
+"""The built-in images: ten classes of drawn shapes, for machines without CIFAR-10."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLASS_NAMES = (
+    *("disc", "square", "triangle", "cross", "ring"),
+    *("flower", "crescent", "semicircle", "angle", "bars"),
+)
+NUM_TRAIN, NUM_TEST = 12_000, 2_000
+
+_SIZE = 32
+_CHUNK = 500  # images drawn at a time: their arrays stay in the processor's cache
+_SEED = 20_090_408
+
+Floats = NDArray[np.float32]
+
+
+def draw_shapes(
+    num_train: int = NUM_TRAIN, num_test: int = NUM_TEST
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Draws the images, the same at every call.
+
+    Position, size, rotation, colours, background, clutter and noise vary, so that a network learns
+    the classes gradually. Classes come in random order, equally often if the numbers allow.
+
+    Args:
+        num_train: Number of training images.
+        num_test: Number of test images.
+
+    Returns:
+        Training images ``(num_train, 3, 32, 32)`` and labels ``(num_train,)`` from 0 to 9, then
+        test images and labels likewise.
+    """
+    random = np.random.default_rng(_SEED)
+    total = num_train + num_test
+    labels = np.concatenate(
+        [random.permutation(np.arange(count) % len(CLASS_NAMES)) for count in (num_train, num_test)]
+    )
+    images = np.empty((total, 3, _SIZE, _SIZE), np.uint8)
+    for start in range(0, total, _CHUNK):
+        images[start : start + _CHUNK] = _draw(labels[start : start + _CHUNK], random)
+    return images[:num_train], labels[:num_train], images[num_train:], labels[num_train:]
+
+
+def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.uint8]:
+    count = len(labels)
+
+    def uniform(low: float, high: float, *shape: int) -> Floats:
+        values: Floats = (low + (high - low) * random.random((count, *shape))).astype(np.float32)
+        return values
+
+    y, x = np.mgrid[:_SIZE, :_SIZE].astype(np.float32) - (_SIZE - 1) / 2
+
+    # Coordinates in which each shape is upright, at the origin and about 1 in radius.
+    radius = uniform(5.5, 11.5, 1, 1)
+    angle = uniform(0, 2 * np.pi, 1, 1)
+    dx = x - uniform(-5, 5, 1, 1)
+    dy = y - uniform(-5, 5, 1, 1)
+    u = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
+    v = (dy * np.cos(angle) - dx * np.sin(angle)) / radius
+    distance = np.empty_like(u)
+    for label, signed_distance in enumerate(_SIGNED_DISTANCES):
+        members = labels == label
+        distance[members] = signed_distance(u[members], v[members])
+    shape = _coverage(distance * radius)
+
+    # A background that changes from one colour to another, in waves, with two small discs.
+    direction = uniform(0, 2 * np.pi, 1, 1)
+    phase = (x * np.cos(direction) + y * np.sin(direction)) * uniform(0.05, 0.5, 1, 1)
+    mixture = 0.5 + 0.5 * np.sin(phase + uniform(0, 2 * np.pi, 1, 1))
+    background = uniform(0, 1, 3, 1, 1)
+    image = background + uniform(-0.25, 0.25, 3, 1, 1) * mixture[:, None]
+    for _ in range(2):
+        size = uniform(1, 3.5, 1, 1)
+        clutter = _coverage(np.hypot(x - uniform(-15, 15, 1, 1), y - uniform(-15, 15, 1, 1)) - size)
+        image += clutter[:, None] * (uniform(0, 1, 3, 1, 1) - image)
+
+    # The shape's colour is that of the background moved by at least 0.2 in each channel.
+    step = uniform(0.2, 0.5, 3, 1, 1)
+    colour = background + np.where(background > uniform(0.3, 0.7, 3, 1, 1), -step, step)
+    image += shape[:, None] * (colour - image)
+
+    noise = random.standard_normal((count, 3, _SIZE, _SIZE), np.float32)
+    image += noise * uniform(0.02, 0.12, 1, 1, 1)
+    pixels: NDArray[np.uint8] = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return pixels
+
+
+def _coverage(distance_in_pixels: Floats) -> Floats:
+    """How much of each pixel lies inside: 1 well within, 0 well outside, smooth at the edge."""
+    covered: Floats = np.clip(0.5 - distance_in_pixels, 0, 1)
+    return covered
+
+
+def _box(u: Floats, v: Floats, half_width: float, half_height: float) -> Floats:
+    distance: Floats = np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
+    return distance
+
+
+def _disc(u: Floats, v: Floats) -> Floats:
+    distance: Floats = np.hypot(u, v) - np.float32(0.9)
+    return distance
+
+
+def _square(u: Floats, v: Floats) -> Floats:
+    return _box(u, v, 0.8, 0.8)
+
+
+def _triangle(u: Floats, v: Floats) -> Floats:
+    slant = np.float32(np.sqrt(3) / 2)
+    distance: Floats = np.maximum(-v, 0.5 * v + slant * np.abs(u)) - np.float32(0.55)
+    return distance
+
+
+def _cross(u: Floats, v: Floats) -> Floats:
+    return np.minimum(_box(u, v, 1.0, 0.28), _box(u, v, 0.28, 1.0))
+
+
+def _ring(u: Floats, v: Floats) -> Floats:
+    distance: Floats = np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.2)
+    return distance
+
+
+def _flower(u: Floats, v: Floats) -> Floats:
+    distance: Floats = np.hypot(u, v) - (0.7 + 0.3 * np.cos(5 * np.arctan2(v, u)))
+    return distance
+
+
+def _crescent(u: Floats, v: Floats) -> Floats:
+    return np.maximum(_disc(u, v), -_disc(u - np.float32(0.45), v))
+
+
+def _semicircle(u: Floats, v: Floats) -> Floats:
+    below = v - np.float32(0.4)
+    distance: Floats = np.maximum(_disc(u, below) - np.float32(0.1), below)
+    return distance
+
+
+def _angle(u: Floats, v: Floats) -> Floats:
+    return np.minimum(
+        _box(u + np.float32(0.6), v, 0.25, 0.9), _box(u, v - np.float32(0.65), 0.85, 0.25)
+    )
+
+
+def _bars(u: Floats, v: Floats) -> Floats:
+    return _box(np.abs(u) - np.float32(0.55), v, 0.25, 0.9)
+
+
+# Signed distance to the edge, negative inside, in the order of CLASS_NAMES.
+_SIGNED_DISTANCES: tuple[Callable[[Floats, Floats], Floats], ...] = (
+    *(_disc, _square, _triangle, _cross, _ring),
+    *(_flower, _crescent, _semicircle, _angle, _bars),
+)

@@ -1,0 +1,260 @@
+"""The experiments, made of the other modules: base, transfer, finetune and scratch."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifar_tl import report, run
+from cifar_tl.checkpoint import load_model_and_settings, save_model
+from cifar_tl.data import (
+    BASE_CLASSES,
+    TRANSFER_CLASSES,
+    Data,
+    channel_statistics,
+    make_views,
+    select_classes,
+    split_validation,
+)
+from cifar_tl.model import CifarNet, count_parameters, layers, transfer_model
+from cifar_tl.recipe import Recipe
+from cifar_tl.training import (
+    EpochRecord,
+    derive_seed,
+    evaluate,
+    extract_features,
+    fit,
+    make_optimizer,
+)
+from cifar_tl.version import __version__
+
+STAGES = ("base", "transfer", "finetune", "scratch")  # in an order in which they can run
+PARENTS = {"transfer": "base", "finetune": "transfer"}
+
+
+def run_stage(
+    stage: str,
+    data: Data,
+    recipe: Recipe,
+    *,
+    output_dir: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    base: Path | None = None,
+    seconds_reading: float = 0.0,
+    log: Callable[[str], object] = lambda _: None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Runs one stage, goes on with an unfinished one, or reads the result of a finished one.
+
+    - base: the documented network on classes 0-4.
+    - transfer: the base model's features, frozen, under a new classifier, on classes 5-9.
+    - finetune: the transfer model with nothing frozen, a few epochs on, on classes 5-9.
+    - scratch: the transfer model's network with fresh weights and nothing frozen, on classes 5-9:
+      the control without which nobody can say what transfer saves or costs.
+
+    Args:
+        stage: One of `STAGES`.
+        data: From `load_data`.
+        recipe: How to train; finetuning takes its own epochs and learning rate from it.
+        output_dir: The stage's files are in ``output_dir / data.name / stage``, and so are those
+            of the stage that it starts from.
+        seed: Decides the fresh weights and all other randomness.
+        device: Where to compute, as torch names it.
+        base: Another base model for transfer.
+        seconds_reading: How long reading the data took: a part of the stage's total time.
+        log: Called with lines that say what happens.
+        progress: Show bars on standard error.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        RunError: If the stage that it starts from is missing, or the folder holds another run.
+        CheckpointError: If a checkpoint is damaged.
+        TrainingError: If the training diverges.
+        OSError: If a file cannot be written.
+    """
+    start = time.perf_counter() - seconds_reading
+    folder = output_dir / data.name / stage
+    if stage == "finetune":
+        recipe = recipe.for_finetuning()
+
+    parent = base or folder.parent / PARENTS[stage] / run.MODEL if stage in PARENTS else None
+    settings = _settings(stage, data, recipe, seed, parent)
+    result = run.finished_result(folder, settings)
+    if result is not None:
+        log(f"{stage}: finished before, in {folder}")
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+
+    classes = BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
+    train, validation = split_validation(select_classes(data.train, classes))
+    test = select_classes(data.test, classes)
+    with _seeded(derive_seed(seed, stage, "weights")):
+        model = _initial_model(stage, parent, recipe, train.images).to(device)
+    optimized = model.classifier if stage == "transfer" else model
+    optimizer = make_optimizer(optimized, recipe)
+    rows = run.resume(folder, settings, model, optimizer)
+    seconds_before = rows[-1].seconds_total_so_far if rows else 0.0
+    seconds_features = rows[-1].seconds_features_so_far if rows else 0.0
+
+    log(
+        f"{stage}: {len(train.labels):,} training and {len(validation.labels):,} validation "
+        f"images of classes {classes[0]}-{classes[-1]}"
+        + (f", going on after epoch {len(rows)}" if rows else "")
+    )
+    views = make_views(train.images, mirror=recipe.mirror).to(device)
+    val_inputs = validation.images.to(device)
+    if stage == "transfer":
+        # The frozen layers have no randomness: one pass through them serves all epochs.
+        started = time.perf_counter()
+        val_inputs = extract_features(model.forward_features, val_inputs)
+        views = extract_features(model.forward_features, views.flatten(0, 1)).unflatten(
+            0, views.shape[:2]
+        )
+        seconds = time.perf_counter() - started
+        seconds_features += seconds
+        log(f"{stage}: frozen features of all these images in {seconds:.2f} s")
+
+    def on_epoch(record: EpochRecord) -> None:
+        seconds_total = seconds_before + time.perf_counter() - start
+        rows.append(
+            run.HistoryRow(
+                **dataclasses.asdict(record),
+                seconds_features_so_far=seconds_features,
+                seconds_total_so_far=seconds_total,
+            )
+        )
+        run.save_epoch(folder, settings, model, optimizer, rows)
+        log(f"{stage}: {report.epoch_line(record, recipe.epochs)}")
+
+    fit(
+        optimized,
+        views,
+        train.labels,
+        val_inputs,
+        validation.labels,
+        recipe,
+        seed=derive_seed(seed, stage),
+        optimizer=optimizer,
+        records=rows,
+        on_epoch=on_epoch,
+        progress=stage if progress else None,
+    )
+    tested = evaluate(model, test.images, test.labels)
+    save_model(folder / run.MODEL, model, settings)
+    parameters_total = count_parameters(model)
+    parameters_trainable = count_parameters(model, trainable_only=True)
+    result = {
+        **settings,
+        "data_description": data.description,
+        "num_classes": model.num_classes,
+        "images_train": len(train.labels),
+        "images_validation": len(validation.labels),
+        "images_test": len(test.labels),
+        "val_accuracy": rows[-1].val_accuracy,
+        "val_loss": rows[-1].val_loss,
+        "test_accuracy": tested.accuracy,
+        "test_loss": tested.loss,
+        "seconds_train": sum(row.seconds_train for row in rows),
+        "seconds_validation": sum(row.seconds_validation for row in rows),
+        "seconds_features": seconds_features,
+        "seconds_total": seconds_before + time.perf_counter() - start,
+        "parameters_total": parameters_total,
+        "parameters_trainable": parameters_trainable,
+        "environment": _environment(device),
+    }
+    run.save_result(folder, result, report.results_text(result, rows, layers(model)))
+    return result
+
+
+def _settings(
+    stage: str, data: Data, recipe: Recipe, seed: int, parent: Path | None
+) -> dict[str, Any]:
+    """Everything that decides the outcome of a stage, and so identifies a run: plain values."""
+    parent_stage = PARENTS.get(stage)
+    digest = None
+    if parent is not None:
+        if not parent.exists():
+            raise run.RunError(
+                f"there is no {parent_stage} model {parent}; to make it, run",
+                stage=parent_stage,
+            )
+        digest = hashlib.sha256(parent.read_bytes()).hexdigest()
+    classes = BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
+    values = dataclasses.asdict(recipe)
+    for key in ("name", "finetune_epochs", "finetune_lr"):
+        del values[key]
+    return {
+        "stage": stage,
+        "data": data.name,
+        "classes": list(classes),
+        "class_names": [data.class_names[label] for label in classes],
+        "fingerprint": data.fingerprint,
+        "parent_stage": parent_stage,
+        "parent": digest,
+        "recipe": recipe.name,
+        **values,
+        "seed": seed,
+    }
+
+
+def _initial_model(
+    stage: str, parent: Path | None, recipe: Recipe, images: torch.Tensor
+) -> CifarNet:
+    if parent is not None:
+        model, settings = load_model_and_settings(parent)
+        if settings["stage"] != PARENTS[stage]:
+            raise run.RunError(
+                f"{parent} is a {settings['stage']} model, not a {PARENTS[stage]} model; "
+                "to make one, run",
+                stage=PARENTS[stage],
+                base=None,
+            )
+        return transfer_model(model, num_classes=10) if stage == "transfer" else model
+    model = CifarNet(num_classes=5 if stage == "base" else 10)
+    if recipe.normalize:
+        model.mean, model.std = channel_statistics(images)
+    return model
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _environment(device: str) -> dict[str, Any]:
+    """What the figures depend on, apart from the settings."""
+    versions = {
+        package: importlib.metadata.version(package)
+        for package in ("torch", "torchvision", "numpy")
+    }
+    return {
+        "cifar_tl": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):  # Linux; elsewhere platform knows
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

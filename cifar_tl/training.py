@@ -1,0 +1,262 @@
+"""Train and evaluate a module on plain tensors, one record per epoch."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from cifar_tl.recipe import Recipe, learning_rate
+
+
+class TrainingError(RuntimeError):
+    """The training went wrong; the message says where and what to try."""
+
+
+class Metrics(NamedTuple):
+    """Means over examples."""
+
+    loss: float  # cross-entropy in nats
+    accuracy: float  # a fraction from 0 to 1
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What happened in one epoch.
+
+    The training figures are those seen while training, with dropout and while the weights moved.
+    """
+
+    epoch: int  # from 1
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds_train: float
+    seconds_validation: float
+
+
+def fit(
+    module: nn.Module,
+    views: Tensor,
+    labels: Tensor,
+    val_inputs: Tensor,
+    val_labels: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    records: Sequence[EpochRecord] = (),
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    progress: str | None = None,
+) -> list[EpochRecord]:
+    """Trains a module in place with cross-entropy; it ends in evaluation mode.
+
+    Nothing depends on what the inputs are: images for a whole network, features for a classifier.
+    All randomness is a function of the seed and the epoch, and the caller's generators are left
+    alone, so training goes on after any epoch as if it had never stopped: give the module and the
+    optimizer as they were then and the records so far.
+
+    Args:
+        module: Maps a batch of inputs to logits; trained on the device that it is on.
+        views: ``(V, N, ...)``: V equally valid versions of each of N examples, such as an image
+            and its mirror image. Each epoch picks one version of each example.
+        labels: ``(N,)`` int64, each below the number of logits.
+        val_inputs: ``(M, ...)`` validation inputs.
+        val_labels: ``(M,)`` int64.
+        recipe: How to train.
+        seed: Decides order, views and dropout.
+        optimizer: By default a new one from `make_optimizer`.
+        records: Epochs that have been trained before.
+        on_epoch: Called with each new record, after validation.
+        progress: Text before a progress bar on standard error; by default there is no bar.
+
+    Returns:
+        The records of all epochs, those given included.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+        TrainingError: If the training loss is no longer a finite number.
+    """
+    if views.ndim < 2 or labels.shape != views.shape[1:2] or len(labels) == 0:
+        raise ValueError(
+            f"views of shape {tuple(views.shape)} need labels of shape (N,) where views are "
+            f"(V, N, ...) with N > 0, not {tuple(labels.shape)}; one version alone is images[None]"
+        )
+    device = next(module.parameters()).device
+    views, labels = views.to(device), labels.to(device)
+    val_inputs, val_labels = val_inputs.to(device), val_labels.to(device)
+    if optimizer is None:
+        optimizer = make_optimizer(module, recipe)
+    records = list(records)
+    for epoch in range(len(records) + 1, recipe.epochs + 1):
+        bar = f"{progress} {epoch}/{recipe.epochs}" if progress is not None else None
+        start = time.perf_counter()
+        train = _train_epoch(module, views, labels, recipe, epoch, seed, optimizer, bar)
+        trained = time.perf_counter()
+        if not math.isfinite(train.loss):
+            raise TrainingError(
+                f"the training loss became {train.loss} in epoch {epoch}: "
+                f"try a learning rate (--lr) below {recipe.lr:g}"
+            )
+        val = evaluate(module, val_inputs, val_labels)
+        validated = time.perf_counter()
+        record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
+        records.append(record)
+        if on_epoch is not None:
+            on_epoch(record)
+    module.eval()
+    return records
+
+
+def evaluate(
+    module: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 500
+) -> Metrics:
+    """Computes loss and accuracy in evaluation mode; the module's mode is restored.
+
+    Args:
+        module: Maps a batch of inputs to logits.
+        inputs: ``(N, ...)``, N > 0.
+        labels: ``(N,)`` int64.
+        batch_size: Examples at a time; it changes the result only by rounding.
+
+    Returns:
+        The means over the N examples.
+    """
+    device = next(module.parameters()).device
+    was_training = module.training
+    module.eval()
+    totals = _Totals()
+    with torch.inference_mode():
+        for batch, targets in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+            targets = targets.to(device)
+            logits = module(batch.to(device))
+            totals.add(functional.cross_entropy(logits, targets), logits, targets)
+    module.train(was_training)
+    return totals.means()
+
+
+def extract_features(
+    forward: Callable[[Tensor], Tensor], images: Tensor, *, batch_size: int = 500
+) -> Tensor:
+    """Computes the features of many images without gradients.
+
+    Args:
+        forward: Maps a batch of images to features, such as ``model.forward_features``; what it
+            runs must be in evaluation mode.
+        images: ``(N, ...)``, on the device that ``forward`` expects.
+        batch_size: Images at a time; it changes the result only by rounding.
+
+    Returns:
+        ``(N, ...)``, what ``forward`` returned for all images.
+    """
+    with torch.no_grad():  # not inference_mode, whose tensors no classifier could train on
+        return torch.cat([forward(batch) for batch in images.split(batch_size)])
+
+
+def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Makes the recipe's optimizer for exactly the trainable parameters of a module.
+
+    Args:
+        module: Its frozen parameters are left out.
+        recipe: Names the optimizer and its settings.
+
+    Returns:
+        A new optimizer.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters,
+            lr=recipe.lr,
+            betas=(recipe.momentum, 0.999),
+            eps=1e-7,
+            weight_decay=recipe.weight_decay,
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Derives an independent seed from a seed and what it is used for.
+
+    Args:
+        parts: For example ``(seed, "base", epoch)``.
+
+    Returns:
+        A number from 0 to 2**63 - 1.
+    """
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _train_epoch(
+    module: nn.Module,
+    views: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    epoch: int,
+    seed: int,
+    optimizer: torch.optim.Optimizer,
+    bar: str | None,
+) -> Metrics:
+    device = views.device
+    steps = math.ceil(len(labels) / recipe.batch_size)
+    totals = _Totals()
+    module.train()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, epoch))
+        batches = _batches(len(views), len(labels), recipe.batch_size)
+        progress = tqdm(batches, bar, steps, leave=False, disable=bar is None, unit="step")
+        for step, (view, example) in enumerate(progress, start=(epoch - 1) * steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step, recipe.epochs * steps)
+            view, example = view.to(device), example.to(device)
+            targets = labels[example]
+            logits = module(views[view, example])
+            loss = functional.cross_entropy(logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            totals.add(loss.detach(), logits.detach(), targets)
+    return totals.means()
+
+
+def _batches(num_views: int, num_examples: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields one epoch's batches as indices of views and of examples, the last one maybe smaller.
+
+    This alone decides which examples make up a batch, with torch's global generator.
+    """
+    views = torch.randint(num_views, (num_examples,))
+    examples = torch.randperm(num_examples)
+    return zip(views.split(batch_size), examples.split(batch_size), strict=True)
+
+
+class _Totals:
+    """Sums over examples, divided once; read at the end, so that no step waits for a device."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.correct: list[Tensor] = []
+        self.examples = 0
+
+    def add(self, mean_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        self.losses.append(mean_loss * len(targets))
+        self.correct.append((logits.argmax(1) == targets).sum())
+        self.examples += len(targets)
+
+    def means(self) -> Metrics:
+        loss = math.fsum(torch.stack(self.losses).tolist())
+        correct = int(torch.stack(self.correct).sum())
+        return Metrics(loss / self.examples, correct / self.examples)

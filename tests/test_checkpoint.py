@@ -1,0 +1,136 @@
+import copy
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_tl.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
+from cifar_tl.model import CifarNet, transfer_model
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 3, "name": "base", "weights": torch.arange(10.0)})
+    return path
+
+
+def test_content_comes_back(tmp_path: Path) -> None:
+    state = {"step": torch.tensor(3.0), "buffer": torch.randn(2, 3)}
+    values = [1, 2.5, "text", True]
+    save_checkpoint(tmp_path / "last.pt", {"none": None, "values": values, "state": {0: state}})
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    assert loaded["values"] == values
+    assert loaded["none"] is None
+    assert all(torch.equal(loaded["state"][0][key], value) for key, value in state.items())
+
+
+def test_equal_content_gives_equal_bytes_whatever_the_objects_and_the_name(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.pt", tmp_path / "other.pt"
+    name = "momentum"
+    save_checkpoint(one, {name: [name, name], "weights": torch.arange(6.0)[:3], "pair": (1, 2)})
+    copied = "".join(["momen", "tum"])  # equal, but another object
+    storage = torch.cat([torch.zeros(1000), torch.arange(3.0)])
+    save_checkpoint(other, {name: [copied, "momentum"], "weights": storage[1000:], "pair": [1, 2]})
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_plain_torch_reads_it(saved: Path) -> None:
+    assert torch.equal(torch.load(saved, weights_only=True)["weights"], torch.arange(10.0))
+
+
+def test_every_flipped_bit_is_noticed(saved: Path) -> None:
+    data = saved.read_bytes()
+    generator = random.Random(0)
+    for position in generator.sample(range(len(data)), 200):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << generator.randrange(8)
+        saved.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
+            load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04"])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pt is damaged or not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_truncated_missing_and_folder_are_refused(saved: Path, tmp_path: Path) -> None:
+    data = saved.read_bytes()
+    for length in (1, len(data) // 2, len(data) - 1):
+        saved.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_checkpoint(saved)
+    for path in (tmp_path, tmp_path / "missing.pt"):
+        with pytest.raises(CheckpointError, match=f"cannot read checkpoint {path}"):
+            load_checkpoint(path)
+
+
+def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "hacked"),)
+
+    path = tmp_path / "model.pt"
+    torch.save(Malicious(), path)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(path)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_failed_write_leaves_the_old_file_and_nothing_else(saved: Path) -> None:
+    before = saved.read_bytes()
+    script = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from cifar_tl.checkpoint import save_checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "save_checkpoint(Path(sys.argv[1]), {'weights': torch.zeros(100_000)})\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(saved)], capture_output=True, text=True, check=False
+    )
+    assert "OSError: [Errno 27] File too large" in process.stderr
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_model_comes_back_from_the_file_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transfer_model(CifarNet(5))
+    model.mean = torch.rand(3, 1, 1)
+    save_model(tmp_path / "model.pt", model, {"stage": "transfer"})
+    state = torch.get_rng_state()
+    loaded = load_model(tmp_path / "model.pt")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not loaded.training
+    images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(loaded(images), model.eval()(images))
+    assert loaded.num_classes == 10
+
+
+def test_checkpoint_without_a_model_is_refused(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no finished model: name a model\.pt"):
+        load_model(saved)
+
+
+def test_saving_leaves_the_content_alone(tmp_path: Path) -> None:
+    model = CifarNet(5)
+    before = copy.deepcopy(model.state_dict())
+    save_checkpoint(tmp_path / "last.pt", {"state": model.state_dict()})
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -1,0 +1,446 @@
+import hashlib
+import http.server
+import io
+import pickle
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import CIFAR10, FakeData
+
+from cifar_tl import data as data_module
+from cifar_tl.data import (
+    BASE_CLASSES,
+    CIFAR10_CLASS_NAMES,
+    TRANSFER_CLASSES,
+    DataError,
+    DownloadError,
+    LabeledImages,
+    MissingDataError,
+    channel_statistics,
+    class_subset,
+    download_cifar10,
+    load_data,
+    make_views,
+    select_classes,
+    split_validation,
+)
+from cifar_tl.shapes import draw_shapes
+
+BATCHES = [f"data_batch_{n}" for n in range(1, 6)]
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def small_arrays() -> tuple[Any, ...]:
+    return draw_shapes(200, 40)
+
+
+@pytest.fixture(scope="module")
+def official_files(small_arrays: tuple[Any, ...]) -> dict[str, bytes]:
+    """Miniature batches in the official format: pickles of rows of 3072 bytes."""
+    x_train, y_train, x_test, y_test = small_arrays
+    parts = [
+        *zip(BATCHES, np.split(x_train, 5), np.split(y_train, 5), strict=True),
+        ("test_batch", x_test, y_test),
+    ]
+    contents: dict[str, Any] = {
+        name: {"data": images.reshape(-1, 3072), "labels": labels.tolist(), "batch_label": name}
+        for name, images, labels in parts
+    }
+    contents["batches.meta"] = {"label_names": list(CIFAR10_CLASS_NAMES), "num_vis": 3072}
+    return {name: pickle.dumps(content, protocol=2) for name, content in contents.items()}
+
+
+@pytest.fixture
+def archive(official_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The official archive in miniature; its checksums take the place of the official ones."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in official_files.items():
+            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    content = buffer.getvalue()
+    monkeypatch.setattr(CIFAR10, "train_list", [[n, md5(official_files[n])] for n in BATCHES])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(official_files["test_batch"])]])
+    meta = {**CIFAR10.meta, "md5": md5(official_files["batches.meta"])}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/refuses")  # the discard port
+    return content
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves one archive on loopback, in the manner that the path names."""
+
+    content = b""
+    requests = 0
+    closing = threading.Event()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        content = self.server.content
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.path == "/whole":
+            self.wfile.write(content)
+        elif self.path == "/wrong":
+            self.wfile.write(bytes(len(content)))
+        else:
+            self.wfile.write(content[: len(content) // 2])
+        if self.path == "/hangs":
+            self.server.closing.wait()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.content = archive
+        server.closing = threading.Event()
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/whole")
+        yield server
+        server.closing.set()
+        server.shutdown()
+        serving.join()
+
+
+def serve(manner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR10, "url", CIFAR10.url.rpartition("/")[0] + "/" + manner)
+
+
+# The official data
+
+
+def test_official_reader_gives_what_the_files_hold(
+    tmp_path: Path, archive: bytes, small_arrays: tuple[Any, ...]
+) -> None:
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)  # nothing to download: it only extracts
+    data = load_data(tmp_path)
+    tensors = (*data.train, *data.test)
+    for tensor, array in zip(tensors, small_arrays, strict=True):
+        assert torch.equal(tensor, torch.from_numpy(array))
+    assert data.train.images.is_contiguous()
+    assert (data.name, data.description) == ("cifar10", "CIFAR-10")
+    assert data.class_names == tuple(CIFAR10(tmp_path).classes) == CIFAR10_CLASS_NAMES
+
+
+def test_download_is_whole_and_happens_once(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    with pytest.raises(MissingDataError, match="is not in"):
+        load_data(folder)
+    download_cifar10(folder)
+    assert len(load_data(folder).train.labels) == 200
+    download_cifar10(folder)
+    assert server.requests == 1
+    assert capsys.readouterr() == ("", "")
+    shutil.rmtree(folder)
+    download_cifar10(folder, progress=True)
+    assert "100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("manner", "error", "message"),
+    [
+        ("truncated", DataError, r"cifar-10-python\.tar\.gz was incomplete or wrong"),
+        ("wrong", DataError, r"cifar-10-python\.tar\.gz was incomplete or wrong"),
+        ("missing", DownloadError, r"cannot be downloaded \(.*Not Found.*\): download http"),
+        ("hangs", DownloadError, r"cannot be downloaded \(.*timed out"),
+    ],
+)
+def test_failed_download_is_explained_and_the_next_run_recovers(
+    tmp_path: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    manner: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setattr(data_module, "NETWORK_TIMEOUT", 0.3)
+    serve(manner, monkeypatch)
+    with pytest.raises(error, match=message) as caught:
+        download_cifar10(tmp_path)
+    assert str(tmp_path / CIFAR10.filename) in str(caught.value)  # where to put it by hand
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    serve("whole", monkeypatch)
+    download_cifar10(tmp_path)
+    assert len(load_data(tmp_path).test.labels) == 40
+    assert server.requests == 2
+
+
+@pytest.mark.usefixtures("archive")
+def test_no_network_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"cannot be downloaded .*refused.*by hand and put it"):
+        download_cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("damage", ["flipped", "deleted"])
+def test_damaged_files_are_extracted_again(
+    tmp_path: Path, archive: bytes, name: str, damage: str
+) -> None:
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)
+    before = load_data(tmp_path).fingerprint
+    path = tmp_path / CIFAR10.base_folder / name
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(MissingDataError):
+        load_data(tmp_path)
+    download_cifar10(tmp_path)
+    assert load_data(tmp_path).fingerprint == before
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta", CIFAR10.filename])
+@pytest.mark.usefixtures("server")
+def test_damaged_file_is_named_when_there_is_no_network(
+    tmp_path: Path, archive: bytes, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download_cifar10(tmp_path)
+    (tmp_path / CIFAR10.filename).unlink()
+    path = tmp_path / (name if name == CIFAR10.filename else f"{CIFAR10.base_folder}/{name}")
+    path.write_bytes(archive[:1000])
+    serve("missing", monkeypatch)
+    with pytest.raises(DataError, match=f"{path} is damaged .wrong checksum.*: delete it") as error:
+        download_cifar10(tmp_path)
+    assert not isinstance(error.value, DownloadError)
+    serve("whole", monkeypatch)
+    download_cifar10(tmp_path)
+    load_data(tmp_path)
+
+
+def test_damaged_batch_is_never_unpickled(tmp_path: Path, archive: bytes) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.mkdir, (tmp_path / "hacked",)
+
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)
+    (tmp_path / CIFAR10.base_folder / "data_batch_1").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(MissingDataError):
+        load_data(tmp_path)
+    assert not (tmp_path / "hacked").exists()
+
+
+# .npz files
+
+
+def save_npz(path: Path, arrays: tuple[Any, ...], **changes: Any) -> Path:
+    x_train, y_train, x_test, y_test = arrays
+    content = {
+        "x_train": x_train.transpose(0, 2, 3, 1),
+        "y_train": y_train,
+        "x_test": x_test.transpose(0, 2, 3, 1),
+        "y_test": y_test,
+    }
+    for key, change in changes.items():
+        content[key] = change(content[key])
+    np.savez(path, **{key: value for key, value in content.items() if value is not None})
+    return path
+
+
+def test_npz_is_read(tmp_path: Path, small_arrays: tuple[Any, ...]) -> None:
+    data = load_data(save_npz(tmp_path / "mine.npz", small_arrays))
+    assert data.name == "mine.npz"
+    for tensor, array in zip((*data.train, *data.test), small_arrays, strict=True):
+        assert torch.equal(tensor, torch.from_numpy(array))
+    # Keras keeps labels in a column, and any integer type will do.
+    column = save_npz(
+        tmp_path / "other.npz", small_arrays, y_train=lambda y: y[:, None].astype(np.uint8)
+    )
+    assert load_data(column).fingerprint == data.fingerprint
+
+
+def test_fingerprint_notices_one_pixel_and_one_label(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    def changed(array: Any) -> Any:
+        array = array.copy()
+        array.flat[-1] ^= 1
+        return array
+
+    paths = [
+        save_npz(tmp_path / "0.npz", small_arrays),
+        *(
+            save_npz(tmp_path / f"{key}.npz", small_arrays, **{key: changed})
+            for key in ("x_train", "y_train", "x_test", "y_test")
+        ),
+    ]
+    assert len({load_data(path).fingerprint for path in paths}) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_test": lambda _: None}, "has no array x_test"),
+        ({"x_train": lambda x: x / 255.0}, "x_train must hold uint8 pixels .*, not float64"),
+        ({"x_train": lambda x: x.transpose(0, 3, 1, 2)}, r"x_train must have the shape \(N, 32, 3"),
+        ({"y_test": lambda y: y.astype(float)}, "y_test must hold integers .*, not float64"),
+        ({"y_train": lambda y: y[:-1]}, r"y_train must have the shape \(200,\).*, not \(199,\)"),
+        ({"y_train": lambda y: y + 1}, "y_train must hold labels from 0 to 9, not from 1 to 10"),
+        ({"y_test": lambda y: y - 1}, "y_test must hold labels from 0 to 9, not from -1 to 8"),
+        ({"y_test": lambda y: np.where(y == 7, 8, y)}, "no test image of class 7"),
+        ({"y_train": lambda y: np.where(y == 2, 1, y)}, "no training image of class 2"),
+        ({"y_train": lambda y: np.sort(y)}, "no training image of class 4: .* shuffle the file"),
+        ({"x_train": lambda x: x[:0], "y_train": lambda y: y[:0]}, "no training image of class 0"),
+        ({"y_train": lambda y: np.array([{}] * len(y))}, "is no readable .npz archive"),
+    ],
+)
+def test_npz_of_another_kind_is_refused(
+    tmp_path: Path, small_arrays: tuple[Any, ...], changes: dict[str, Any], message: str
+) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays, **changes)
+    with pytest.raises(DataError, match=message) as error:
+        load_data(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 100, 50_000, -1])
+def test_damaged_npz_is_refused(tmp_path: Path, small_arrays: tuple[Any, ...], size: int) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=r"mine\.npz is no readable .npz archive"):
+        load_data(path)
+
+
+def test_flipped_byte_in_npz_is_noticed(tmp_path: Path, small_arrays: tuple[Any, ...]) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"no readable .npz archive .*CRC"):
+        load_data(path)
+
+
+def test_missing_npz_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        load_data(tmp_path / "none.npz")
+
+
+# Halves, splits, views
+
+
+def test_halves_have_the_documented_labels_and_sizes() -> None:
+    data = load_data("shapes")
+    assert data.name == "shapes"
+    for classes, labels in ((BASE_CLASSES, range(5)), (TRANSFER_CLASSES, range(5, 10))):
+        half = select_classes(data.train, classes)
+        train, validation = split_validation(half)
+        assert (len(train.labels), len(validation.labels)) == (4800, 1200)
+        assert torch.equal(torch.cat([train.images, validation.images]), half.images)
+        assert set(train.labels.tolist()) == set(validation.labels.tolist()) == set(labels)
+        assert train.images.dtype == torch.uint8
+        assert train.labels.dtype == torch.int64
+        test = select_classes(data.test, classes)
+        assert len(test.labels) == 1000
+        assert set(test.labels.tolist()) == set(labels)
+
+
+def test_cifar10_splits_as_documented() -> None:
+    half = LabeledImages(torch.zeros(25_000, 0), torch.arange(25_000))
+    train, validation = split_validation(half)
+    assert train.labels.tolist() == list(range(20_000))
+    assert validation.labels.tolist() == list(range(20_000, 25_000))
+
+
+def test_select_classes_keeps_order_and_pairs() -> None:
+    labels = torch.tensor([3, 7, 1, 7, 0])
+    examples = LabeledImages(labels.view(5, 1, 1, 1), labels)
+    selected = select_classes(examples, [7, 1])
+    assert selected.labels.tolist() == selected.images.flatten().tolist() == [7, 1, 7]
+
+
+def test_views_are_the_image_and_its_mirror_image() -> None:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    assert torch.equal(make_views(images, mirror=False), images[None])
+    views = make_views(images, mirror=True)
+    assert views.shape == (2, 2, 3, 4, 4)
+    assert torch.equal(views[0], images)
+    assert views[1, 0, 0, 0].tolist() == [3, 2, 1, 0]
+    assert views[1, 0, 0, :, 0].tolist() == images[0, 0, :, 3].tolist()
+
+
+def test_channel_statistics_are_mean_and_standard_deviation() -> None:
+    images = torch.from_numpy(draw_shapes(1500, 0)[0])
+    mean, std = channel_statistics(images)
+    pixels = images.double() / 255
+    assert mean.shape == std.shape == (3, 1, 1)
+    torch.testing.assert_close(mean.flatten().double(), pixels.mean((0, 2, 3)), atol=1e-7, rtol=0)
+    expected = pixels.std((0, 2, 3), correction=0)
+    torch.testing.assert_close(std.flatten().double(), expected, atol=1e-7, rtol=0)
+    assert (channel_statistics(torch.zeros(4, 3, 32, 32, dtype=torch.uint8))[1] > 0).all()
+
+
+# class_subset
+
+
+class Undecodable(Dataset[tuple[int, int]]):
+    """Counts how many examples are loaded."""
+
+    def __init__(self, targets: Any) -> None:
+        self.targets = targets
+        self.loaded = 0
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        self.loaded += 1
+        return index, int(self.targets[index])
+
+
+@pytest.mark.parametrize("container", [list, torch.tensor, np.array])
+def test_class_subset_selects_without_loading(container: Any) -> None:
+    dataset = Undecodable(container([4, 9, 5, 9, 0]))
+    subset = class_subset(dataset, [9, 5])
+    assert isinstance(subset, Dataset)
+    assert dataset.loaded == 0
+    assert len(subset) == 3
+    assert [subset[index] for index in range(3)] == [(1, 9), (2, 5), (3, 9)]
+    assert subset.targets == [9, 5, 9]
+    assert class_subset(subset, [5])[0] == (2, 5)
+    with pytest.raises(ValueError, match="no example has the label 7"):
+        class_subset(dataset, [9, 7])
+
+
+def test_class_subset_feeds_a_data_loader(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)
+    dataset = CIFAR10(tmp_path, transform=lambda image: torch.from_numpy(np.array(image)))
+    batches = list(DataLoader(class_subset(dataset, TRANSFER_CLASSES), batch_size=32))
+    labels = torch.cat([labels for _, labels in batches])
+    assert len(labels) == 100
+    assert set(labels.tolist()) == set(range(5, 10))
+    assert batches[0][0].shape == (32, 32, 32, 3)
+
+
+def test_class_subset_of_a_dataset_without_targets_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"FakeData has no \.targets"):
+        class_subset(FakeData(10), [1])

@@ -1,0 +1,42 @@
+import dataclasses
+
+import pytest
+
+from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, learning_rate
+
+
+def test_original_is_the_documented_recipe() -> None:
+    values = dataclasses.asdict(ORIGINAL)
+    documented = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "epochs": 10}
+    documented |= {"batch_size": 100, "weight_decay": 0.0, "normalize": False, "mirror": False}
+    assert {key: values[key] for key in documented} == documented
+
+
+def test_names_lead_to_the_recipes() -> None:
+    assert RECIPES == {"original": ORIGINAL, "tuned": TUNED}
+
+
+def test_constant_schedule_is_constant() -> None:
+    assert {learning_rate(ORIGINAL, step, 10) for step in range(10)} == {1e-3}
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 1000])
+def test_one_cycle_is_positive_and_at_most_the_peak(total: int) -> None:
+    rates = [learning_rate(TUNED, step, total) for step in range(total)]
+    assert all(0 < rate <= TUNED.lr for rate in rates)
+
+
+def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> None:
+    rates = [learning_rate(TUNED, step, 1000) for step in range(1000)]
+    assert rates.index(max(rates)) in (199, 200)
+    assert max(rates) == pytest.approx(TUNED.lr, rel=0.01)
+    assert rates[99] == pytest.approx(TUNED.lr / 2, rel=0.01)
+    assert rates[599] == pytest.approx(TUNED.lr / 2, rel=0.01)
+    assert rates[0] < 0.005 * TUNED.lr
+    assert rates[-1] < 0.005 * TUNED.lr
+
+
+def test_finetuning_changes_only_epochs_and_learning_rate() -> None:
+    recipe = TUNED.for_finetuning()
+    assert (recipe.epochs, recipe.lr) == (TUNED.finetune_epochs, TUNED.finetune_lr)
+    assert dataclasses.replace(recipe, epochs=TUNED.epochs, lr=TUNED.lr) == TUNED

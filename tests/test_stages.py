@@ -1,0 +1,341 @@
+import copy
+import csv
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_tl import run
+from cifar_tl.checkpoint import CheckpointError, load_checkpoint, load_model
+from cifar_tl.data import (
+    TRANSFER_CLASSES,
+    Data,
+    channel_statistics,
+    load_data,
+    select_classes,
+    split_validation,
+)
+from cifar_tl.recipe import ORIGINAL, TUNED
+from cifar_tl.stages import STAGES, run_stage
+from cifar_tl.training import evaluate
+
+SMALL = dataclasses.replace(TUNED, epochs=2, batch_size=20, finetune_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def small_data(small_npz: Path) -> Data:
+    return load_data(small_npz)
+
+
+@pytest.fixture(scope="module")
+def finished(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder in which all stages have run."""
+    output_dir = tmp_path_factory.mktemp("runs")
+    for stage in STAGES:
+        run_stage(stage, small_data, SMALL, output_dir=output_dir)
+    return output_dir / "small.npz"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_all_learn_shapes_well_above_chance(tmp_path: Path) -> None:
+    shapes = load_data("shapes")
+    recipe = dataclasses.replace(ORIGINAL, epochs=3)
+    accuracies = {
+        stage: run_stage(stage, shapes, recipe, output_dir=tmp_path)["val_accuracy"]
+        for stage in ("base", "transfer")
+    }
+    assert accuracies["base"] > 0.4  # chance is 0.2
+    assert accuracies["transfer"] > 0.4
+
+
+def test_a_stage_leaves_the_promised_files(finished: Path) -> None:
+    for stage in STAGES:
+        assert set(contents(finished / stage)) == {
+            *("model.pt", "last.pt", "history.csv", "result.json", "results.txt")
+        }
+
+
+@pytest.mark.parametrize(
+    ("stage", "epochs", "total", "trainable", "classes"),
+    [
+        ("base", 2, 119_581, 119_581, [0, 1, 2, 3, 4]),
+        ("transfer", 2, 120_226, 103_818, [5, 6, 7, 8, 9]),
+        ("finetune", 1, 120_226, 120_226, [5, 6, 7, 8, 9]),
+        ("scratch", 2, 120_226, 120_226, [5, 6, 7, 8, 9]),
+    ],
+)
+def test_result_and_history_hold_the_promised_figures(
+    finished: Path, stage: str, epochs: int, total: int, trainable: int, classes: list[int]
+) -> None:
+    result = json.loads((finished / stage / "result.json").read_text())
+    for key, value in {
+        "stage": stage,
+        "data": "small.npz",
+        "recipe": "tuned",
+        "epochs": epochs,
+        "seed": 0,
+        "classes": classes,
+        "parameters_total": total,
+        "parameters_trainable": trainable,
+    }.items():
+        assert result[key] == value, key
+    with (finished / stage / "history.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
+    assert rows[-1]["val_accuracy"] == result["val_accuracy"]
+    assert 0 <= result["test_accuracy"] <= 1
+    parts = [result[f"seconds_{part}"] for part in ("train", "validation", "features")]
+    assert parts[0] == pytest.approx(sum(row["seconds_train"] for row in rows))
+    assert result["seconds_total"] > sum(parts)
+    assert (result["seconds_features"] > 0) is (stage == "transfer")
+    assert result["environment"]["torch"] == importlib.metadata.version("torch")
+    assert result["environment"]["threads"] == torch.get_num_threads()
+    text = (finished / stage / "results.txt").read_text()
+    assert f"Stage {stage} on small.npz" in text
+    assert f"{total:,} parameters: {trainable:,} trained" in text
+    assert text.count("validation: loss") == epochs
+
+
+def test_accuracies_are_those_of_the_saved_model(finished: Path, small_data: Data) -> None:
+    for stage in ("transfer", "finetune", "scratch"):
+        model = load_model(finished / stage / "model.pt")
+        result = json.loads((finished / stage / "result.json").read_text())
+        _, validation = split_validation(select_classes(small_data.train, TRANSFER_CLASSES))
+        test = select_classes(small_data.test, TRANSFER_CLASSES)
+        assert evaluate(model, *test).accuracy == result["test_accuracy"]
+        assert evaluate(model, *validation).accuracy == result["val_accuracy"]
+
+
+def test_frozen_layers_are_the_base_models_bit_for_bit_and_the_rest_moved(finished: Path) -> None:
+    base, transfer, finetune, scratch = (
+        load_model(finished / stage / "model.pt").state_dict() for stage in STAGES
+    )
+    for key, value in base.items():
+        if not key.startswith("classifier."):
+            assert torch.equal(value, transfer[key]), key
+        if key.startswith("features."):
+            assert not torch.equal(finetune[key], transfer[key]), key
+            assert not torch.equal(scratch[key], transfer[key]), key
+    # The first epochs of a head that never moved would leave its biases at zero.
+    assert all(transfer[f"classifier.linear{n}.bias"].any() for n in (1, 2))
+
+
+def test_preprocessing_belongs_to_the_model(finished: Path, small_data: Data) -> None:
+    models = {stage: load_model(finished / stage / "model.pt") for stage in STAGES}
+    for stage in ("transfer", "finetune"):
+        assert torch.equal(models[stage].mean, models["base"].mean)
+        assert torch.equal(models[stage].std, models["base"].std)
+    train, _ = split_validation(select_classes(small_data.train, TRANSFER_CLASSES))
+    mean, std = channel_statistics(train.images)
+    assert torch.equal(models["scratch"].mean, mean)
+    assert torch.equal(models["scratch"].std, std)
+    assert not torch.equal(models["base"].mean, mean)
+
+
+def test_original_recipe_divides_by_255_and_nothing_more(small_data: Data, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(ORIGINAL, epochs=1)
+    run_stage("base", small_data, recipe, output_dir=tmp_path)
+    model = load_model(tmp_path / "small.npz" / "base" / "model.pt")
+    assert not model.mean.any()
+    assert (model.std == 1).all()
+
+
+def test_same_seed_same_bytes_another_seed_others(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path / str(seed), seed=seed)
+    same, other = (contents(tmp_path / str(seed) / "small.npz" / "base") for seed in (0, 1))
+    for name in ("model.pt", "last.pt"):
+        assert same[name] == (finished / "base" / name).read_bytes()
+        assert other[name] != same[name]
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("after", [0, 1])
+def test_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
+    finished: Path, small_data: Data, tmp_path: Path, stage: str, after: int
+) -> None:
+    if stage in ("transfer", "finetune"):
+        for parent in ("base", "transfer"):
+            (tmp_path / "small.npz" / parent).mkdir(parents=True)
+            content = (finished / parent / "model.pt").read_bytes()
+            (tmp_path / "small.npz" / parent / "model.pt").write_bytes(content)
+    recipe = SMALL if stage != "finetune" else dataclasses.replace(SMALL, finetune_epochs=2)
+    if stage == "finetune":
+        whole = tmp_path / "whole"
+        (whole / "small.npz").mkdir(parents=True)
+        (tmp_path / "small.npz" / "transfer").rename(whole / "small.npz" / "transfer")
+        run_stage(stage, small_data, recipe, output_dir=whole)
+        expected = contents(whole / "small.npz" / stage)
+        (whole / "small.npz" / "transfer").rename(tmp_path / "small.npz" / "transfer")
+    else:
+        expected = contents(finished / stage)
+
+    def stop(line: str) -> None:
+        if f"epoch {after}/2" in line or (after == 0 and "training and" in line):
+            raise StopError
+
+    with pytest.raises(StopError):
+        run_stage(stage, small_data, recipe, output_dir=tmp_path, log=stop)
+    folder = tmp_path / "small.npz" / stage
+    assert not (folder / "result.json").exists()
+    lines: list[str] = []
+    result = run_stage(stage, small_data, recipe, output_dir=tmp_path, log=lines.append)
+    found = contents(folder)
+    assert any("going on after epoch 1" in line for line in lines) is (after == 1)
+    assert found["model.pt"] == expected["model.pt"]
+    assert found["last.pt"] == expected["last.pt"]
+    history = [line.split(b",")[:5] for line in found["history.csv"].splitlines()]
+    assert history == [line.split(b",")[:5] for line in expected["history.csv"].splitlines()]
+    assert result["seconds_total"] > result["seconds_train"]
+
+
+def test_times_of_all_contributing_runs_count_and_lost_epochs_do_not(
+    small_data: Data, tmp_path: Path
+) -> None:
+    def stop(line: str) -> None:
+        if "epoch 1/2" in line:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path, seconds_reading=1000.0, log=stop)
+    # A lost epoch: its row was written, but the process died before its checkpoint.
+    history = tmp_path / "small.npz" / "base" / "history.csv"
+    history.write_text(history.read_text() + "2,0,0,0,0,500,500,0,9999\n")
+    result = run_stage("base", small_data, SMALL, output_dir=tmp_path, seconds_reading=100.0)
+    assert 1100 < result["seconds_total"] < 1200
+    assert result["seconds_train"] < 100
+    assert len(history.read_text().splitlines()) == 3
+
+
+def test_finished_stage_is_read_and_not_touched(finished: Path, small_data: Data) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "transfer").iterdir()}
+    lines: list[str] = []
+    result = run_stage("transfer", small_data, SMALL, output_dir=finished.parent, log=lines.append)
+    assert result == json.loads((finished / "transfer" / "result.json").read_text())
+    assert lines == [f"transfer: finished before, in {finished / 'transfer'}"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.05 there, 0\.01 now"),
+        ({"recipe": dataclasses.replace(SMALL, epochs=3)}, r"epochs 2 there, 3 now"),
+        ({"seed": 1}, r"seed 0 there, 1 now"),
+    ],
+)
+def test_other_settings_are_refused_with_the_choice(
+    finished: Path, small_data: Data, change: dict[str, Any], message: str
+) -> None:
+    before = contents(finished / "base")
+    arguments = {"recipe": SMALL, "output_dir": finished.parent, **change}
+    with pytest.raises(run.RunError, match=message) as error:
+        run_stage("base", small_data, **arguments)
+    assert "another --output-dir" in str(error.value)
+    assert error.value.remedy == {"restart": True}
+    assert contents(finished / "base") == before
+
+
+def test_unfinished_run_with_other_settings_or_data_is_refused(
+    small_data: Data, tmp_path: Path
+) -> None:
+    def stop(line: str) -> None:
+        if "epoch 1/2" in line:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, log=stop)
+    with pytest.raises(run.RunError, match="seed 0 there, 2 now"):
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, seed=2)
+    changed = dataclasses.replace(small_data, fingerprint="other")
+    with pytest.raises(run.RunError, match="fingerprint"):
+        run_stage("scratch", changed, SMALL, output_dir=tmp_path)
+
+
+def test_missing_parent_is_explained(small_data: Data, tmp_path: Path) -> None:
+    for stage, parent in (("transfer", "base"), ("finetune", "transfer")):
+        with pytest.raises(run.RunError, match=f"there is no {parent} model") as error:
+            run_stage(stage, small_data, SMALL, output_dir=tmp_path)
+        assert error.value.remedy == {"stage": parent}
+    assert not list(tmp_path.iterdir())
+
+
+def test_child_of_a_model_that_was_trained_anew_is_stale(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    for stage in ("base", "transfer"):
+        folder = tmp_path / "small.npz" / stage
+        folder.mkdir(parents=True)
+        for name, content in contents(finished / stage).items():
+            (folder / name).write_bytes(content)
+    assert run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
+    run.discard(tmp_path / "small.npz" / "base")
+    run_stage("base", small_data, SMALL, output_dir=tmp_path, seed=1)
+    with pytest.raises(run.RunError, match="was made from another base model") as error:
+        run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
+    assert error.value.remedy == {"stage": "transfer", "restart": True}
+
+
+def test_another_base_model_can_be_named(finished: Path, small_data: Data, tmp_path: Path) -> None:
+    base = finished / "base" / "model.pt"
+    run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=base)
+    mine = (tmp_path / "small.npz" / "transfer" / "model.pt").read_bytes()
+    assert mine == (finished / "transfer" / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["transfer", "scratch"])
+def test_base_model_of_another_stage_is_refused(
+    finished: Path, small_data: Data, tmp_path: Path, stage: str
+) -> None:
+    base = finished / stage / "model.pt"
+    with pytest.raises(run.RunError, match=f"is a {stage} model, not a base model"):
+        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=base)
+
+
+def test_checkpoint_that_is_no_model_is_refused_as_base(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="holds no finished model"):
+        run_stage(
+            "transfer",
+            small_data,
+            SMALL,
+            output_dir=tmp_path,
+            base=finished / "base" / "last.pt",
+        )
+
+
+def test_damaged_files_of_a_run_are_named(finished: Path, small_data: Data, tmp_path: Path) -> None:
+    folder = tmp_path / "small.npz" / "base"
+    folder.mkdir(parents=True)
+    for name, content in contents(finished / "base").items():
+        (folder / name).write_bytes(content)
+    (folder / "result.json").write_text("{")
+    with pytest.raises(run.RunError, match=r"result\.json is damaged"):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    (folder / "result.json").unlink()
+    (folder / "history.csv").unlink()
+    with pytest.raises(run.RunError, match=r"history\.csv lacks epochs"):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    (folder / "last.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path)
+
+
+def test_checkpoint_to_go_on_from_holds_no_times(finished: Path) -> None:
+    content = copy.deepcopy(load_checkpoint(finished / "base" / "last.pt"))
+    assert set(content) == {"settings", "epoch", "model", "optimizer"}
+    assert not any("seconds" in key for key in content["settings"])

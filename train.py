@@ -1,0 +1,325 @@
+"""Trains on CIFAR-10 and shows what transfer learning saves and costs: the command.
+
+It parses arguments, prints, and turns errors into exit codes: 0 done, 1 failed, 2 wrong usage, 130
+interrupted. The work is done by the package cifar_tl, which is imported only when the arguments are
+known to be good: torch takes seconds to import.
+"""
+
+import argparse
+import dataclasses
+import math
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from cifar_tl import Data, Recipe
+
+# Written here again because importing them would import torch; a test compares them.
+STAGES = ("base", "transfer", "finetune", "scratch")
+RECIPES = ("original", "tuned")
+SHAPES = "shapes"
+
+DATA_FOLDER = "data"
+MAX_THREADS = 256  # torch.set_num_threads(100000) crashes the process
+
+
+class UsageError(Exception):
+    """The arguments make no sense; the message says what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` instead of printing a usage text of many lines and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (try --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        options = parse_arguments(argv)
+    except UsageError as error:
+        return fail(error, 2)
+    try:
+        return show_version() if options.version else train(options)
+    except UsageError as error:
+        return fail(error, 2)
+    except OSError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        go_on = command(options, restart=False)
+        return fail(f"interrupted; what was finished is saved. To go on: {go_on}", 130)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Runs the stages; the arguments are good, so the slow imports begin."""
+    check_output_dir(options.output_dir)
+
+    import torch
+
+    import cifar_tl
+    from cifar_tl import report, run
+
+    check_device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    log = (lambda _: None) if options.quiet else say
+    progress = sys.stderr.isatty() and not options.quiet
+    recipe = choose_recipe(options)
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    try:
+        data, seconds_reading = read_data(options, progress)
+        folder = options.output_dir / data.name
+        log(
+            f"data: {data.description}; recipe: {recipe.name}; seed: {options.seed}; "
+            f"{torch.get_num_threads()} threads on {options.device}"
+        )
+        if options.restart:
+            for stage in stages:
+                run.discard(folder / stage)
+        results = {}
+        for stage in stages:
+            results[stage] = cifar_tl.run_stage(
+                stage,
+                data,
+                recipe,
+                output_dir=options.output_dir,
+                seed=options.seed,
+                device=options.device,
+                base=options.base,
+                seconds_reading=seconds_reading,
+                log=log,
+                progress=progress,
+            )
+            say(f"{report.summary(results[stage])}; files in {folder / stage}")
+        if options.stage == "all":
+            comparison = report.compare(results)
+            text = report.comparison_text(comparison)
+            run.save_comparison(folder, comparison, text)
+            say(f"\n{text}\nEverything was written to {folder}")
+    except cifar_tl.RunError as error:
+        return fail(f"{error}: {command(options, **error.remedy)}", 1)
+    except (cifar_tl.DataError, cifar_tl.CheckpointError, cifar_tl.TrainingError) as error:
+        return fail(error, 1)
+    return 0
+
+
+def read_data(options: argparse.Namespace, progress: bool) -> tuple["Data", float]:
+    """Reads the data, downloading CIFAR-10 if need be; returns it and the seconds of reading."""
+    import cifar_tl
+
+    source = options.data or DATA_FOLDER
+    start = time.perf_counter()
+    try:
+        return cifar_tl.load_data(source), time.perf_counter() - start
+    except cifar_tl.MissingDataError:
+        say("downloading CIFAR-10, 170 MB")
+    try:
+        cifar_tl.download_cifar10(source, progress=progress)
+    except cifar_tl.DownloadError as error:
+        # Never substitute what was asked for, or what this output folder has been about.
+        if options.data is not None or (options.output_dir / cifar_tl.data.OFFICIAL).exists():
+            raise
+        line = "*" * 88
+        warn(
+            f"{line}\n{error}.\n"
+            "THIS RUN USES THE BUILT-IN SHAPES INSTEAD: its results say nothing about CIFAR-10.\n"
+            f"{line}"
+        )
+        source = SHAPES
+    start = time.perf_counter()
+    return cifar_tl.load_data(source), time.perf_counter() - start
+
+
+def choose_recipe(options: argparse.Namespace) -> "Recipe":
+    """Returns the named recipe with what the arguments change of it."""
+    from cifar_tl import RECIPES
+
+    prefix = "finetune_" if options.stage == "finetune" else ""
+    changes = {
+        f"{prefix}epochs": options.epochs,
+        f"{prefix}lr": options.lr,
+        "batch_size": options.batch_size,
+        "weight_decay": options.weight_decay,
+    }
+    return dataclasses.replace(
+        RECIPES[options.recipe],
+        **{key: value for key, value in changes.items() if value is not None},
+    )
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the arguments and checks what can be checked without importing torch."""
+    options = make_parser().parse_args(argv)
+    if options.base is not None:
+        if options.stage != "transfer":
+            raise UsageError("--base names the base model of a transfer: add --stage transfer")
+        if not options.base.is_file():
+            raise UsageError(f"--base {options.base}: there is no such file")
+    if options.data not in (None, SHAPES, DATA_FOLDER):
+        path = Path(options.data)
+        if not path.exists():
+            raise UsageError(
+                f"--data {path}: there is no such file or folder; "
+                "to download CIFAR-10, leave out --data or make the folder first"
+            )
+        if path.is_file() and path.suffix != ".npz":
+            raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")
+    return options
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser; None stands for the recipe's or torch's own default."""
+    parser = Parser(
+        prog="train.py",
+        description="Trains a small network on CIFAR-10 classes 0-4 (base), a new classifier on "
+        "its frozen features for classes 5-9 (transfer), everything for a few more epochs "
+        "(finetune), and the same network from fresh weights as a control (scratch).",
+        epilog="Run the same command again to go on where it stopped.",
+    )
+    add = parser.add_argument
+    add(
+        "--stage",
+        choices=(*STAGES, "all"),
+        default="all",
+        help="what to run (default: all of them in this order, then a comparison)",
+    )
+    add("--recipe", choices=RECIPES, default="tuned", help="how to train (default: %(default)s)")
+    add(
+        "--data",
+        metavar="SOURCE",
+        help=f"a folder with CIFAR-10, downloaded if missing (default: {DATA_FOLDER}); a .npz file "
+        f"in the Keras layout; or {SHAPES}: built-in images",
+    )
+    add("--base", metavar="FILE", type=Path, help="another base model for --stage transfer")
+    add("--epochs", metavar="N", type=at_least_one, help="default: the recipe's")
+    add("--batch-size", metavar="N", type=at_least_one, help="default: the recipe's")
+    add("--lr", metavar="X", type=positive, help="(peak) learning rate; default: the recipe's")
+    add("--weight-decay", metavar="X", type=not_negative, help="default: the recipe's")
+    add("--seed", metavar="N", type=at_least_zero, default=0, help="default: %(default)s")
+    add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
+    add("--threads", metavar="N", type=thread_count, help="default: torch's choice")
+    add(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs"),
+        help="results are written to DIR/DATA/STAGE (default: %(default)s)",
+    )
+    add("--restart", action="store_true", help="first delete the results of the stages to run")
+    add("--quiet", action="store_true", help="print only results, warnings and errors")
+    add("--version", action="store_true", help="print the versions and exit")
+    return parser
+
+
+def command(options: argparse.Namespace, **changes: Any) -> str:
+    """Writes the command that has these options, with some changed."""
+    values = vars(options) | changes
+    if (values["stage"] == "finetune") != (options.stage == "finetune"):
+        values |= {"epochs": None, "lr": None}  # they meant something else
+    words = ["python", "train.py"]
+    for action in make_parser()._actions:
+        value = values.get(action.dest, action.default)
+        if value != action.default:
+            words += [action.option_strings[0]] + ([] if value is True else [str(value)])
+    return shlex.join(words)
+
+
+def whole_number(text: str, low: int, high: int | None = None) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if value < low or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise argparse.ArgumentTypeError(f"must be a whole number, {limit}, not {text!r}")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    return whole_number(text, 1)
+
+
+def at_least_zero(text: str) -> int:
+    return whole_number(text, 0)
+
+
+def thread_count(text: str) -> int:
+    return whole_number(text, 1, MAX_THREADS)
+
+
+def not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number, at least 0, not {text!r}")
+    return value
+
+
+def positive(text: str) -> float:
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+def check_output_dir(folder: Path) -> None:
+    """Fails before any work is done if results could not be written at its end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # root may write whatever the permissions say
+    except OSError as error:
+        raise UsageError(
+            f"--output-dir {folder}: nothing can be written there ({error.strerror})"
+        ) from error
+
+
+def check_device(name: str) -> None:
+    """Fails before any work is done if the device does not exist."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: cannot be used here ({reason})") from error
+
+
+def show_version() -> int:
+    from importlib.metadata import version
+
+    from cifar_tl import __version__
+
+    say(f"cifar_tl {__version__}, torch {version('torch')}, torchvision {version('torchvision')}")
+    return 0
+
+
+def fail(message: object, code: int) -> int:
+    warn(f"train.py: {message}")
+    return code
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
