@@ -206,6 +206,8 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
                 torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
         except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             if damaged:
                 raise DataError(
                     f"{damaged[0]} is damaged (wrong checksum), and CIFAR-10 cannot be downloaded "

@@ -1,13 +1,20 @@
 """What several test files need: small images in the two file formats, and untouched settings."""
 
+import hashlib
+import io
+import pickle
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import CIFAR10
 
+from cifar_tl.data import CIFAR10_CLASS_NAMES
 from cifar_tl.shapes import draw_shapes
 
 ROOT = Path(__file__).parent.parent
@@ -34,3 +41,50 @@ def _same_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+BATCHES = [f"data_batch_{n}" for n in range(1, 6)]
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def small_arrays() -> tuple[Any, ...]:
+    return draw_shapes(200, 40)
+
+
+@pytest.fixture(scope="session")
+def official_files(small_arrays: tuple[Any, ...]) -> dict[str, bytes]:
+    """Miniature batches in the official format: pickles of rows of 3072 bytes."""
+    x_train, y_train, x_test, y_test = small_arrays
+    parts = [
+        *zip(BATCHES, np.split(x_train, 5), np.split(y_train, 5), strict=True),
+        ("test_batch", x_test, y_test),
+    ]
+    contents: dict[str, Any] = {
+        name: {"data": images.reshape(-1, 3072), "labels": labels.tolist(), "batch_label": name}
+        for name, images, labels in parts
+    }
+    contents["batches.meta"] = {"label_names": list(CIFAR10_CLASS_NAMES), "num_vis": 3072}
+    return {name: pickle.dumps(content, protocol=2) for name, content in contents.items()}
+
+
+@pytest.fixture
+def archive(official_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The official archive in miniature; its checksums take the place of the official ones."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in official_files.items():
+            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    content = buffer.getvalue()
+    monkeypatch.setattr(CIFAR10, "train_list", [[n, md5(official_files[n])] for n in BATCHES])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(official_files["test_batch"])]])
+    meta = {**CIFAR10.meta, "md5": md5(official_files["batches.meta"])}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/refuses")  # the discard port
+    return content

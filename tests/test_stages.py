@@ -3,6 +3,7 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cifar_tl.recipe import ORIGINAL, TUNED
 from cifar_tl.stages import STAGES, run_stage
 from cifar_tl.training import evaluate
 
-SMALL = dataclasses.replace(TUNED, epochs=2, batch_size=20, finetune_epochs=1)
+SMALL = dataclasses.replace(TUNED, epochs=2, batch_size=20, finetune_epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,24 @@ def finished(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def copy_run(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for name, content in contents(source).items():
+        (target / name).write_bytes(content)
+
+
+class StopError(Exception):
+    """Stops a stage where a test wants it."""
+
+
+def stop_at(text: str) -> Callable[[str], None]:
+    def stop(line: str) -> None:
+        if text in line:
+            raise StopError
+
+    return stop
 
 
 def test_all_learn_shapes_well_above_chance(tmp_path: Path) -> None:
@@ -67,7 +86,7 @@ def test_a_stage_leaves_the_promised_files(finished: Path) -> None:
     [
         ("base", 2, 119_581, 119_581, [0, 1, 2, 3, 4]),
         ("transfer", 2, 120_226, 103_818, [5, 6, 7, 8, 9]),
-        ("finetune", 1, 120_226, 120_226, [5, 6, 7, 8, 9]),
+        ("finetune", 2, 120_226, 120_226, [5, 6, 7, 8, 9]),
         ("scratch", 2, 120_226, 120_226, [5, 6, 7, 8, 9]),
     ],
 )
@@ -158,41 +177,23 @@ def test_same_seed_same_bytes_another_seed_others(
         assert other[name] != same[name]
 
 
-class StopError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("after", [0, 1])
 def test_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
     finished: Path, small_data: Data, tmp_path: Path, stage: str, after: int
 ) -> None:
-    if stage in ("transfer", "finetune"):
-        for parent in ("base", "transfer"):
-            (tmp_path / "small.npz" / parent).mkdir(parents=True)
-            content = (finished / parent / "model.pt").read_bytes()
-            (tmp_path / "small.npz" / parent / "model.pt").write_bytes(content)
-    recipe = SMALL if stage != "finetune" else dataclasses.replace(SMALL, finetune_epochs=2)
-    if stage == "finetune":
-        whole = tmp_path / "whole"
-        (whole / "small.npz").mkdir(parents=True)
-        (tmp_path / "small.npz" / "transfer").rename(whole / "small.npz" / "transfer")
-        run_stage(stage, small_data, recipe, output_dir=whole)
-        expected = contents(whole / "small.npz" / stage)
-        (whole / "small.npz" / "transfer").rename(tmp_path / "small.npz" / "transfer")
-    else:
-        expected = contents(finished / stage)
+    for parent in ("base", "transfer"):
+        if parent != stage:
+            copy_run(finished / parent, tmp_path / "small.npz" / parent)
+    expected = contents(finished / stage)
 
-    def stop(line: str) -> None:
-        if f"epoch {after}/2" in line or (after == 0 and "training and" in line):
-            raise StopError
-
+    stop = stop_at("epoch 1/2" if after else "training and")
     with pytest.raises(StopError):
-        run_stage(stage, small_data, recipe, output_dir=tmp_path, log=stop)
+        run_stage(stage, small_data, SMALL, output_dir=tmp_path, log=stop)
     folder = tmp_path / "small.npz" / stage
     assert not (folder / "result.json").exists()
     lines: list[str] = []
-    result = run_stage(stage, small_data, recipe, output_dir=tmp_path, log=lines.append)
+    result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, log=lines.append)
     found = contents(folder)
     assert any("going on after epoch 1" in line for line in lines) is (after == 1)
     assert found["model.pt"] == expected["model.pt"]
@@ -205,10 +206,7 @@ def test_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
 def test_times_of_all_contributing_runs_count_and_lost_epochs_do_not(
     small_data: Data, tmp_path: Path
 ) -> None:
-    def stop(line: str) -> None:
-        if "epoch 1/2" in line:
-            raise StopError
-
+    stop = stop_at("epoch 1/2")
     with pytest.raises(StopError):
         run_stage("base", small_data, SMALL, output_dir=tmp_path, seconds_reading=1000.0, log=stop)
     # A lost epoch: its row was written, but the process died before its checkpoint.
@@ -252,10 +250,7 @@ def test_other_settings_are_refused_with_the_choice(
 def test_unfinished_run_with_other_settings_or_data_is_refused(
     small_data: Data, tmp_path: Path
 ) -> None:
-    def stop(line: str) -> None:
-        if "epoch 1/2" in line:
-            raise StopError
-
+    stop = stop_at("epoch 1/2")
     with pytest.raises(StopError):
         run_stage("scratch", small_data, SMALL, output_dir=tmp_path, log=stop)
     with pytest.raises(run.RunError, match="seed 0 there, 2 now"):
@@ -277,10 +272,7 @@ def test_child_of_a_model_that_was_trained_anew_is_stale(
     finished: Path, small_data: Data, tmp_path: Path
 ) -> None:
     for stage in ("base", "transfer"):
-        folder = tmp_path / "small.npz" / stage
-        folder.mkdir(parents=True)
-        for name, content in contents(finished / stage).items():
-            (folder / name).write_bytes(content)
+        copy_run(finished / stage, tmp_path / "small.npz" / stage)
     assert run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
     run.discard(tmp_path / "small.npz" / "base")
     run_stage("base", small_data, SMALL, output_dir=tmp_path, seed=1)
@@ -320,9 +312,7 @@ def test_checkpoint_that_is_no_model_is_refused_as_base(
 
 def test_damaged_files_of_a_run_are_named(finished: Path, small_data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "small.npz" / "base"
-    folder.mkdir(parents=True)
-    for name, content in contents(finished / "base").items():
-        (folder / name).write_bytes(content)
+    copy_run(finished / "base", folder)
     (folder / "result.json").write_text("{")
     with pytest.raises(run.RunError, match=r"result\.json is damaged"):
         run_stage("base", small_data, SMALL, output_dir=tmp_path)

@@ -1,0 +1,71 @@
+"""The package as other projects see it, and the README as its readers use it."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from torchvision.datasets import CIFAR10
+
+import cifar_tl
+import train
+from cifar_tl.data import download_cifar10
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = re.findall(r"python train\.py[^`\n#]*", README)
+
+
+def test_import_does_not_load_torchvision() -> None:
+    script = "import cifar_tl, sys; assert 'torchvision' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+def test_every_public_name_is_there_and_explained() -> None:
+    for name in cifar_tl.__all__:
+        value = getattr(cifar_tl, name)
+        if inspect.isroutine(value) or inspect.isclass(value):
+            assert inspect.getdoc(value), name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results on the built-in images that the examples read."""
+    folder = tmp_path_factory.mktemp("readme")
+    for stage in ("base", "transfer"):
+        arguments = ["--stage", stage, "--data", "shapes", "--epochs", "1", "--quiet"]
+        assert train.main([*arguments, "--output-dir", str(folder / "runs")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_readme_example_runs(
+    number: int, runs: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    if not Path("data").exists():
+        Path("data").mkdir()
+        (Path("data") / CIFAR10.filename).write_bytes(archive)
+        download_cifar10("data")
+    exec(EXAMPLES[number], {"__name__": "__main__"})
+
+
+def test_readme_commands_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10.npz").touch()
+    assert len(COMMANDS) > 3
+    for command in COMMANDS:
+        train.parse_arguments(command.split()[2:])
+
+
+def test_readme_has_what_was_promised() -> None:
+    assert len(EXAMPLES) > 3
+    assert "pip install -r requirements.txt && python train.py\n" in README
+    assert "pip install -r requirements-dev.txt && python -m pytest\n" in README
+    assert "Learning Multiple Layers of Features from Tiny Images" in README
+    assert "ten outputs" in README

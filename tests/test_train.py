@@ -1,0 +1,350 @@
+"""The command, run in-process with real arguments, and as a real process where that matters."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from torchvision.datasets import CIFAR10
+
+import cifar_tl
+import train
+from cifar_tl import data
+from train import main
+
+FAST = ["--epochs", "2", "--batch-size", "50"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs each test in an empty folder, with CIFAR-10 out of reach."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/refuses")
+
+
+def result(path: str) -> dict[str, object]:
+    content: dict[str, object] = json.loads(Path(path).read_text())
+    return content
+
+
+# What works
+
+
+def test_all_runs_every_stage_and_compares(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(small_npz), *FAST]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    folder = Path("runs/small.npz")
+    assert output.isascii()
+    assert output.count("epoch 1/2") == 3
+    assert output.count("epoch 3/3") == 1  # --epochs does not mean finetuning
+    assert f"Everything was written to {folder}" in output
+    text = (folder / "comparison.txt").read_text()
+    assert text in output
+    comparison = result("runs/small.npz/comparison.json")
+    assert comparison["data"] == "small.npz"
+    assert list(comparison["stages"]) == ["base", "transfer", "finetune", "scratch"]  # type: ignore[call-overload]
+    for stage in train.STAGES:
+        stage_result = result(f"runs/small.npz/{stage}/result.json")
+        assert f"{stage_result['val_accuracy']:.2%}" in text
+        assert f"{stage_result['test_accuracy']:.2%}" in text
+    # Again: everything is finished, nothing is trained, and the same is said.
+    assert main(["--data", str(small_npz), *FAST]) == 0
+    again, errors = capsys.readouterr()
+    assert errors == ""
+    assert "epoch" not in again.replace("epochs", "").replace("s/epoch", "")
+    assert text in again
+    assert output.splitlines()[-1] == again.splitlines()[-1]
+
+
+def test_single_stages_build_on_each_other(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in train.STAGES:
+        assert main(["--stage", stage, "--data", str(small_npz), *FAST]) == 0
+        output = capsys.readouterr().out
+        assert f"{stage} on small.npz: validation accuracy" in output
+        assert "files in runs/small.npz" in output.replace(os.sep, "/")
+        assert result(f"runs/small.npz/{stage}/result.json")["epochs"] == 2
+    assert not Path("runs/small.npz/comparison.txt").exists()
+
+
+def test_options_reach_the_training(small_npz: Path) -> None:
+    arguments = ["--stage", "base", "--recipe", "original", "--epochs", "1", "--batch-size", "30"]
+    arguments += ["--lr", "0.01", "--weight-decay", "0.1", "--seed", "7", "--threads", "1"]
+    arguments += ["--device", "cpu", "--output-dir", "elsewhere", "--data", str(small_npz)]
+    assert main(arguments) == 0
+    found = result("elsewhere/small.npz/base/result.json")
+    expected = {"recipe": "original", "epochs": 1, "batch_size": 30, "lr": 0.01, "seed": 7}
+    expected |= {"weight_decay": 0.1, "optimizer": "adam", "normalize": False}
+    assert {key: found[key] for key in expected} == expected
+    assert found["environment"]["threads"] == 1  # type: ignore[index]
+    assert not Path("runs").exists()
+
+
+def test_learning_rate_and_epochs_mean_finetuning_only_in_its_own_stage(small_npz: Path) -> None:
+    settings = ["--data", str(small_npz), "--lr", "0.01", *FAST]
+    assert main(settings) == 0
+    found = {s: result(f"runs/small.npz/{s}/result.json") for s in train.STAGES}
+    assert [found[s]["lr"] for s in train.STAGES] == [0.01, 0.01, 0.02, 0.01]
+    assert [found[s]["epochs"] for s in train.STAGES] == [2, 2, 3, 2]
+    assert main(["--stage", "finetune", "--restart", "--epochs", "1", *settings[:4]]) == 0
+    again = result("runs/small.npz/finetune/result.json")
+    assert (again["lr"], again["epochs"]) == (0.01, 1)
+
+
+def test_quiet_prints_only_results(small_npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--stage", "base", "--quiet", "--data", str(small_npz), *FAST]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert len(output.splitlines()) == 1
+    assert output.startswith("base on small.npz: validation accuracy")
+
+
+def test_another_base_model(small_npz: Path) -> None:
+    settings = ["--data", str(small_npz), *FAST]
+    assert main(["--stage", "base", "--seed", "3", "--output-dir", "other", *settings]) == 0
+    base = "other/small.npz/base/model.pt"
+    assert main(["--stage", "transfer", "--base", base, *settings]) == 0
+    transfer = cifar_tl.load_model("runs/small.npz/transfer/model.pt")
+    expected = cifar_tl.load_model(base)
+    assert torch.equal(transfer.features[0].weight, expected.features[0].weight)  # type: ignore[arg-type]
+
+
+def test_version_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert f"cifar_tl {cifar_tl.__version__}, torch " in capsys.readouterr().out
+
+
+# Data that is not there
+
+
+def test_without_cifar10_it_says_so_and_runs_on_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--epochs", "1"]) == 0
+    output, errors = capsys.readouterr()
+    assert "THIS RUN USES THE BUILT-IN SHAPES INSTEAD" in errors
+    assert "cannot be downloaded" in errors
+    assert "cifar-10-python.tar.gz" in errors  # where a manual download goes
+    assert "Comparison on shapes (built-in drawn shapes" in output
+    assert [path.name for path in Path("runs").iterdir()] == ["shapes"]
+    for stage in train.STAGES:
+        assert result(f"runs/shapes/{stage}/result.json")["data"] == "shapes"
+        assert "on shapes" in Path(f"runs/shapes/{stage}/results.txt").read_text()
+    assert result("runs/shapes/comparison.json")["data"] == "shapes"
+
+
+@pytest.mark.parametrize("source", ["data", "folder"])
+def test_named_data_is_never_substituted(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("folder").mkdir()
+    assert main(["--data", source, *FAST]) == 1
+    errors = capsys.readouterr().err
+    assert f"train.py: CIFAR-10 is not in {source} and cannot be downloaded" in errors
+    assert len(errors.splitlines()) == 1
+    assert not list(Path("runs").iterdir())
+
+
+def test_results_on_cifar10_are_never_joined_by_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/cifar10/base").mkdir(parents=True)
+    assert main(FAST) == 1
+    assert "cannot be downloaded" in capsys.readouterr().err
+    assert [path.name for path in Path("runs").iterdir()] == ["cifar10"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs: must be a whole number, at least 1, not '0'"),
+        (["--epochs", "2.5"], "--epochs: must be a whole number"),
+        (["--batch-size", "-1"], "--batch-size: must be a whole number, at least 1"),
+        (["--lr", "0"], "--lr: must be a number above 0"),
+        (["--lr", "nan"], "--lr: must be a number, at least 0, not 'nan'"),
+        (["--lr", "fast"], "--lr: must be a number"),
+        (["--weight-decay", "-1"], "--weight-decay: must be a number, at least 0"),
+        (["--weight-decay", "inf"], "--weight-decay: must be a number"),
+        (["--seed", "-1"], "--seed: must be a whole number, at least 0"),
+        (["--threads", "0"], "--threads: must be a whole number, from 1 to 256"),
+        (["--threads", "100000"], "--threads: must be a whole number, from 1 to 256"),
+        (["--stage", "all-of-it"], "--stage: invalid choice"),
+        (["--recipe", "secret"], "--recipe: invalid choice"),
+        (["--data", "dta"], "--data dta: there is no such file or folder"),
+        (["--data", "file.txt"], "--data file.txt: name a folder, a .npz file or shapes"),
+        (["--base", "file.txt"], "add --stage transfer"),
+        (["--stage", "transfer", "--base", "none.pt"], "--base none.pt: there is no such file"),
+        (["--device", "toaster"], "--device toaster: cannot be used here"),
+        (["--device", "meta"], "--device meta: cannot be used here"),
+        (["--output-dir", "file.txt"], "--output-dir file.txt: nothing can be written there"),
+        (["--output-dir", "file.txt/x"], "--output-dir file.txt/x: nothing can be written there"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file.txt").write_text("")
+    assert main(arguments) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert message in errors
+    assert errors.startswith("train.py: ")
+    assert len(errors.splitlines()) == 1
+
+
+def remedy(errors: str) -> list[str]:
+    """The arguments of the command that an error recommends."""
+    assert len(errors.splitlines()) == 1
+    found = re.search(r"python train\.py (.*)", errors)
+    assert found is not None
+    return found[1].split()
+
+
+def test_every_remedy_works_as_it_is_printed(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(small_npz, "my.npz")
+    settings = ["--data", "my.npz", *FAST]
+    transfer = ["--stage", "transfer", *settings]
+    assert main(transfer) == 1
+    base = remedy(capsys.readouterr().err)
+    assert base[:2] == ["--stage", "base"]
+    assert main(base) == 0
+    assert main(transfer) == 0
+    capsys.readouterr()
+    assert main([*settings, "--stage", "base", "--seed", "1"]) == 1
+    restart = remedy(capsys.readouterr().err)
+    assert "--restart" in restart
+    assert main(restart) == 0
+    capsys.readouterr()
+    assert main(transfer) == 1  # its base was trained anew
+    renew = remedy(capsys.readouterr().err)
+    assert main(renew) == 0
+    assert main(transfer) == 0
+    finetune = ["--stage", "finetune", "--data", "my.npz", "--epochs", "1", "--output-dir", "new"]
+    capsys.readouterr()
+    assert main(finetune) == 1
+    assert "--epochs" not in remedy(capsys.readouterr().err)  # one epoch was meant for finetuning
+
+
+def test_restart_trains_again_and_spares_other_stages_and_files(small_npz: Path) -> None:
+    settings = ["--data", str(small_npz), *FAST]
+    assert main(["--stage", "base", *settings]) == 0
+    assert main(["--stage", "scratch", *settings]) == 0
+    base, scratch = (Path(f"runs/small.npz/{stage}") for stage in ("base", "scratch"))
+    (base / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in (base / "model.pt", scratch / "model.pt")}
+    assert main(["--stage", "base", "--restart", *settings]) == 0
+    assert (base / "model.pt").stat().st_mtime_ns > before[base / "model.pt"]
+    assert (scratch / "model.pt").stat().st_mtime_ns == before[scratch / "model.pt"]
+    assert (base / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.npz", b"no zip", "bad.npz is no readable .npz archive"),
+        ("none.npz", None, "there is no file"),
+    ],
+)
+def test_bad_data_is_one_line_and_exit_code_1(
+    name: str, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is None:
+        Path(name).symlink_to(name + ".missing")
+        assert main(["--data", name]) == 2
+        return
+    Path(name).write_bytes(content)
+    assert main(["--data", name]) == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_divergence_is_one_line_and_keeps_what_was_good(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--stage", "base", "--lr", "1e30", "--data", str(small_npz)]) == 1
+    errors = capsys.readouterr().err
+    assert "epoch 1: try a learning rate (--lr) below 1e+30" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_names_written_twice_agree() -> None:
+    assert train.STAGES == cifar_tl.STAGES
+    assert train.SHAPES == data.SHAPES
+    assert set(train.RECIPES) == set(cifar_tl.RECIPES)
+
+
+def test_command_repeats_what_was_given() -> None:
+    arguments = ["--stage", "base", "--data", "my data.npz", "--lr", "0.1", "--restart"]
+    options = train.make_parser().parse_args(arguments)
+    assert isinstance(options, argparse.Namespace)
+    expected = "python train.py --stage base --data 'my data.npz' --lr 0.1"
+    assert train.command(options, restart=False) == expected
+    assert train.command(options) == expected + " --restart"
+
+
+# As a process
+
+
+def test_help_and_wrong_usage_do_not_import_torch() -> None:
+    script = (
+        "import sys, train\n"
+        "assert train.main(['--epochs', 'x']) == 2\n"
+        "try: train.main(['--help'])\n"
+        "except SystemExit as error: assert error.code == 0\n"
+        "assert not {'torch', 'numpy', 'cifar_tl'} & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, capture_output=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_interrupted_command_says_how_to_go_on_and_ends_with_the_same_bytes(
+    small_npz: Path,
+) -> None:
+    arguments = ["--stage", "base", "--data", str(small_npz), "--epochs", "12"]
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, "--threads", "1"]
+    process = subprocess.Popen(
+        [*command, "--restart"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch  2/12" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    go_on = remedy(errors)
+    assert "--restart" not in go_on
+    folder = Path("runs/small.npz/base")
+    assert not (folder / "model.pt").exists()
+    done = len((folder / "history.csv").read_text().splitlines()) - 1
+    assert 2 <= done < 12
+    resumed = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *go_on], capture_output=True, text=True, check=True
+    )
+    assert "going on after epoch" in resumed.stdout
+    subprocess.run([*command, "--output-dir", "whole"], check=True, capture_output=True)
+    for name in ("model.pt", "last.pt"):
+        whole = Path("whole/small.npz/base") / name
+        assert (folder / name).read_bytes() == whole.read_bytes()
