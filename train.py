@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -75,12 +75,12 @@ def train(options: argparse.Namespace) -> int:
     check_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    log = (lambda _: None) if options.quiet else say
+    log: Callable[[str], None] = (lambda _: None) if options.quiet else say
     progress = sys.stderr.isatty() and not options.quiet
     recipe = choose_recipe(options)
     stages = STAGES if options.stage == "all" else (options.stage,)
     try:
-        data, seconds_reading = read_data(options, progress)
+        data, seconds_reading = read_data(options, log, progress)
         folder = options.output_dir / data.name
         log(
             f"data: {data.description}; recipe: {recipe.name}; seed: {options.seed}; "
@@ -116,7 +116,9 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_data(options: argparse.Namespace, progress: bool) -> tuple["Data", float]:
+def read_data(
+    options: argparse.Namespace, log: Callable[[str], None], progress: bool
+) -> tuple["Data", float]:
     """Reads the data, downloading CIFAR-10 if need be; returns it and the seconds of reading."""
     import cifar_tl
 
@@ -125,7 +127,7 @@ def read_data(options: argparse.Namespace, progress: bool) -> tuple["Data", floa
     try:
         return cifar_tl.load_data(source), time.perf_counter() - start
     except cifar_tl.MissingDataError:
-        say("downloading CIFAR-10, 170 MB")
+        log(f"CIFAR-10 is not in {source}: downloading 170 MB")
     try:
         cifar_tl.download_cifar10(source, progress=progress)
     except cifar_tl.DownloadError as error:

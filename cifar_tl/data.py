@@ -86,7 +86,7 @@ def load_data(source: str | Path) -> Data:
         arrays: Sequence[NDArray[Any]] = shapes.draw_shapes()
     elif Path(source).suffix == ".npz":
         name, class_names = Path(source).name, CIFAR10_CLASS_NAMES
-        description = f"the file {name}"
+        description = "a .npz file in the Keras layout"
         arrays = _read_npz(Path(source))
     else:
         name, description, class_names = OFFICIAL, "CIFAR-10", CIFAR10_CLASS_NAMES

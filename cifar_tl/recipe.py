@@ -15,7 +15,7 @@ class Recipe:
     optimizer: Literal["adam", "sgd"]  # sgd: with Nesterov momentum
     lr: float  # the peak, if there is a schedule
     schedule: Literal["constant", "one-cycle"]
-    normalize: bool  # subtract each colour channel's mean and divide by its standard deviation
+    input_std: float | None  # what each colour channel is normalised to; None: pixels / 255
     mirror: bool  # the mirror image of each training image is a second view of it
     epochs: int = 10
     batch_size: int = 100
@@ -36,7 +36,7 @@ ORIGINAL = Recipe(
     optimizer="adam",
     lr=1e-3,
     schedule="constant",
-    normalize=False,
+    input_std=None,
     mirror=False,
 )
 
@@ -45,7 +45,7 @@ TUNED = Recipe(
     optimizer="sgd",
     lr=0.05,
     schedule="one-cycle",
-    normalize=True,
+    input_std=0.5,  # at 1, this learning rate is at the edge of instability
     mirror=True,
     weight_decay=5e-4,
     finetune_lr=0.02,

@@ -9,7 +9,7 @@ CLASS_NAMES = (
     *("disc", "square", "triangle", "cross", "ring"),
     *("flower", "crescent", "semicircle", "angle", "bars"),
 )
-NUM_TRAIN, NUM_TEST = 12_000, 2_000
+NUM_TRAIN, NUM_TEST = 10_000, 2_000
 
 _SIZE = 32
 _CHUNK = 500  # images drawn at a time: their arrays stay in the processor's cache
@@ -55,10 +55,10 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.
     y, x = np.mgrid[:_SIZE, :_SIZE].astype(np.float32) - (_SIZE - 1) / 2
 
     # Coordinates in which each shape is upright, at the origin and about 1 in radius.
-    radius = uniform(5.5, 11.5, 1, 1)
-    angle = uniform(0, 2 * np.pi, 1, 1)
-    dx = x - uniform(-5, 5, 1, 1)
-    dy = y - uniform(-5, 5, 1, 1)
+    radius = uniform(7.5, 12, 1, 1)
+    angle = uniform(-0.8, 0.8, 1, 1)
+    dx = x - uniform(-4, 4, 1, 1)
+    dy = y - uniform(-4, 4, 1, 1)
     u = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
     v = (dy * np.cos(angle) - dx * np.sin(angle)) / radius
     distance = np.empty_like(u)
@@ -72,19 +72,19 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.
     phase = (x * np.cos(direction) + y * np.sin(direction)) * uniform(0.05, 0.5, 1, 1)
     mixture = 0.5 + 0.5 * np.sin(phase + uniform(0, 2 * np.pi, 1, 1))
     background = uniform(0, 1, 3, 1, 1)
-    image = background + uniform(-0.25, 0.25, 3, 1, 1) * mixture[:, None]
+    image = background + uniform(-0.2, 0.2, 3, 1, 1) * mixture[:, None]
     for _ in range(2):
         size = uniform(1, 3.5, 1, 1)
         clutter = _coverage(np.hypot(x - uniform(-15, 15, 1, 1), y - uniform(-15, 15, 1, 1)) - size)
         image += clutter[:, None] * (uniform(0, 1, 3, 1, 1) - image)
 
-    # The shape's colour is that of the background moved by at least 0.2 in each channel.
-    step = uniform(0.2, 0.5, 3, 1, 1)
+    # The shape's colour is that of the background moved by at least 0.25 in each channel.
+    step = uniform(0.25, 0.5, 3, 1, 1)
     colour = background + np.where(background > uniform(0.3, 0.7, 3, 1, 1), -step, step)
     image += shape[:, None] * (colour - image)
 
     noise = random.standard_normal((count, 3, _SIZE, _SIZE), np.float32)
-    image += noise * uniform(0.02, 0.12, 1, 1, 1)
+    image += noise * uniform(0.02, 0.1, 1, 1, 1)
     pixels: NDArray[np.uint8] = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
     return pixels
 

@@ -222,8 +222,9 @@ def _initial_model(
             )
         return transfer_model(model, num_classes=10) if stage == "transfer" else model
     model = CifarNet(num_classes=5 if stage == "base" else 10)
-    if recipe.normalize:
-        model.mean, model.std = channel_statistics(images)
+    if recipe.input_std is not None:
+        mean, std = channel_statistics(images)
+        model.mean, model.std = mean, std / recipe.input_std
     return model
 
 

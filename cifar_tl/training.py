@@ -116,7 +116,7 @@ def fit(
 
 
 def evaluate(
-    module: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 500
+    module: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 100
 ) -> Metrics:
     """Computes loss and accuracy in evaluation mode; the module's mode is restored.
 
@@ -143,7 +143,7 @@ def evaluate(
 
 
 def extract_features(
-    forward: Callable[[Tensor], Tensor], images: Tensor, *, batch_size: int = 500
+    forward: Callable[[Tensor], Tensor], images: Tensor, *, batch_size: int = 100
 ) -> Tensor:
     """Computes the features of many images without gradients.
 
