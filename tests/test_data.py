@@ -1,3 +1,4 @@
+import gc
 import http.server
 import pickle
 import shutil
@@ -116,6 +117,9 @@ def test_download_is_whole_and_happens_once(
     assert "100%" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize(
     ("manner", "error", "message"),
     [
@@ -144,6 +148,7 @@ def test_failed_download_is_explained_and_the_next_run_recovers(
     download_cifar10(tmp_path)
     assert len(load_data(tmp_path).test.labels) == 40
     assert server.requests == 2
+    gc.collect()  # torch 2.6 leaves the connection of a failed download open
 
 
 @pytest.mark.usefixtures("archive")
