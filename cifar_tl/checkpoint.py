@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint of this program: delete it and train again"
         )
-    content: dict[str, Any] = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(
+            io.BytesIO(archive), map_location="cpu", weights_only=True
+        )
+    except pickle.UnpicklingError as error:  # undamaged, but made by somebody to run code
+        raise CheckpointError(f"{path} holds more than tensors and plain values") from error
     return content
 
 

@@ -78,11 +78,14 @@ def run_stage(
         The content of ``result.json``.
 
     Raises:
+        ValueError: If there is no such stage.
         RunError: If the stage that it starts from is missing, or the folder holds another run.
         CheckpointError: If a checkpoint is damaged.
         TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
+    if stage not in STAGES:
+        raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
     start = time.perf_counter() - seconds_reading
     folder = output_dir / data.name / stage
     if stage == "finetune":

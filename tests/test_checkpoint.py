@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import os
 import random
 import subprocess
@@ -87,6 +88,11 @@ def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(Malicious(), path)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(path)
+    # A checksum protects from damage, not from malice: anybody can compute it.
+    archive = path.read_bytes()
+    path.write_bytes(archive + b"cifar_tl sha256:" + hashlib.sha256(archive).digest())
+    with pytest.raises(CheckpointError, match="holds more than tensors and plain values"):
         load_checkpoint(path)
     assert not (tmp_path / "hacked").exists()
 
