@@ -6,13 +6,16 @@ known to be good: torch takes seconds to import.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
+import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -59,18 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return fail(error, 1)
     except KeyboardInterrupt:
-        go_on = command(options, restart=False)
-        return fail(f"interrupted; what was finished is saved. To go on: {go_on}", 130)
+        return fail(interrupted(options), 130)
 
 
 def train(options: argparse.Namespace) -> int:
     """Runs the stages; the arguments are good, so the slow imports begin."""
     check_output_dir(options.output_dir)
 
-    import torch
+    with leaving_at_once(options):
+        import torch
 
-    import cifar_tl
-    from cifar_tl import report, run
+        import cifar_tl
+        from cifar_tl import report, run
+
+        torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports more, also for seconds
 
     check_device(options.device)
     if options.threads is not None:
@@ -83,12 +88,15 @@ def train(options: argparse.Namespace) -> int:
         data, seconds_reading = read_data(options, log, progress)
         folder = options.output_dir / data.name
         log(
-            f"data: {data.description}; recipe: {recipe.name}; seed: {options.seed}; "
+            f"data: {data.name} ({data.description}); recipe: {recipe.name}; seed: {options.seed}; "
             f"{torch.get_num_threads()} threads on {options.device}"
         )
         if options.restart:
+            if options.stage != "all":  # delete nothing if it could not be made anew
+                cifar_tl.stages.load_parent(options.stage, folder, options.base)
             for stage in stages:
                 run.discard(folder / stage)
+            options.restart = False  # so that a command to go on does not delete again
         results = {}
         for stage in stages:
             results[stage] = cifar_tl.run_stage(
@@ -127,7 +135,7 @@ def read_data(
     try:
         return cifar_tl.load_data(source), time.perf_counter() - start
     except cifar_tl.MissingDataError:
-        log(f"CIFAR-10 is not in {source}: downloading 170 MB")
+        log(f"getting CIFAR-10 into {source}, 170 MB if it must be downloaded")
     try:
         cifar_tl.download_cifar10(source, progress=progress)
     except cifar_tl.DownloadError as error:
@@ -136,7 +144,7 @@ def read_data(
             raise
         line = "*" * 88
         warn(
-            f"{line}\n{error}.\n"
+            f"{line}\n{error}\n"
             "THIS RUN USES THE BUILT-IN SHAPES INSTEAD: its results say nothing about CIFAR-10.\n"
             f"{line}"
         )
@@ -170,9 +178,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UsageError("--base names the base model of a transfer: add --stage transfer")
         if not options.base.is_file():
             raise UsageError(f"--base {options.base}: there is no such file")
-    if options.data not in (None, SHAPES, DATA_FOLDER):
+    if options.data not in (None, SHAPES):
         path = Path(options.data)
-        if not path.exists():
+        if not path.exists() and options.data != DATA_FOLDER:
             raise UsageError(
                 f"--data {path}: there is no such file or folder; "
                 "to download CIFAR-10, leave out --data or make the folder first"
@@ -206,13 +214,19 @@ def make_parser() -> argparse.ArgumentParser:
         f"in the Keras layout; or {SHAPES}: built-in images",
     )
     add("--base", metavar="FILE", type=Path, help="another base model for --stage transfer")
-    add("--epochs", metavar="N", type=at_least_one, help="default: the recipe's")
-    add("--batch-size", metavar="N", type=at_least_one, help="default: the recipe's")
-    add("--lr", metavar="X", type=positive, help="(peak) learning rate; default: the recipe's")
-    add("--weight-decay", metavar="X", type=not_negative, help="default: the recipe's")
-    add("--seed", metavar="N", type=at_least_zero, default=0, help="default: %(default)s")
+    add(
+        "--epochs",
+        metavar="N",
+        type=at_least_one,
+        help="epochs of base, transfer and scratch, with --stage finetune those of finetuning "
+        "(default, as for the next three: the recipe's)",
+    )
+    add("--lr", metavar="X", type=positive, help="(peak) learning rate, of the same stages")
+    add("--batch-size", metavar="N", type=at_least_one, help="images in a batch")
+    add("--weight-decay", metavar="X", type=not_negative, help="L2 penalty")
+    add("--seed", metavar="N", type=at_least_zero, default=0, help="(default: %(default)s)")
     add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
-    add("--threads", metavar="N", type=thread_count, help="default: torch's choice")
+    add("--threads", metavar="N", type=thread_count, help="(default: torch's choice)")
     add(
         "--output-dir",
         metavar="DIR",
@@ -239,14 +253,15 @@ def command(options: argparse.Namespace, **changes: Any) -> str:
     return shlex.join(words)
 
 
-def whole_number(text: str, low: int, high: int | None = None) -> int:
+def whole_number(text: str, low: int, high: int = 10**9) -> int:
     try:
         value = int(text)
     except ValueError:
         value = low - 1
-    if value < low or (high is not None and value > high):
-        limit = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise argparse.ArgumentTypeError(f"must be a whole number, {limit}, not {text!r}")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from {low} to {high}, not {text!r}"
+        )
     return value
 
 
@@ -299,6 +314,27 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: cannot be used here ({reason})") from error
+
+
+def interrupted(options: argparse.Namespace) -> str:
+    return f"interrupted; what was finished is saved. To go on: {command(options)}"
+
+
+@contextlib.contextmanager
+def leaving_at_once(options: argparse.Namespace) -> Iterator[None]:
+    """Leaves at once on Ctrl-C: an exception in the middle of torch's import can crash it."""
+
+    def leave(*_: object) -> NoReturn:
+        os._exit(fail(interrupted(options), 130))
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else handles it, or it is ignored
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def show_version() -> int:

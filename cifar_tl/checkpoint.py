@@ -34,6 +34,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         content: Tensors, numbers, strings, None, and lists and dictionaries of these.
 
     Raises:
+        TypeError: If the content has values of other types.
         OSError: If it cannot be written; a file that was there before is still there.
     """
     buffer = io.BytesIO()  # saving to a path would put the file's name into the bytes
@@ -61,7 +62,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     archive, trailer = data[:-_TRAILER_SIZE], data[-_TRAILER_SIZE:]
     if trailer != _MARK + hashlib.sha256(archive).digest():
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of this program: delete it and train again"
+            f"{path} is damaged, or no checkpoint of this program: use another or train again"
         )
     try:
         content: dict[str, Any] = torch.load(
@@ -162,4 +163,8 @@ def _canonical(content: Any) -> Any:
         return {_canonical(key): _canonical(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_canonical(value) for value in content]
-    return sys.intern(content) if isinstance(content, str) else content
+    if isinstance(content, str):
+        return sys.intern(content)
+    if type(content) in (int, float, bool, type(None)):  # exactly: a numpy.float64 is a float
+        return content
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(content).__name__}")

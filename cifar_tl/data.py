@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import socket
+import ssl
 import urllib.error
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -30,6 +30,15 @@ SHAPES = "shapes"  # the source, and the folder of its results
 OFFICIAL = "cifar10"  # the folder of the official data's results
 
 NETWORK_TIMEOUT = 30.0  # seconds without a single byte
+
+# Not every OSError: a full disk is no fault of the network.
+_NETWORK_ERRORS = (
+    urllib.error.URLError,
+    TimeoutError,
+    ConnectionError,
+    ssl.SSLError,
+    HTTPException,
+)
 
 Example = TypeVar("Example", covariant=True)
 
@@ -89,6 +98,8 @@ def load_data(source: str | Path) -> Data:
         description = "a .npz file in the Keras layout"
         arrays = _read_npz(Path(source))
     else:
+        if Path(source).is_file():
+            raise DataError(f"{source} is neither a folder nor a .npz file: name one of these")
         name, description, class_names = OFFICIAL, "CIFAR-10", CIFAR10_CLASS_NAMES
         arrays = _read_cifar10(Path(source))
     x_train, y_train, x_test, y_test = (np.ascontiguousarray(array) for array in arrays)
@@ -204,7 +215,7 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
         try:
             with _socket_timeout(NETWORK_TIMEOUT):
                 torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
-        except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        except _NETWORK_ERRORS as error:
             reason = getattr(error, "reason", None) or error
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
@@ -269,9 +280,11 @@ def class_subset(dataset: Dataset[Example], classes: Iterable[int]) -> ClassSubs
     if targets is None:
         raise TypeError(f"{type(dataset).__name__} has no .targets: give it a list of the labels")
     labels = [int(target) for target in targets]
-    wanted = set(classes)
+    wanted = {int(label) for label in classes}
     if absent := wanted.difference(labels):
-        raise ValueError(f"no example has the label {min(absent)}: choose among {set(labels)}")
+        raise ValueError(
+            f"no example has the label {min(absent)}: labels are {min(labels)} to {max(labels)}"
+        )
     indices = [index for index, label in enumerate(labels) if label in wanted]
     return ClassSubset(dataset, indices, [labels[index] for index in indices])
 
@@ -306,9 +319,11 @@ def _read_npz(path: Path) -> list[NDArray[Any]]:
         raise DataError(f"there is no file {path}: check the path") from None
     except DataError:
         raise
-    # A damaged archive surfaces as whatever its reader trips over first.
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path} is no readable .npz archive ({e}): make or copy it anew") from e
+    except Exception as error:  # damage surfaces as whatever the reader trips over first
+        raise DataError(
+            f"{path} is no readable .npz archive of plain arrays "
+            f"({str(error).partition('. ')[0] or type(error).__name__}): make or copy it anew"
+        ) from error
 
 
 def _check_arrays(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -340,7 +355,7 @@ def _read_cifar10(folder: Path) -> list[NDArray[Any]]:
             arrays += [dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets, np.int64)]
     except RuntimeError as error:
         raise MissingDataError(
-            f"CIFAR-10 is not in {folder}, or not all of it is undamaged: download it"
+            f"CIFAR-10 is not in {folder}, or a file of it is damaged: download_cifar10 gets it"
         ) from error
     return arrays
 

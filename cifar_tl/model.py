@@ -67,7 +67,7 @@ class CifarNet(nn.Module):
             )
         )
         _glorot_uniform(self.classifier)
-        self.classifier.to(self.mean.device, self.mean.dtype)
+        self.classifier.to(self.mean.device, self.mean.dtype).train(self.training)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Turns images into the input of the first layer.
@@ -220,7 +220,9 @@ def _glorot_uniform(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _stay_in_eval_mode(module: Module, mode: bool = True) -> Module:  # noqa: ARG001
+def _stay_in_eval_mode(module: Module, mode: bool = True) -> Module:
+    for child in module.children():
+        child.train(mode)  # not every child need be frozen: one may have been put in later
     return module
 
 

@@ -25,6 +25,16 @@ class Recipe:
     finetune_epochs: int = 3
     finetune_lr: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer must be 'adam' or 'sgd', not {self.optimizer!r}")
+        if self.schedule not in ("constant", "one-cycle"):
+            raise ValueError(f"schedule must be 'constant' or 'one-cycle', not {self.schedule!r}")
+        if min(self.epochs, self.finetune_epochs, self.batch_size) < 1:
+            raise ValueError("epochs, finetune_epochs and batch_size must be at least 1")
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
+
     def for_finetuning(self) -> "Recipe":
         """Returns the recipe with the epochs and the learning rate of finetuning."""
         return replace(self, epochs=self.finetune_epochs, lr=self.finetune_lr)

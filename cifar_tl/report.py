@@ -1,10 +1,12 @@
 """What a run and a comparison of runs say, for people and for programs."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_tl.model import Layer
+from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
 
@@ -71,10 +73,16 @@ def results_text(
         )
         for layer in layers
     ]
+    values = ", ".join(
+        f"{field.name} {result[field.name]}"
+        for field in dataclasses.fields(Recipe)
+        if field.name in result
+    )
     environment = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
     lines = [
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
-        f"Recipe {result['recipe']}, {result['epochs']} epochs, seed {result['seed']}",
+        f"Recipe {result['recipe']}: {values}",
+        f"Seed {result['seed']}",
         f"Classes {classes}",
         f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
         f"{result['images_test']:,} test images",
@@ -117,7 +125,7 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         The content of ``comparison.json``: for each way to a model of the new classes its accuracy,
         its seconds, the differences from scratch, and ``pays_from``, the number of transfers from
-        which on it takes less time than scratch, base included (None: never).
+        which on it takes less time than scratch, base included (None: never; and for scratch).
     """
     base, scratch = results["base"], results["scratch"]
     ways = {"transfer": ("transfer",), "transfer+finetune": ("transfer", "finetune")}

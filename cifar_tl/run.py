@@ -20,13 +20,14 @@ LAST = "last.pt"  # all that is needed to go on after the last finished epoch
 HISTORY = "history.csv"  # a row for each epoch
 RESULT = "result.json"  # for programs; written last, so that its presence means finished
 RESULTS = "results.txt"  # for people
+COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
 
 
 class RunError(RuntimeError):
-    """A run cannot be started or go on; the message says why.
+    """A run cannot be started or go on; the message says why and what to do.
 
     Attributes:
-        remedy: The options of ``train.py`` that would help, such as ``{"restart": True}``.
+        remedy: The options of ``train.py`` that do it, such as ``{"restart": True}``.
     """
 
     def __init__(self, message: str, **remedy: Any) -> None:
@@ -43,13 +44,15 @@ class HistoryRow(EpochRecord):
 
 
 def discard(folder: Path) -> None:
-    """Deletes a run's files, and only those.
+    """Deletes a run's files, the comparison that tells of it, and nothing else.
 
     Args:
         folder: The run's folder; it may be missing.
     """
     for name in (RESULT, MODEL, LAST, HISTORY, RESULTS):
         (folder / name).unlink(missing_ok=True)
+    for name in COMPARISON:
+        (folder.parent / name).unlink(missing_ok=True)
 
 
 def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -72,7 +75,9 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = {key: result[key] for key in settings}
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged; to train again, add", restart=True) from error
+        raise RunError(
+            f"{path} is damaged: train again", stage=settings["stage"], restart=True
+        ) from error
     _check_settings(folder, found, settings)
     return result
 
@@ -101,10 +106,15 @@ def resume(
     content = load_checkpoint(path)
     _check_settings(folder, content["settings"], settings)
     # The history is written first, so it may be an epoch ahead of the checkpoint.
-    rows = _read_history(folder / HISTORY)[: content["epoch"]]
+    try:
+        rows = _read_history(folder / HISTORY)[: content["epoch"]]
+    except (ValueError, TypeError):
+        rows = []
     if len(rows) != content["epoch"]:
         raise RunError(
-            f"{folder / HISTORY} lacks epochs that {LAST} has; to train again, add", restart=True
+            f"{folder / HISTORY} is damaged or lacks epochs that {LAST} has: train again",
+            stage=settings["stage"],
+            restart=True,
         )
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
@@ -158,7 +168,8 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
         comparison: For programs.
         text: For people.
     """
-    _write_report(folder / "comparison.json", folder / "comparison.txt", comparison, text)
+    json_name, text_name = COMPARISON
+    _write_report(folder / json_name, folder / text_name, comparison, text)
 
 
 def _write_report(json_path: Path, text_path: Path, content: dict[str, Any], text: str) -> None:
@@ -170,27 +181,18 @@ def _check_settings(folder: Path, found: dict[str, Any], wanted: dict[str, Any])
     differences = [key for key in wanted if found.get(key) != wanted[key]]
     if not differences:
         return
-    stage = wanted["stage"]
-    if differences == ["parent"]:
-        raise RunError(
-            f"{folder} was made from another {wanted['parent_stage']} model than the present one; "
-            "to renew it, run",
-            stage=stage,
-            restart=True,
-        )
+    words = {"fingerprint": "other data", "parent": f"another {wanted['parent_stage']} model"}
     listed = ", ".join(
-        f"{key} {_short(found.get(key))} there, {_short(wanted[key])} now" for key in differences
+        words.get(key, f"{key} {found.get(key)} there, {wanted[key]} now") for key in differences
     )
-    raise RunError(
-        f"{folder} holds a run with other settings ({listed}); "
-        "choose another --output-dir, or replace that run with",
-        restart=True,
-    )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 20 else text[:12] + "..."
+    if differences == ["parent"]:
+        message = f"{folder} was made from {listed} than the present one: renew it"
+    else:
+        message = (
+            f"{folder} holds a run with other settings ({listed}): "
+            "choose another output folder, or replace that run"
+        )
+    raise RunError(message, stage=wanted["stage"], restart=True)
 
 
 def _read_history(path: Path) -> list[HistoryRow]:

@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from cifar_tl.training import (
     extract_features,
     fit,
     make_optimizer,
+    seeded,
 )
 from cifar_tl.version import __version__
 
@@ -45,7 +47,7 @@ def run_stage(
     data: Data,
     recipe: Recipe,
     *,
-    output_dir: Path,
+    output_dir: str | Path,
     seed: int = 0,
     device: str = "cpu",
     base: Path | None = None,
@@ -87,12 +89,11 @@ def run_stage(
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
     start = time.perf_counter() - seconds_reading
-    folder = output_dir / data.name / stage
+    folder = Path(output_dir) / data.name / stage
     if stage == "finetune":
         recipe = recipe.for_finetuning()
-
-    parent = base or folder.parent / PARENTS[stage] / run.MODEL if stage in PARENTS else None
-    settings = _settings(stage, data, recipe, seed, parent)
+    parent, parent_digest = load_parent(stage, folder.parent, base)
+    settings = _settings(stage, data, recipe, int(seed), parent_digest)
     result = run.finished_result(folder, settings)
     if result is not None:
         log(f"{stage}: finished before, in {folder}")
@@ -102,7 +103,7 @@ def run_stage(
     classes = BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
     train, validation = split_validation(select_classes(data.train, classes))
     test = select_classes(data.test, classes)
-    with _seeded(derive_seed(seed, stage, "weights")):
+    with seeded(derive_seed(settings["seed"], stage, "weights"), torch.device("cpu")):
         model = _initial_model(stage, parent, recipe, train.images).to(device)
     optimized = model.classifier if stage == "transfer" else model
     optimizer = make_optimizer(optimized, recipe)
@@ -147,7 +148,7 @@ def run_stage(
         val_inputs,
         validation.labels,
         recipe,
-        seed=derive_seed(seed, stage),
+        seed=derive_seed(settings["seed"], stage),
         optimizer=optimizer,
         records=rows,
         on_epoch=on_epoch,
@@ -180,62 +181,77 @@ def run_stage(
     return result
 
 
+def load_parent(
+    stage: str, folder: Path, base: Path | None = None
+) -> tuple[CifarNet | None, str | None]:
+    """Loads the model that a stage starts from.
+
+    Args:
+        stage: One of `STAGES`.
+        folder: Holds the stages' folders.
+        base: Another base model for transfer.
+
+    Returns:
+        The model and the SHA-256 of its file, or None and None if the stage starts afresh.
+
+    Raises:
+        ValueError: If a base model is given to another stage.
+        RunError: If there is no such model, or it is one of another stage.
+        CheckpointError: If it is damaged.
+    """
+    if base is not None and stage != "transfer":
+        raise ValueError(f"only transfer takes another base model, not {stage}")
+    if stage not in PARENTS:
+        return None, None
+    parent_stage = PARENTS[stage]
+    path = base or folder / parent_stage / run.MODEL
+    remedy = {"stage": parent_stage, "base": None, "restart": False}
+    if not path.exists():
+        raise run.RunError(f"there is no {parent_stage} model {path}: make it first", **remedy)
+    model, settings = load_model_and_settings(path)
+    if settings.get("stage") != parent_stage:
+        raise run.RunError(
+            f"{path} is a {settings.get('stage')} model, not a {parent_stage} model: make one",
+            **remedy,
+        )
+    return model, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _settings(
-    stage: str, data: Data, recipe: Recipe, seed: int, parent: Path | None
+    stage: str, data: Data, recipe: Recipe, seed: int, parent_digest: str | None
 ) -> dict[str, Any]:
     """Everything that decides the outcome of a stage, and so identifies a run: plain values."""
-    parent_stage = PARENTS.get(stage)
-    digest = None
-    if parent is not None:
-        if not parent.exists():
-            raise run.RunError(
-                f"there is no {parent_stage} model {parent}; to make it, run",
-                stage=parent_stage,
-            )
-        digest = hashlib.sha256(parent.read_bytes()).hexdigest()
     classes = BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
+    unused = {"name", "finetune_epochs", "finetune_lr"}
+    if stage in PARENTS:
+        unused.add("input_std")  # preprocessing belongs to the model that it starts from
     values = dataclasses.asdict(recipe)
-    for key in ("name", "finetune_epochs", "finetune_lr"):
-        del values[key]
-    return {
+    settings = {
         "stage": stage,
         "data": data.name,
         "classes": list(classes),
         "class_names": [data.class_names[label] for label in classes],
         "fingerprint": data.fingerprint,
-        "parent_stage": parent_stage,
-        "parent": digest,
+        "parent_stage": PARENTS.get(stage),
+        "parent": parent_digest,
         "recipe": recipe.name,
-        **values,
+        **{key: value for key, value in values.items() if key not in unused},
         "seed": seed,
     }
+    plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
+    return plain
 
 
 def _initial_model(
-    stage: str, parent: Path | None, recipe: Recipe, images: torch.Tensor
+    stage: str, parent: CifarNet | None, recipe: Recipe, images: torch.Tensor
 ) -> CifarNet:
     if parent is not None:
-        model, settings = load_model_and_settings(parent)
-        if settings["stage"] != PARENTS[stage]:
-            raise run.RunError(
-                f"{parent} is a {settings['stage']} model, not a {PARENTS[stage]} model; "
-                "to make one, run",
-                stage=PARENTS[stage],
-                base=None,
-            )
-        return transfer_model(model, num_classes=10) if stage == "transfer" else model
+        return transfer_model(parent, num_classes=10) if stage == "transfer" else parent
     model = CifarNet(num_classes=5 if stage == "base" else 10)
     if recipe.input_std is not None:
         mean, std = channel_statistics(images)
         model.mean, model.std = mean, std / recipe.input_std
     return model
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        yield
 
 
 def _environment(device: str) -> dict[str, Any]:

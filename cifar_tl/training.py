@@ -1,5 +1,6 @@
 """Train and evaluate a module on plain tensors, one record per epoch."""
 
+import contextlib
 import hashlib
 import math
 import time
@@ -89,6 +90,11 @@ def fit(
             f"views of shape {tuple(views.shape)} need labels of shape (N,) where views are "
             f"(V, N, ...) with N > 0, not {tuple(labels.shape)}; one version alone is images[None]"
         )
+    if val_labels.shape != val_inputs.shape[:1] or len(val_labels) == 0:
+        raise ValueError(
+            f"validation inputs of shape {tuple(val_inputs.shape)} need as many labels, at least "
+            f"one, not {tuple(val_labels.shape)}"
+        )
     device = next(module.parameters()).device
     views, labels = views.to(device), labels.to(device)
     val_inputs, val_labels = val_inputs.to(device), val_labels.to(device)
@@ -103,7 +109,7 @@ def fit(
         if not math.isfinite(train.loss):
             raise TrainingError(
                 f"the training loss became {train.loss} in epoch {epoch}: "
-                f"try a learning rate (--lr) below {recipe.lr:g}"
+                f"try a learning rate below {recipe.lr:g}"
             )
         val = evaluate(module, val_inputs, val_labels)
         validated = time.perf_counter()
@@ -118,7 +124,7 @@ def fit(
 def evaluate(
     module: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 100
 ) -> Metrics:
-    """Computes loss and accuracy in evaluation mode; the module's mode is restored.
+    """Computes loss and accuracy in evaluation mode; then every mode is as it was.
 
     Args:
         module: Maps a batch of inputs to logits.
@@ -130,7 +136,7 @@ def evaluate(
         The means over the N examples.
     """
     device = next(module.parameters()).device
-    was_training = module.training
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     totals = _Totals()
     with torch.inference_mode():
@@ -138,7 +144,8 @@ def evaluate(
             targets = targets.to(device)
             logits = module(batch.to(device))
             totals.add(functional.cross_entropy(logits, targets), logits, targets)
-    module.train(was_training)
+    for submodule, was_training in modes:
+        submodule.training = was_training
     return totals.means()
 
 
@@ -201,6 +208,25 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's generators of the CPU and of one device, and restores them in the end.
+
+    Args:
+        seed: From `derive_seed`.
+        device: Where random numbers will be drawn, apart from the CPU.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # torch.manual_seed would seed the generators of all devices and restore none of them.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type != "cpu":
+            torch.manual_seed(seed)
+        yield
+
+
 def _train_epoch(
     module: nn.Module,
     views: Tensor,
@@ -215,10 +241,9 @@ def _train_epoch(
     steps = math.ceil(len(labels) / recipe.batch_size)
     totals = _Totals()
     module.train()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(seed, epoch))
+    with seeded(derive_seed(seed, epoch), device):
         batches = _batches(len(views), len(labels), recipe.batch_size)
-        progress = tqdm(batches, bar, steps, leave=False, disable=bar is None, unit="step")
+        progress = tqdm(batches, bar, steps, leave=False, disable=bar is None, ascii=True)
         for step, (view, example) in enumerate(progress, start=(epoch - 1) * steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, recipe.epochs * steps)

@@ -37,7 +37,8 @@ def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _same_threads() -> Iterator[None]:
+def _same_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("no_proxy", "*")  # the servers of these tests are on loopback
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

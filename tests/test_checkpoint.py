@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,7 +66,7 @@ def test_every_flipped_bit_is_noticed(saved: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.pt is damaged or not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.pt is damaged, or no checkpoint"):
         load_checkpoint(path)
 
 
@@ -87,7 +88,7 @@ def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "model.pt"
     torch.save(Malicious(), path)
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
         load_checkpoint(path)
     # A checksum protects from damage, not from malice: anybody can compute it.
     archive = path.read_bytes()
@@ -114,6 +115,14 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(saved: Path) -> None:
     assert "OSError: [Errno 27] File too large" in process.stderr
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_values_that_could_not_be_read_back_are_refused(saved: Path) -> None:
+    before = saved.read_bytes()
+    for value in (np.float64(0.1), np.int64(3), saved, {1, 2}):
+        with pytest.raises(TypeError, match="tensors and plain values, not"):
+            save_checkpoint(saved, {"value": [value]})
+    assert saved.read_bytes() == before
 
 
 def test_model_comes_back_from_the_file_alone(tmp_path: Path) -> None:

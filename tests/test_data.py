@@ -2,6 +2,7 @@ import gc
 import http.server
 import pickle
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_failed_download_is_explained_and_the_next_run_recovers(
     download_cifar10(tmp_path)
     assert len(load_data(tmp_path).test.labels) == 40
     assert server.requests == 2
+    assert socket.getdefaulttimeout() is None
     gc.collect()  # torch 2.6 leaves the connection of a failed download open
 
 
@@ -298,6 +300,22 @@ def test_flipped_byte_in_npz_is_noticed(tmp_path: Path, small_arrays: tuple[Any,
         load_data(path)
 
 
+def test_flipped_bits_in_compressed_npz_are_noticed(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    x_train, y_train, x_test, y_test = small_arrays
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    content = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for position in generator.integers(len(content), size=50):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(generator.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(DataError):
+            load_data(path)
+
+
 def test_missing_npz_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file"):
         load_data(tmp_path / "none.npz")
@@ -382,7 +400,8 @@ def test_class_subset_selects_without_loading(container: Any) -> None:
     assert [subset[index] for index in range(3)] == [(1, 9), (2, 5), (3, 9)]
     assert subset.targets == [9, 5, 9]
     assert class_subset(subset, [5])[0] == (2, 5)
-    with pytest.raises(ValueError, match="no example has the label 7"):
+    assert class_subset(dataset, torch.tensor([9, 5])).targets == [9, 5, 9]
+    with pytest.raises(ValueError, match="no example has the label 7: labels are 0 to 9"):
         class_subset(dataset, [9, 7])
 
 

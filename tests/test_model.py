@@ -158,6 +158,26 @@ def test_copies_of_a_frozen_module_are_frozen_and_independent(
     assert not any(module.training for module in block.modules())
 
 
+def test_freezing_a_container_leaves_others_in_it_free() -> None:
+    model = freeze(nn.Sequential(make_block(), make_block()))
+    model[1] = make_block()  # a new head under frozen layers
+    for mode in (True, False):
+        model.train(mode)
+        assert all(module.training is mode for module in model[1].modules())
+        assert not any(module.training for module in model[0].modules())
+    unfreeze(model[0])
+    assert all(module.training for module in model.train()[0].modules())
+
+
+def test_new_classifier_is_in_the_mode_of_its_model(model: CifarNet) -> None:
+    for training in (True, False):
+        transfer = transfer_model(model.train(training))
+        assert transfer.training is transfer.classifier.training is training
+        assert not transfer.features.training
+    whole = transfer_model(freeze(model)).eval()
+    assert not whole.classifier.training
+
+
 def test_unfreeze_undoes_freeze() -> None:
     block = freeze(make_block())
     assert unfreeze(block) is block

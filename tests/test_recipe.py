@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
     assert rates[599] == pytest.approx(TUNED.lr / 2, rel=0.01)
     assert rates[0] < 0.005 * TUNED.lr
     assert rates[-1] < 0.005 * TUNED.lr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "adamw"}, "optimizer must be"),
+        ({"schedule": "cosine"}, "schedule must be"),
+        ({"epochs": 0}, "must be at least 1"),
+        ({"warmup": 0.0}, "warmup must be a fraction"),
+    ],
+)
+def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TUNED, **change)
 
 
 def test_finetuning_changes_only_epochs_and_learning_rate() -> None:

@@ -245,8 +245,8 @@ def test_other_settings_are_refused_with_the_choice(
     arguments = {"recipe": SMALL, "output_dir": finished.parent, **change}
     with pytest.raises(run.RunError, match=message) as error:
         run_stage("base", small_data, **arguments)
-    assert "another --output-dir" in str(error.value)
-    assert error.value.remedy == {"restart": True}
+    assert "another output folder" in str(error.value)
+    assert error.value.remedy == {"stage": "base", "restart": True}
     assert contents(finished / "base") == before
 
 
@@ -259,7 +259,7 @@ def test_unfinished_run_with_other_settings_or_data_is_refused(
     with pytest.raises(run.RunError, match="seed 0 there, 2 now"):
         run_stage("scratch", small_data, SMALL, output_dir=tmp_path, seed=2)
     changed = dataclasses.replace(small_data, fingerprint="other")
-    with pytest.raises(run.RunError, match="fingerprint"):
+    with pytest.raises(run.RunError, match=r"other settings \(other data\)"):
         run_stage("scratch", changed, SMALL, output_dir=tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_missing_parent_is_explained(small_data: Data, tmp_path: Path) -> None:
     for stage, parent in (("transfer", "base"), ("finetune", "transfer")):
         with pytest.raises(run.RunError, match=f"there is no {parent} model") as error:
             run_stage(stage, small_data, SMALL, output_dir=tmp_path)
-        assert error.value.remedy == {"stage": parent}
+        assert error.value.remedy == {"stage": parent, "base": None, "restart": False}
     assert not list(tmp_path.iterdir())
 
 
@@ -320,12 +320,63 @@ def test_damaged_files_of_a_run_are_named(finished: Path, small_data: Data, tmp_
     with pytest.raises(run.RunError, match=r"result\.json is damaged"):
         run_stage("base", small_data, SMALL, output_dir=tmp_path)
     (folder / "result.json").unlink()
-    (folder / "history.csv").unlink()
-    with pytest.raises(run.RunError, match=r"history\.csv lacks epochs"):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    for content in ("", "epoch,x\n1,2\n", "epoch\nx\n"):
+        (folder / "history.csv").write_text(content)
+        with pytest.raises(run.RunError, match=r"history\.csv is damaged or lacks epochs"):
+            run_stage("base", small_data, SMALL, output_dir=tmp_path)
     (folder / "last.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
         run_stage("base", small_data, SMALL, output_dir=tmp_path)
+
+
+def test_finetuning_starts_from_the_transfer_model_and_trains_with_dropout(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    copy_run(finished / "transfer", tmp_path / "small.npz" / "transfer")
+    still = dataclasses.replace(ORIGINAL, finetune_lr=1e-12, finetune_epochs=1)
+    result = run_stage("finetune", small_data, still, output_dir=tmp_path)
+    transfer = load_model(tmp_path / "small.npz" / "transfer" / "model.pt").state_dict()
+    finetune = load_model(tmp_path / "small.npz" / "finetune" / "model.pt").state_dict()
+    for key, value in transfer.items():
+        torch.testing.assert_close(finetune[key], value)
+    assert result["parent_stage"] == "transfer"
+
+
+def test_seed_decides_the_fresh_weights_and_stages_draw_their_own(
+    small_data: Data, tmp_path: Path
+) -> None:
+    still = dataclasses.replace(ORIGINAL, lr=1e-12, epochs=1)
+    weights = []
+    for seed, stage in ((0, "base"), (1, "base"), (0, "scratch")):
+        run_stage(stage, small_data, still, output_dir=tmp_path / str(seed), seed=seed)
+        model = load_model(tmp_path / str(seed) / "small.npz" / stage / "model.pt")
+        weights.append(model.get_parameter("features.conv1.weight"))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (weights[one] - weights[other]).abs().max() > 0.01
+
+
+def test_generators_of_the_caller_are_left_alone(small_data: Data, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mirror_images_are_used_if_the_recipe_says_so(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(SMALL, mirror=False)
+    run_stage("base", small_data, recipe, output_dir=tmp_path)
+    plain = load_model(tmp_path / "small.npz" / "base" / "model.pt").state_dict()
+    mirrored = load_model(finished / "base" / "model.pt").state_dict()
+    assert not torch.equal(plain["features.conv1.weight"], mirrored["features.conv1.weight"])
+
+
+def test_wrong_arguments_are_refused(small_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no stage 'Base': choose among base, transfer"):
+        run_stage("Base", small_data, SMALL, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="only transfer takes another base model"):
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, base=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoint_to_go_on_from_holds_no_times(finished: Path) -> None:

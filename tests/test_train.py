@@ -121,6 +121,16 @@ def test_another_base_model(small_npz: Path) -> None:
     assert torch.equal(transfer.features[0].weight, expected.features[0].weight)  # type: ignore[arg-type]
 
 
+def test_official_archive_put_in_place_by_hand_is_used(
+    archive: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data").mkdir()
+    (Path("data") / CIFAR10.filename).write_bytes(archive)
+    assert main(["--stage", "base", *FAST]) == 0
+    assert "data: cifar10 (CIFAR-10)" in capsys.readouterr().out
+    assert result("runs/cifar10/base/result.json")["data"] == "cifar10"
+
+
 def test_version_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert f"cifar_tl {cifar_tl.__version__}, torch " in capsys.readouterr().out
@@ -166,17 +176,17 @@ def test_results_on_cifar10_are_never_joined_by_shapes(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs: must be a whole number, at least 1, not '0'"),
+        (["--epochs", "0"], "--epochs: must be a whole number from 1 to 1000000000, not '0'"),
         (["--epochs", "2.5"], "--epochs: must be a whole number"),
-        (["--batch-size", "-1"], "--batch-size: must be a whole number, at least 1"),
+        (["--batch-size", "-1"], "--batch-size: must be a whole number from 1"),
         (["--lr", "0"], "--lr: must be a number above 0"),
         (["--lr", "nan"], "--lr: must be a number, at least 0, not 'nan'"),
         (["--lr", "fast"], "--lr: must be a number"),
         (["--weight-decay", "-1"], "--weight-decay: must be a number, at least 0"),
         (["--weight-decay", "inf"], "--weight-decay: must be a number"),
-        (["--seed", "-1"], "--seed: must be a whole number, at least 0"),
-        (["--threads", "0"], "--threads: must be a whole number, from 1 to 256"),
-        (["--threads", "100000"], "--threads: must be a whole number, from 1 to 256"),
+        (["--seed", "-1"], "--seed: must be a whole number from 0"),
+        (["--threads", "0"], "--threads: must be a whole number from 1 to 256"),
+        (["--threads", "100000"], "--threads: must be a whole number from 1 to 256"),
         (["--stage", "all-of-it"], "--stage: invalid choice"),
         (["--recipe", "secret"], "--recipe: invalid choice"),
         (["--data", "dta"], "--data dta: there is no such file or folder"),
@@ -238,6 +248,25 @@ def test_every_remedy_works_as_it_is_printed(
     assert "--epochs" not in remedy(capsys.readouterr().err)  # one epoch was meant for finetuning
 
 
+def test_restart_deletes_nothing_that_could_not_be_made_anew(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--data", str(small_npz), *FAST]
+    assert main(settings) == 0
+    shutil.rmtree("runs/small.npz/base")
+    transfer = Path("runs/small.npz/transfer/model.pt").read_bytes()
+    capsys.readouterr()
+    assert main(["--stage", "transfer", "--restart", *settings]) == 1
+    assert "--restart" not in remedy(capsys.readouterr().err)
+    assert Path("runs/small.npz/transfer/model.pt").read_bytes() == transfer
+    # One stage with other settings is no reason to throw all four away.
+    assert main(["--stage", "scratch", "--restart", "--seed", "1", *settings]) == 0
+    assert not Path("runs/small.npz/comparison.txt").exists()
+    capsys.readouterr()
+    assert main(settings) == 1
+    assert remedy(capsys.readouterr().err)[:2] == ["--stage", "scratch"]
+
+
 def test_restart_trains_again_and_spares_other_stages_and_files(small_npz: Path) -> None:
     settings = ["--data", str(small_npz), *FAST]
     assert main(["--stage", "base", *settings]) == 0
@@ -251,25 +280,17 @@ def test_restart_trains_again_and_spares_other_stages_and_files(small_npz: Path)
     assert (base / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("bad.npz", b"no zip", "bad.npz is no readable .npz archive"),
-        ("none.npz", None, "there is no file"),
-    ],
-)
-def test_bad_data_is_one_line_and_exit_code_1(
-    name: str, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if content is None:
-        Path(name).symlink_to(name + ".missing")
-        assert main(["--data", name]) == 2
-        return
-    Path(name).write_bytes(content)
-    assert main(["--data", name]) == 1
-    errors = capsys.readouterr().err
-    assert message in errors
-    assert len(errors.splitlines()) == 1
+def test_bad_data_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.npz").write_bytes(b"no zip")
+    Path("data").write_bytes(b"no folder")
+    for arguments, message in (
+        (["--data", "bad.npz"], "bad.npz is no readable .npz archive"),
+        ([], "data is neither a folder nor a .npz file"),
+    ):
+        assert main(arguments) == 1
+        errors = capsys.readouterr().err
+        assert message in errors
+        assert len(errors.splitlines()) == 1
 
 
 def test_divergence_is_one_line_and_keeps_what_was_good(
@@ -277,7 +298,7 @@ def test_divergence_is_one_line_and_keeps_what_was_good(
 ) -> None:
     assert main(["--stage", "base", "--lr", "1e30", "--data", str(small_npz)]) == 1
     errors = capsys.readouterr().err
-    assert "epoch 1: try a learning rate (--lr) below 1e+30" in errors
+    assert "epoch 1: try a learning rate below 1e+30" in errors
     assert len(errors.splitlines()) == 1
 
 
@@ -309,6 +330,34 @@ def test_help_and_wrong_usage_do_not_import_torch() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, capture_output=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_bar_on_a_terminal_plain_lines_elsewhere(small_npz: Path) -> None:
+    import pty
+
+    reader, terminal = pty.openpty()
+    process = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--data",
+            str(small_npz),
+            "--stage",
+            "base",
+            *FAST,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        check=True,
+        text=True,
+    )
+    bar = os.read(reader, 100_000).decode("ascii")
+    os.close(terminal)
+    os.close(reader)
+    assert "base 2/2: 100%" in bar
+    assert "\r" not in process.stdout
+    assert process.stdout.count("base: epoch ") == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")

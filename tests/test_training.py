@@ -83,7 +83,11 @@ def test_evaluate_is_the_mean_over_examples_and_restores_the_mode(
         metrics = evaluate(model, images, labels, batch_size=32)  # 70 = 32 + 32 + 6
         assert metrics.loss == pytest.approx(loss, rel=1e-5)
         assert metrics.accuracy == pytest.approx(accuracy)
-        assert model.training is training
+        assert all(module.training is training for module in model.modules())
+    model.train().features.eval()
+    evaluate(model, images, labels)
+    assert model.training
+    assert not model.features.training
 
 
 def test_each_epoch_takes_every_example_once_in_new_order_and_views() -> None:
@@ -100,7 +104,7 @@ def test_each_epoch_takes_every_example_once_in_new_order_and_views() -> None:
     epochs.append([])
     labels = torch.zeros(100, dtype=torch.int64)
     fit(
-        Recorder(1, 2),
+        Recorder(1, 2).eval(),  # fit itself sees to the mode
         views[:, :, None],
         labels,
         views[0, :, None],
@@ -216,7 +220,7 @@ def test_diverging_training_stops_with_the_epoch_and_a_remedy(
     model: CifarNet, arrays: Arrays
 ) -> None:
     seen: list[EpochRecord] = []
-    with pytest.raises(TrainingError, match=r"epoch 1: try a learning rate .* below 1e\+30"):
+    with pytest.raises(TrainingError, match=r"epoch 1: try a learning rate below 1e\+30"):
         fit(model, *arrays, dataclasses.replace(SMALL, lr=1e30), on_epoch=seen.append)
     assert not seen
 
@@ -225,6 +229,10 @@ def test_shapes_that_do_not_fit_are_refused(model: CifarNet, arrays: Arrays) -> 
     views, labels, val_images, val_labels = arrays
     with pytest.raises(ValueError, match=r"images\[None\]"):
         fit(model, views[0], labels, val_images, val_labels, SMALL)
+    with pytest.raises(ValueError, match="need as many labels, at least one"):
+        fit(model, views, labels, val_images, val_labels[1:], SMALL)
+    with pytest.raises(ValueError, match="need as many labels, at least one"):
+        fit(model, views, labels, val_images[:0], val_labels[:0], SMALL)
 
 
 def test_bar_only_when_asked_for(
