@@ -77,7 +77,12 @@ class CifarNet(nn.Module):
 
         Returns:
             ``(N, 3, 32, 32)`` in the type of the weights, normalised by ``mean`` and ``std``.
+
+        Raises:
+            ValueError: If the images have another shape.
         """
+        if images.shape[1:] != IMAGE_SHAPE:
+            raise ValueError(f"images must be (N, 3, 32, 32), not {tuple(images.shape)}")
         pixels = images.to(self.mean.dtype)
         if not images.is_floating_point():
             pixels = pixels / 255

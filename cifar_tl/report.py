@@ -78,7 +78,7 @@ def results_text(
         for field in dataclasses.fields(Recipe)
         if field.name in result
     )
-    environment = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    environment = [f"  {key}: {value}" for key, value in result["environment"].items()]
     lines = [
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
         f"Recipe {result['recipe']}: {values}",
@@ -106,9 +106,10 @@ def results_text(
     lines += [
         "",
         f"Total time {result['seconds_total']:.1f} s: training {result['seconds_train']:.1f} s, "
-        f"validation {result['seconds_validation']:.1f} s, "
+        f"validation {result['seconds_validation']:.1f} s,",
         f"frozen features {result['seconds_features']:.1f} s, the rest reading, testing, saving",
-        environment,
+        "Measured with",
+        *environment,
     ]
     return "\n".join(lines) + "\n"
 
@@ -201,7 +202,9 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         "",
         "base: the old classes 0-4; all others: the new classes 5-9. Accuracies are of validation",
         "and test images; s/epoch is training and validation; total s also has reading, frozen",
-        "features, testing and saving. finetune goes on from transfer: its seconds are its own.",
+        "features, testing and saving. finetune goes on from transfer: its seconds do not include",
+        "transfer's. Times compare only if nothing else ran on the machine; accuracies are of one",
+        "seed.",
         "",
     ]
     scratch = comparison["ways"]["scratch"]
@@ -216,16 +219,17 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         )
         lines.append(
             f"  It {'gains' if points >= 0 else 'costs'} {abs(points):.2f} points of validation "
-            f"accuracy and {'saves' if saved > 0 else 'costs'} {abs(saved):.1f} s."
+            f"accuracy and {'saves' if saved > 0 else 'takes'} {abs(saved):.1f} s"
+            f"{'' if saved > 0 else ' longer'}."
         )
         pays_from = result["pays_from"]
-        base = f"the base model's {comparison['seconds_base']:.1f} s"
-        lines.append(
-            f"  With {base}, it never takes less time than scratch."
-            if pays_from is None
-            else f"  With {base}, it takes less time than scratch from {pays_from} "
-            f"{'transfer' if pays_from == 1 else 'transfers'} of one base on."
-        )
+        base = f"  Counting the base model's {comparison['seconds_base']:.1f} s, it is "
+        if pays_from is None:
+            lines.append(base + "never faster than scratch.")
+        elif pays_from == 1:
+            lines.append(base + "faster than scratch from the first transfer on.")
+        else:
+            lines.append(base + f"faster than scratch once {pays_from} transfers share that base.")
     return "\n".join(lines) + "\n"
 
 

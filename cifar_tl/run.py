@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
 MODEL = "model.pt"  # the finished model
@@ -181,6 +182,9 @@ def _check_settings(folder: Path, found: dict[str, Any], wanted: dict[str, Any])
     differences = [key for key in wanted if found.get(key) != wanted[key]]
     if not differences:
         return
+    if "recipe" in differences:  # its values differ as well: name it alone
+        values = {field.name for field in dataclasses.fields(Recipe)}
+        differences = [key for key in differences if key not in values]
     words = {"fingerprint": "other data", "parent": f"another {wanted['parent_stage']} model"}
     listed = ", ".join(
         words.get(key, f"{key} {found.get(key)} there, {wanted[key]} now") for key in differences

@@ -112,6 +112,12 @@ def test_preprocessing_travels_with_the_model(model: CifarNet, images: torch.Ten
         torch.testing.assert_close(other.preprocess(images), expected)
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 32, 32, 3), (2, 3, 28, 28)])
+def test_images_of_another_shape_are_refused(model: CifarNet, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images must be \(N, 3, 32, 32\), not"):
+        model(torch.zeros(shape))
+
+
 def test_transfer_model_copies_the_base_and_leaves_it_alone(
     model: CifarNet, images: torch.Tensor
 ) -> None:

@@ -236,6 +236,10 @@ def test_finished_stage_is_read_and_not_touched(finished: Path, small_data: Data
         ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.05 there, 0\.01 now"),
         ({"recipe": dataclasses.replace(SMALL, epochs=3)}, r"epochs 2 there, 3 now"),
         ({"seed": 1}, r"seed 0 there, 1 now"),
+        (
+            {"recipe": ORIGINAL},
+            r"settings \(recipe tuned there, original now\)",
+        ),
     ],
 )
 def test_other_settings_are_refused_with_the_choice(
