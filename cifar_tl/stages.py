@@ -100,7 +100,7 @@ def run_stage(
         return result
     folder.mkdir(parents=True, exist_ok=True)
 
-    classes = BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
+    classes = settings["classes"]
     train, validation = split_validation(select_classes(data.train, classes))
     test = select_classes(data.test, classes)
     with seeded(derive_seed(settings["seed"], stage, "weights"), torch.device("cpu")):
