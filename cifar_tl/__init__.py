@@ -8,6 +8,7 @@ compare with a control what that saves and costs. The parts, in the order in whi
 - model: `CifarNet`, `transfer_model`, `freeze`, `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `fit`, `evaluate`, `extract_features`
 - results: `run_stage`, `load_model`
+- speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 """
 
 from cifar_tl.checkpoint import CheckpointError, load_model
@@ -23,6 +24,7 @@ from cifar_tl.data import (
     select_classes,
     split_validation,
 )
+from cifar_tl.memory import keep_freed_memory
 from cifar_tl.model import CifarNet, count_parameters, freeze, transfer_model, unfreeze
 from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, Recipe
 from cifar_tl.run import RunError
@@ -62,6 +64,7 @@ __all__ = [
     "extract_features",
     "fit",
     "freeze",
+    "keep_freed_memory",
     "load_data",
     "load_model",
     "make_optimizer",

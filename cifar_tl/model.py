@@ -13,6 +13,22 @@ IMAGE_SHAPE = (3, 32, 32)
 Module = TypeVar("Module", bound=nn.Module)
 
 
+class Dropout(nn.Dropout):
+    """torch's dropout, with a mask that costs a CPU an eighth of the time.
+
+    A CPU draws its random numbers one after the other, so one of 64 bits serves four elements: the
+    probability is rounded to a multiple of 1/65536.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.device.type != "cpu" or self.p == 1:
+            return super().forward(input)
+        draws = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        uniform = draws.view(torch.int16)[: input.numel()].view(input.shape)
+        kept = uniform >= round(self.p * 2**16) - 2**15
+        return input * kept.to(input.dtype).div_(1 - self.p)
+
+
 class CifarNet(nn.Module):
     """The documented eight-layer network for 32x32 colour images.
 
@@ -39,12 +55,14 @@ class CifarNet(nn.Module):
         self.features = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(3, 32, kernel_size=5),
-                relu1=nn.ReLU(),
+                relu1=nn.ReLU(inplace=True),
                 conv2=nn.Conv2d(32, 16, kernel_size=5),
-                relu2=nn.ReLU(),
+                # Documented the other way round: the maximum of ReLUs is the ReLU of the maximum,
+                # and this way a quarter of the work.
                 pool=nn.MaxPool2d(2),
+                relu2=nn.ReLU(inplace=True),
                 conv3=nn.Conv2d(16, 8, kernel_size=3),
-                relu3=nn.ReLU(),
+                relu3=nn.ReLU(inplace=True),
                 flatten=nn.Flatten(),
             )
         )
@@ -60,9 +78,9 @@ class CifarNet(nn.Module):
         self.num_classes = num_classes
         self.classifier = nn.Sequential(
             OrderedDict(
-                dropout=nn.Dropout(0.42),
+                dropout=Dropout(0.42),
                 linear1=nn.Linear(self.num_features, 128),
-                relu4=nn.ReLU(),
+                relu4=nn.ReLU(inplace=True),
                 linear2=nn.Linear(128, num_classes),
             )
         )
@@ -83,10 +101,10 @@ class CifarNet(nn.Module):
         """
         if images.shape[1:] != IMAGE_SHAPE:
             raise ValueError(f"images must be (N, 3, 32, 32), not {tuple(images.shape)}")
-        pixels = images.to(self.mean.dtype)
-        if not images.is_floating_point():
-            pixels = pixels / 255
-        return (pixels - self.mean) / self.std
+        levels = 1 if images.is_floating_point() else 255
+        inputs = (images - levels * self.mean) / (levels * self.std)
+        # With channels last, the convolutions need no rearranged copies of what they work on.
+        return inputs.to(self.mean.dtype, memory_format=torch.channels_last)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Computes the features, ``(N, 800)``, of images as `preprocess` takes them."""
@@ -169,7 +187,7 @@ class Layer(NamedTuple):
 
 
 def layers(model: CifarNet) -> list[Layer]:
-    """Lists the documented layers; a ReLU belongs to the layer before it.
+    """Lists the documented layers; a ReLU belongs to the layer with weights before it.
 
     Args:
         model: The network.
@@ -183,7 +201,8 @@ def layers(model: CifarNet) -> list[Layer]:
         for module in (*model.features, *model.classifier):
             output = module(output)
             if isinstance(module, nn.ReLU):
-                rows[-1] = rows[-1]._replace(name=rows[-1].name + " + ReLU")
+                weighted = max(i for i, row in enumerate(rows) if row.parameters)
+                rows[weighted] = rows[weighted]._replace(name=rows[weighted].name + " + ReLU")
                 continue
             parameters = list(module.parameters())
             rows.append(

@@ -22,6 +22,7 @@ class Recipe:
     weight_decay: float = 0.0  # an L2 penalty on all trained parameters
     momentum: float = 0.9  # for adam: beta 1
     warmup: float = 0.2  # the part of a one-cycle schedule in which the learning rate rises
+    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast to bfloat16
     finetune_epochs: int = 3
     finetune_lr: float = 1e-4
 
@@ -30,6 +31,8 @@ class Recipe:
             raise ValueError(f"optimizer must be 'adam' or 'sgd', not {self.optimizer!r}")
         if self.schedule not in ("constant", "one-cycle"):
             raise ValueError(f"schedule must be 'constant' or 'one-cycle', not {self.schedule!r}")
+        if self.precision not in ("float32", "bf16"):
+            raise ValueError(f"precision must be 'float32' or 'bf16', not {self.precision!r}")
         if min(self.epochs, self.finetune_epochs, self.batch_size) < 1:
             raise ValueError("epochs, finetune_epochs and batch_size must be at least 1")
         if not 0 < self.warmup < 1:

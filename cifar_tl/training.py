@@ -111,7 +111,8 @@ def fit(
                 f"the training loss became {train.loss} in epoch {epoch}: "
                 f"try a learning rate below {recipe.lr:g}"
             )
-        val = evaluate(module, val_inputs, val_labels)
+        with autocast(recipe, device):
+            val = evaluate(module, val_inputs, val_labels)
         validated = time.perf_counter()
         record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
         records.append(record)
@@ -136,17 +137,17 @@ def evaluate(
         The means over the N examples.
     """
     device = next(module.parameters()).device
+    labels = labels.to(device)
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
-    totals = _Totals()
+    outputs = []
     with torch.inference_mode():
         for batch, targets in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            targets = targets.to(device)
             logits = module(batch.to(device))
-            totals.add(functional.cross_entropy(logits, targets), logits, targets)
+            outputs.append((functional.cross_entropy(logits, targets), logits, targets))
     for submodule, was_training in modes:
         submodule.training = was_training
-    return totals.means()
+    return _metrics(outputs)
 
 
 def extract_features(
@@ -167,6 +168,19 @@ def extract_features(
         return torch.cat([forward(batch) for batch in images.split(batch_size)])
 
 
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Makes the context in which modules compute in the recipe's precision.
+
+    Args:
+        recipe: Names the precision.
+        device: Where the modules are.
+
+    Returns:
+        A context manager; it changes nothing for float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Makes the recipe's optimizer for exactly the trainable parameters of a module.
 
@@ -185,6 +199,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             betas=(recipe.momentum, 0.999),
             eps=1e-7,
             weight_decay=recipe.weight_decay,
+            fused=True,
         )
     return torch.optim.SGD(
         parameters,
@@ -192,6 +207,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         momentum=recipe.momentum,
         nesterov=True,
         weight_decay=recipe.weight_decay,
+        fused=True,
     )
 
 
@@ -239,49 +255,48 @@ def _train_epoch(
 ) -> Metrics:
     device = views.device
     steps = math.ceil(len(labels) / recipe.batch_size)
-    totals = _Totals()
+    outputs = []
     module.train()
     with seeded(derive_seed(seed, epoch), device):
-        batches = _batches(len(views), len(labels), recipe.batch_size)
+        batches = _batches(views, labels, recipe.batch_size)
         progress = tqdm(batches, bar, steps, leave=False, disable=bar is None, ascii=True)
-        for step, (view, example) in enumerate(progress, start=(epoch - 1) * steps):
+        for step, (inputs, targets) in enumerate(progress, start=(epoch - 1) * steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, recipe.epochs * steps)
-            view, example = view.to(device), example.to(device)
-            targets = labels[example]
-            logits = module(views[view, example])
-            loss = functional.cross_entropy(logits, targets)
+            with autocast(recipe, device):
+                logits = module(inputs)
+                loss = functional.cross_entropy(logits, targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            totals.add(loss.detach(), logits.detach(), targets)
-    return totals.means()
+            outputs.append((loss.detach(), logits.detach(), targets))
+    return _metrics(outputs)
 
 
-def _batches(num_views: int, num_examples: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields one epoch's batches as indices of views and of examples, the last one maybe smaller.
+def _batches(views: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields one epoch's batches of inputs and labels, the last one maybe smaller.
 
-    This alone decides which examples make up a batch, with torch's global generator.
+    This alone decides which examples make up a batch, with torch's global generator of the CPU.
     """
-    views = torch.randint(num_views, (num_examples,))
+    num_views, num_examples = views.shape[:2]
     examples = torch.randperm(num_examples)
-    return zip(views.split(batch_size), examples.split(batch_size), strict=True)
+    rows = torch.randint(num_views, (num_examples,)) * num_examples + examples
+    inputs = views.flatten(0, 1)
+    targets = labels[examples.to(labels.device)]
+    for chosen, batch_targets in zip(
+        rows.to(views.device).split(batch_size), targets.split(batch_size), strict=True
+    ):
+        yield inputs.index_select(0, chosen), batch_targets
 
 
-class _Totals:
-    """Sums over examples, divided once; read at the end, so that no step waits for a device."""
+def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:
+    """Computes means over examples from the mean loss, the logits and the labels of each batch.
 
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
-        self.examples = 0
-
-    def add(self, mean_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        self.losses.append(mean_loss * len(targets))
-        self.correct.append((logits.argmax(1) == targets).sum())
-        self.examples += len(targets)
-
-    def means(self) -> Metrics:
-        loss = math.fsum(torch.stack(self.losses).tolist())
-        correct = int(torch.stack(self.correct).sum())
-        return Metrics(loss / self.examples, correct / self.examples)
+    They are read at the end, so that no step waits for a device.
+    """
+    losses, logits, targets = zip(*outputs, strict=True)
+    labels = torch.cat(targets)
+    sizes = torch.tensor([len(batch) for batch in targets], dtype=torch.float64)
+    loss = torch.stack(losses).double().cpu() @ sizes / len(labels)
+    correct = (torch.cat(logits).argmax(1) == labels).sum()
+    return Metrics(float(loss), int(correct) / len(labels))

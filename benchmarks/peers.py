@@ -1,0 +1,303 @@
+"""Times this project against Keras and against the usual PyTorch loop, epoch by epoch in turn.
+
+    pip install -r requirements.txt -r benchmarks/requirements.txt
+    python benchmarks/peers.py cifar10.npz
+
+Every peer trains the documented network with the documented recipe on the same images, in a process
+of its own, and all others wait while one works: what slows the machine down for a while slows all
+of them. Ten epochs of base come first. Then come ten rounds of transfer: an epoch of each peer,
+which runs the frozen layers in every epoch, and this project's whole transfer stage with the tuned
+recipe, frozen features of both views and validation included.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS = 10
+BATCH_SIZE = 100
+THIS = "cifar_tl"
+
+# Called by a peer with the seconds and the validation accuracy of each round; it returns when it is
+# the peer's turn again.
+Report = Callable[[float, float], None]
+
+
+class Half(NamedTuple):
+    """The images of five classes in the Keras layout, as everybody has them in memory."""
+
+    x: np.ndarray[Any, Any]  # (N, 32, 32, 3) uint8
+    y: np.ndarray[Any, Any]  # (N,) int64
+    val_x: np.ndarray[Any, Any]
+    val_y: np.ndarray[Any, Any]
+
+
+def read_half(path: Path, classes: range) -> Half:
+    with np.load(path) as archive:
+        x, y = archive["x_train"], archive["y_train"].reshape(-1).astype(np.int64)
+    chosen = np.isin(y, classes)
+    x, y = x[chosen], y[chosen]
+    boundary = len(y) * 4 // 5
+    return Half(x[:boundary], y[:boundary], x[boundary:], y[boundary:])
+
+
+def run_cifar_tl(path: Path, report: Report) -> None:
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from cifar_tl import (
+        BASE_CLASSES,
+        ORIGINAL,
+        TRANSFER_CLASSES,
+        TUNED,
+        CifarNet,
+        extract_features,
+        fit,
+        load_data,
+        make_views,
+        select_classes,
+        split_validation,
+        transfer_model,
+    )
+
+    data = load_data(path)
+    torch.manual_seed(0)
+
+    train, validation = split_validation(select_classes(data.train, BASE_CLASSES))
+    base = CifarNet(num_classes=5)
+    fit(
+        base,
+        train.images[None],
+        train.labels,
+        validation.images,
+        validation.labels,
+        ORIGINAL,
+        on_epoch=lambda record: report(
+            record.seconds_train + record.seconds_validation, record.val_accuracy
+        ),
+    )
+
+    train, validation = split_validation(select_classes(data.train, TRANSFER_CLASSES))
+    for _ in range(EPOCHS):
+        start = time.perf_counter()
+        model = transfer_model(base)
+        views = make_views(train.images, mirror=TUNED.mirror)
+        features = extract_features(model.forward_features, views.flatten(0, 1))
+        val_features = extract_features(model.forward_features, validation.images)
+        records = fit(
+            model.classifier,
+            features.unflatten(0, views.shape[:2]),
+            train.labels,
+            val_features,
+            validation.labels,
+            TUNED,
+        )
+        report(time.perf_counter() - start, records[-1].val_accuracy)
+
+
+def run_keras(path: Path, report: Report) -> None:
+    import keras
+    from keras import layers
+
+    class Clock(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # after validation
+            report(time.perf_counter() - self.start, logs["val_accuracy"])
+
+    def train(model: Any, half: Half) -> None:
+        model.compile(
+            optimizer=keras.optimizers.Adam(1e-3),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+        )
+        model.fit(
+            half.x.astype(np.float32) / 255,
+            half.y,
+            batch_size=BATCH_SIZE,
+            epochs=EPOCHS,
+            validation_data=(half.val_x.astype(np.float32) / 255, half.val_y),
+            callbacks=[Clock()],
+            verbose=0,
+        )
+
+    keras.utils.set_random_seed(0)
+    features = [
+        layers.Conv2D(32, 5, activation="relu"),
+        layers.Conv2D(16, 5, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(8, 3, activation="relu"),
+        layers.Flatten(),
+        layers.Dropout(0.42),
+    ]
+    for classes, outputs in ((range(5), 5), (range(5, 10), 10)):
+        head = [layers.Dense(128, activation="relu"), layers.Dense(outputs, activation="softmax")]
+        train(
+            keras.Sequential([layers.Input((32, 32, 3)), *features, *head]),
+            read_half(path, classes),
+        )
+        for layer in features:
+            layer.trainable = False
+
+
+def run_dataloader(path: Path, report: Report, *, num_workers: int = 0) -> None:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision.transforms import ToTensor
+
+    class Images(Dataset[tuple[Tensor, int]]):
+        """Does for an item what torchvision.datasets.CIFAR10 does."""
+
+        def __init__(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> None:
+            self.data, self.targets, self.transform = x, y.tolist(), ToTensor()
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return self.transform(Image.fromarray(self.data[index])), self.targets[index]
+
+    def train(model: nn.Module, half: Half) -> None:
+        loader = DataLoader(Images(half.x, half.y), BATCH_SIZE, True, num_workers=num_workers)
+        val_loader = DataLoader(Images(half.val_x, half.val_y), 100, num_workers=num_workers)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=1e-3, eps=1e-7)
+        loss_function = nn.CrossEntropyLoss()
+        for _ in range(EPOCHS):
+            start = time.perf_counter()
+            model.train()
+            for images, labels in loader:
+                optimizer.zero_grad()
+                loss_function(model(images), labels).backward()
+                optimizer.step()
+            model.eval()
+            correct = 0
+            with torch.no_grad():
+                for images, labels in val_loader:
+                    correct += int((model(images).argmax(1) == labels).sum())
+            report(time.perf_counter() - start, correct / len(half.val_y))
+
+    torch.manual_seed(0)
+    features = nn.Sequential(
+        nn.Conv2d(3, 32, 5),
+        nn.ReLU(),
+        nn.Conv2d(32, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.42),
+    )
+    for classes, outputs in ((range(5), 5), (range(5, 10), 10)):
+        model = nn.Sequential(features, nn.Linear(800, 128), nn.ReLU(), nn.Linear(128, outputs))
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad:
+                if layer not in features or outputs == 5:
+                    nn.init.xavier_uniform_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+        train(model, read_half(path, classes))
+        features.requires_grad_(False)
+
+
+PEERS: dict[str, Callable[[Path, Report], None]] = {
+    THIS: run_cifar_tl,
+    "Keras on TensorFlow": run_keras,
+    "PyTorch, DataLoader": run_dataloader,
+    "PyTorch, DataLoader, 2 workers": partial(run_dataloader, num_workers=2),
+}
+
+
+def work(name: str, path: Path) -> None:
+    """Runs a peer in this process; a round begins with each line that comes in."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints must not be taken for an answer
+
+    def report(seconds: float, accuracy: float) -> None:
+        print(json.dumps([seconds, accuracy]), file=answers, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)
+
+    sys.stdin.readline()
+    PEERS[name](path, report)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="a .npz file in the Keras layout")
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)  # what a worker is
+    options = parser.parse_args()
+    if options.peer:
+        return work(options.peer, options.data)
+
+    names = [name for name in PEERS if name != "Keras on TensorFlow" or find_spec("tensorflow")]
+    workers = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, str(options.data), "--peer", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name in names
+    }
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for number in range(2 * EPOCHS):
+        for name, worker in workers.items():
+            assert worker.stdin and worker.stdout
+            print("go", file=worker.stdin, flush=True)
+            answer = worker.stdout.readline()
+            if not answer:
+                sys.exit(
+                    f"{name} failed: python benchmarks/peers.py DATA --peer '{name}' shows why"
+                )
+            rounds[name].append(tuple(json.loads(answer)))
+            seconds, accuracy = rounds[name][-1]
+            stage = "base" if number < EPOCHS else "transfer"
+            print(
+                f"{stage} {number % EPOCHS + 1}: {name}: {seconds:.2f} s, {accuracy:.2%}",
+                flush=True,
+            )
+    for worker in workers.values():
+        worker.communicate()
+    print(table(rounds))
+
+
+def table(rounds: dict[str, list[tuple[float, float]]]) -> str:
+    """Medians, ranges and ratios; a ratio is the median of those of the single rounds."""
+    lines = ["| | s | range | this project takes | validation accuracy |", "|---|---|---|---|---|"]
+    for stage, part, this_unit in (
+        ("base epoch", slice(0, EPOCHS), 1),
+        ("transfer, 10 epochs", slice(EPOCHS, None), EPOCHS),
+    ):
+        ours = [seconds for seconds, _ in rounds[THIS][part]]
+        for name, answers in rounds.items():
+            epochs = 1 if name == THIS else this_unit
+            times = [seconds * epochs for seconds, _ in answers[part]]
+            ratio = statistics.median(our / their for our, their in zip(ours, times, strict=True))
+            lines.append(
+                f"| {stage}: {name} | {statistics.median(times):.2f} "
+                f"| {min(times):.2f}-{max(times):.2f} | {ratio:.2f} | {answers[part][-1][1]:.2%} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
