@@ -80,6 +80,7 @@ def train(options: argparse.Namespace) -> int:
     check_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    cifar_tl.keep_freed_memory()
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
     progress = sys.stderr.isatty() and not options.quiet
     recipe = choose_recipe(options)

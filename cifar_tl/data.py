@@ -5,8 +5,10 @@ import hashlib
 import socket
 import ssl
 import urllib.error
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -70,8 +72,13 @@ class Data:
     description: str  # for people
     class_names: tuple[str, ...]
     train: LabeledImages  # training and validation images
-    test: LabeledImages
-    fingerprint: str  # SHA-256 of all images and labels
+    read_test: Callable[[], LabeledImages]
+    fingerprint: str  # SHA-256 of what identifies all images and labels
+
+    @cached_property
+    def test(self) -> LabeledImages:
+        """The test images, read when they are first asked for: training can start earlier."""
+        return self.read_test()
 
 
 def load_data(source: str | Path) -> Data:
@@ -91,41 +98,12 @@ def load_data(source: str | Path) -> Data:
         DataError: If the data is damaged or not of this kind.
     """
     if source == SHAPES:
-        name, description, class_names = SHAPES, "built-in drawn shapes", shapes.CLASS_NAMES
-        arrays: Sequence[NDArray[Any]] = shapes.draw_shapes()
-    elif Path(source).suffix == ".npz":
-        name, class_names = Path(source).name, CIFAR10_CLASS_NAMES
-        description = "a .npz file in the Keras layout"
-        arrays = _read_npz(Path(source))
-    else:
-        if Path(source).is_file():
-            raise DataError(f"{source} is neither a folder nor a .npz file: name one of these")
-        name, description, class_names = OFFICIAL, "CIFAR-10", CIFAR10_CLASS_NAMES
-        arrays = _read_cifar10(Path(source))
-    x_train, y_train, x_test, y_test = (np.ascontiguousarray(array) for array in arrays)
-    data = Data(
-        name=name,
-        description=description,
-        class_names=class_names,
-        train=LabeledImages(torch.from_numpy(x_train), torch.from_numpy(y_train)),
-        test=LabeledImages(torch.from_numpy(x_test), torch.from_numpy(y_test)),
-        fingerprint=_fingerprint(x_train, y_train, x_test, y_test),
-    )
-    for classes in (BASE_CLASSES, TRANSFER_CLASSES):
-        train, validation = split_validation(select_classes(data.train, classes))
-        for part, examples in (
-            ("training", train),
-            ("validation", validation),
-            ("test", data.test),
-        ):
-            absent = sorted(set(classes) - set(examples.labels.tolist()))
-            if absent:
-                raise DataError(
-                    f"{source}: no {part} image of class {absent[0]}: every class must be in the "
-                    "first 80 % (training) and the last 20 % (validation) of the training images "
-                    "of its half, and in the test images; shuffle the file if it is sorted"
-                )
-    return data
+        return _shapes_data()
+    if Path(source).suffix == ".npz":
+        return _npz_data(Path(source))
+    if Path(source).is_file():
+        raise DataError(f"{source} is neither a folder nor a .npz file: name one of these")
+    return _cifar10_data(Path(source))
 
 
 def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledImages:
@@ -138,8 +116,9 @@ def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledIm
     Returns:
         The M <= N images that have one of these labels.
     """
-    chosen = torch.isin(examples.labels, torch.tensor(list(classes)))
-    return LabeledImages(examples.images[chosen], examples.labels[chosen])
+    chosen = torch.isin(examples.labels, torch.tensor(list(classes))).nonzero().flatten()
+    # index_select makes images contiguous on the way, as batches are gathered fastest.
+    return LabeledImages(examples.images.index_select(0, chosen), examples.labels[chosen])
 
 
 def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledImages]:
@@ -154,7 +133,8 @@ def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledIma
     boundary = len(examples.labels) * 4 // 5
     return (
         LabeledImages(examples.images[:boundary], examples.labels[:boundary]),
-        LabeledImages(examples.images[boundary:], examples.labels[boundary:]),
+        # A copy, so that it does not keep the training images in memory.
+        LabeledImages(examples.images[boundary:].clone(), examples.labels[boundary:].clone()),
     )
 
 
@@ -168,7 +148,13 @@ def make_views(images: Tensor, *, mirror: bool) -> Tensor:
     Returns:
         ``(V, N, 3, 32, 32)``, V = 2 with mirror images and 1 without.
     """
-    return torch.stack([images, images.flip(-1)]) if mirror else images[None]
+    if not mirror:
+        return images[None]
+    views = images.new_empty(2, *images.shape)
+    views[0] = images
+    for view, batch in zip(views[1].split(1000), images.split(1000), strict=True):
+        view.copy_(batch.flip(-1))  # all at once would take the memory of a third view
+    return views
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,10 +167,10 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
         Mean and standard deviation, ``(3, 1, 1)`` float32 each, of pixels from 0 to 1.
     """
     total, squares = torch.zeros(2, 3, dtype=torch.float64)
-    for batch in images.split(1000):  # exact: sums of whole numbers below 2**53
-        pixels = batch.double()
-        total += pixels.sum((0, 2, 3))
-        squares += pixels.square().sum((0, 2, 3))
+    for batch in images.split(100):  # exact: squares below 2**24, sums of whole numbers below 2**53
+        pixels = batch.float().transpose(0, 1).flatten(1)
+        total += pixels.sum(1, dtype=torch.float64)
+        squares += pixels.square().sum(1, dtype=torch.float64)
     count = images.numel() / 3
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(1).sqrt()  # one grey level at the least
@@ -289,32 +275,82 @@ def class_subset(dataset: Dataset[Example], classes: Iterable[int]) -> ClassSubs
     return ClassSubset(dataset, indices, [labels[index] for index in indices])
 
 
-def _fingerprint(*arrays: NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape} ".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
+def _shapes_data() -> Data:
+    x_train, y_train, x_test, y_test = shapes.draw_shapes()
+    return Data(
+        name=SHAPES,
+        description="built-in drawn shapes",
+        class_names=shapes.CLASS_NAMES,
+        train=_labeled_images(x_train, y_train),
+        read_test=lambda: _labeled_images(x_test, y_test),
+        fingerprint=_fingerprint(x_train, y_train, x_test, y_test),
+    )
 
 
-def _read_npz(path: Path) -> list[NDArray[Any]]:
-    """Reads an archive in the Keras layout: images channels first, labels int64."""
+def _cifar10_data(folder: Path) -> Data:
+    """Reads the official data through torchvision, which verifies every file's checksum."""
+    from torchvision.datasets import CIFAR10  # here, since the import takes time
+
+    def read(is_train: bool) -> LabeledImages:
+        try:
+            dataset = CIFAR10(folder, train=is_train)
+        except RuntimeError as error:
+            raise MissingDataError(
+                f"CIFAR-10 is not in {folder}, or a file of it is damaged: download_cifar10 gets it"
+            ) from error
+        return _labeled_images(dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
+
+    checksums = [md5 for _, md5 in CIFAR10.train_list + CIFAR10.test_list]
+    return Data(
+        name=OFFICIAL,
+        description="CIFAR-10",
+        class_names=CIFAR10_CLASS_NAMES,
+        train=read(is_train=True),
+        read_test=lambda: read(is_train=False),
+        fingerprint=_fingerprint(*checksums),
+    )
+
+
+def _npz_data(path: Path) -> Data:
+    """Reads an archive in the Keras layout, all but the test images, which are only checked."""
+    with _open_npz(path) as archive:
+        members = {name.removesuffix(".npy") for name in archive.namelist()}
+        if absent := [
+            key for key in ("x_train", "y_train", "x_test", "y_test") if key not in members
+        ]:
+            raise DataError(f"{path} has no array {', '.join(absent)}: add it to the archive")
+        _check_images(path, "train", *_read_header(archive, "x_train"))
+        _check_images(path, "test", *_read_header(archive, "x_test"))
+        num_test = _read_header(archive, "x_test")[0][0]
+        x_train, y_train, y_test = (_read(archive, key) for key in ("x_train", "y_train", "y_test"))
+        image_checksums = [archive.getinfo(f"{key}.npy").CRC for key in ("x_train", "x_test")]
+    _check_labels(path, "train", y_train, len(x_train))
+    _check_labels(path, "test", y_test, num_test)
+    y_train, y_test = (labels.reshape(-1).astype(np.int64) for labels in (y_train, y_test))
+    _check_classes(path, y_train, y_test)
+
+    def read_test() -> LabeledImages:
+        with _open_npz(path) as archive:
+            if archive.getinfo("x_test.npy").CRC != image_checksums[1]:
+                raise ValueError("it has changed since the training images were read")
+            return _labeled_images(_read(archive, "x_test").transpose(0, 3, 1, 2), y_test)
+
+    return Data(
+        name=path.name,
+        description="a .npz file in the Keras layout",
+        class_names=CIFAR10_CLASS_NAMES,
+        train=_labeled_images(x_train.transpose(0, 3, 1, 2), y_train),
+        read_test=read_test,
+        fingerprint=_fingerprint(*image_checksums, y_train, y_test),
+    )
+
+
+@contextlib.contextmanager
+def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens an archive; whatever is wrong with it while it is open becomes a `DataError`."""
     try:
-        with path.open("rb") as file:  # np.load would leave a file open that it cannot read
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            if missing := [
-                key for key in ("x_train", "y_train", "x_test", "y_test") if key not in archive
-            ]:
-                raise DataError(f"{path} has no array {', '.join(missing)}: add it to the archive")
-            arrays = []
-            for split in ("train", "test"):
-                images = archive[f"x_{split}"]
-                labels = archive[f"y_{split}"]
-                _check_arrays(path, split, images, labels)
-                arrays += [images.transpose(0, 3, 1, 2), labels.reshape(-1).astype(np.int64)]
-            return arrays
+        with zipfile.ZipFile(path) as archive:
+            yield archive
     except FileNotFoundError:
         raise DataError(f"there is no file {path}: check the path") from None
     except DataError:
@@ -326,38 +362,75 @@ def _read_npz(path: Path) -> list[NDArray[Any]]:
         ) from error
 
 
-def _check_arrays(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
-    x, y = f"{path}: x_{split}", f"{path}: y_{split}"
-    if images.dtype != np.uint8:
-        raise DataError(f"{x} must hold uint8 pixels from 0 to 255, not {images.dtype}")
-    if images.ndim != 4 or images.shape[1:] != (32, 32, 3):
-        raise DataError(f"{x} must have the shape (N, 32, 32, 3), not {images.shape}")
+def _read(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
+    with archive.open(f"{key}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _read_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Reads an array's shape and type without its content."""
+    with archive.open(f"{key}.npy") as member:
+        if np.lib.format.read_magic(member) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+        return shape, dtype
+
+
+def _check_images(path: Path, split: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    name = f"{path}: x_{split}"
+    if dtype != np.uint8:
+        raise DataError(f"{name} must hold uint8 pixels from 0 to 255, not {dtype}")
+    if len(shape) != 4 or shape[1:] != (32, 32, 3):
+        raise DataError(f"{name} must have the shape (N, 32, 32, 3), not {shape}")
+
+
+def _check_labels(path: Path, split: str, labels: NDArray[Any], num_images: int) -> None:
+    name = f"{path}: y_{split}"
     if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{y} must hold integers from 0 to 9, not {labels.dtype}")
-    if labels.shape not in ((len(images),), (len(images), 1)):
+        raise DataError(f"{name} must hold integers from 0 to 9, not {labels.dtype}")
+    if labels.shape not in ((num_images,), (num_images, 1)):
         raise DataError(
-            f"{y} must have the shape ({len(images)},) to fit x_{split}, not {labels.shape}"
+            f"{name} must have the shape ({num_images},) to fit x_{split}, not {labels.shape}"
         )
     if len(labels) and (labels.min() < 0 or labels.max() > 9):
         raise DataError(
-            f"{y} must hold labels from 0 to 9, not from {labels.min()} to {labels.max()}"
+            f"{name} must hold labels from 0 to 9, not from {labels.min()} to {labels.max()}"
         )
 
 
-def _read_cifar10(folder: Path) -> list[NDArray[Any]]:
-    """Reads the official data through torchvision, which verifies every file's checksum."""
-    from torchvision.datasets import CIFAR10  # here, since the import takes time
+def _check_classes(path: Path, y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> None:
+    labels = torch.from_numpy(y_train)
+    for classes in (BASE_CLASSES, TRANSFER_CLASSES):
+        # Which images train and validate is decided by labels alone: they stand in for the images.
+        half = select_classes(LabeledImages(labels, labels), classes)
+        train, validation = split_validation(half)
+        for part, found in (
+            ("training", train.labels.tolist()),
+            ("validation", validation.labels.tolist()),
+            ("test", y_test.tolist()),
+        ):
+            if absent := sorted(set(classes).difference(found)):
+                raise DataError(
+                    f"{path}: no {part} image of class {absent[0]}: every class must be in the "
+                    "first 80 % (training) and the last 20 % (validation) of the training images "
+                    "of its half, and in the test images; shuffle the file if it is sorted"
+                )
 
-    arrays = []
-    try:
-        for is_train in (True, False):
-            dataset = CIFAR10(folder, train=is_train)
-            arrays += [dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets, np.int64)]
-    except RuntimeError as error:
-        raise MissingDataError(
-            f"CIFAR-10 is not in {folder}, or a file of it is damaged: download_cifar10 gets it"
-        ) from error
-    return arrays
+
+def _labeled_images(images: NDArray[np.uint8], labels: NDArray[Any]) -> LabeledImages:
+    return LabeledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _fingerprint(*parts: NDArray[Any] | int | str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype} {part.shape} ".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(f"{part} ".encode())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

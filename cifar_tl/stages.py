@@ -29,6 +29,7 @@ from cifar_tl.model import CifarNet, count_parameters, layers, transfer_model
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import (
     EpochRecord,
+    autocast,
     derive_seed,
     evaluate,
     extract_features,
@@ -102,7 +103,6 @@ def run_stage(
 
     classes = settings["classes"]
     train, validation = split_validation(select_classes(data.train, classes))
-    test = select_classes(data.test, classes)
     with seeded(derive_seed(settings["seed"], stage, "weights"), torch.device("cpu")):
         model = _initial_model(stage, parent, recipe, train.images).to(device)
     optimized = model.classifier if stage == "transfer" else model
@@ -116,15 +116,18 @@ def run_stage(
         f"images of classes {classes[0]}-{classes[-1]}"
         + (f", going on after epoch {len(rows)}" if rows else "")
     )
+    labels = train.labels
     views = make_views(train.images, mirror=recipe.mirror).to(device)
     val_inputs = validation.images.to(device)
+    del train  # the views are what is trained on: no need for two of them in memory
     if stage == "transfer":
         # The frozen layers have no randomness: one pass through them serves all epochs.
         started = time.perf_counter()
-        val_inputs = extract_features(model.forward_features, val_inputs)
-        views = extract_features(model.forward_features, views.flatten(0, 1)).unflatten(
-            0, views.shape[:2]
-        )
+        with autocast(recipe, views.device):
+            val_inputs = extract_features(model.forward_features, val_inputs)
+            views = extract_features(model.forward_features, views.flatten(0, 1)).unflatten(
+                0, views.shape[:2]
+            )
         seconds = time.perf_counter() - started
         seconds_features += seconds
         log(f"{stage}: frozen features of all these images in {seconds:.2f} s")
@@ -144,7 +147,7 @@ def run_stage(
     fit(
         optimized,
         views,
-        train.labels,
+        labels,
         val_inputs,
         validation.labels,
         recipe,
@@ -154,7 +157,9 @@ def run_stage(
         on_epoch=on_epoch,
         progress=stage if progress else None,
     )
-    tested = evaluate(model, test.images, test.labels)
+    test = select_classes(data.test, classes)
+    with autocast(recipe, torch.device(device)):
+        tested = evaluate(model, test.images, test.labels)
     save_model(folder / run.MODEL, model, settings)
     parameters_total = count_parameters(model)
     parameters_trainable = count_parameters(model, trainable_only=True)
@@ -162,7 +167,7 @@ def run_stage(
         **settings,
         "data_description": data.description,
         "num_classes": model.num_classes,
-        "images_train": len(train.labels),
+        "images_train": len(labels),
         "images_validation": len(validation.labels),
         "images_test": len(test.labels),
         "val_accuracy": rows[-1].val_accuracy,

@@ -163,9 +163,20 @@ def extract_features(
 
     Returns:
         ``(N, ...)``, what ``forward`` returned for all images.
+
+    Raises:
+        ValueError: If there are no images.
     """
+    features = None
     with torch.no_grad():  # not inference_mode, whose tensors no classifier could train on
-        return torch.cat([forward(batch) for batch in images.split(batch_size)])
+        for start in range(0, len(images), batch_size):
+            batch = forward(images[start : start + batch_size])
+            if features is None:  # collecting batches and joining them would take twice the memory
+                features = batch.new_empty(len(images), *batch.shape[1:])
+            features[start : start + batch_size] = batch
+    if features is None:
+        raise ValueError("there are no images to compute features of")
+    return features
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

@@ -1,0 +1,87 @@
+"""Times the start of the command, and measures its peak memory.
+
+    python benchmarks/command.py cifar10.npz
+
+The data is any that ``--data`` takes. Start-up is compared in turn with a process that imports
+torch and makes one optimizer, memory with one that imports torch and nothing else. Linux and macOS.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = 7
+STAGES = ("base", "transfer", "finetune", "scratch")
+
+IMPORT_TORCH = "import torch"
+MAKE_OPTIMIZER = "import os, torch; torch.optim.SGD([torch.zeros(1)]); os._exit(0)"
+FIRST_STEP = """
+import os, sys
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+register_optimizer_step_pre_hook(lambda *_: os._exit(0))  # the first batch has been back-propagated
+sys.path.insert(0, sys.argv.pop(1))
+import train
+sys.exit(train.main() or "there was no training step")
+"""
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="a .npz file or a folder with CIFAR-10")
+    data = parser.parse_args().data
+
+    train = str(ROOT / "train.py")
+    with tempfile.TemporaryDirectory() as folder:
+        base = ["--data", data, "--output-dir", f"{folder}/first", "--stage", "base"]
+        commands = {
+            "--help": [train, "--help"],
+            "a wrong argument": [train, "--epochs", "none"],
+            "import torch, make one optimizer": ["-c", MAKE_OPTIMIZER],
+            "launch to first training step": ["-c", FIRST_STEP, str(ROOT), *base],
+        }
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(ROUNDS):
+            for name, arguments in commands.items():
+                times[name].append(run(arguments, 2 if name == "a wrong argument" else 0)[0])
+        for name, values in times.items():
+            low, high = min(values), max(values)
+            print(f"{name}: {statistics.median(values):.2f} s ({low:.2f}-{high:.2f})")
+        imports, first = list(times.values())[2:]
+        ratio = statistics.median(a / b for a, b in zip(first, imports, strict=True))
+        print(f"first training step / imports: {ratio:.2f}\n")
+
+        torch_memory = run(["-c", IMPORT_TORCH])[1]
+        print(f"import torch: {torch_memory:.0f} MB at the peak")
+        for stage in STAGES:
+            options = ["--data", data, "--output-dir", folder, "--stage", stage, "--epochs", "1"]
+            memory = run([train, *options])[1]
+            print(f"{stage}: {memory:.0f} MB, {memory - torch_memory:+.0f} MB")
+
+
+def run(arguments: list[str], expected_code: int = 0) -> tuple[float, float]:
+    """Runs Python to its end; returns its seconds and its peak memory in MB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    messages = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != expected_code:
+        sys.exit(f"{arguments} failed: {messages}")
+    return seconds, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3 / 1.024)
+
+
+if __name__ == "__main__":
+    main()
