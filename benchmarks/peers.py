@@ -58,20 +58,21 @@ def run_cifar_tl(path: Path, report: Report) -> None:
     import torch
 
     from cifar_tl import (
-        BASE_CLASSES,
         ORIGINAL,
-        TRANSFER_CLASSES,
         TUNED,
         CifarNet,
         extract_features,
         fit,
+        keep_freed_memory,
         load_data,
         make_views,
         select_classes,
         split_validation,
         transfer_model,
     )
+    from cifar_tl.data import BASE_CLASSES, TRANSFER_CLASSES
 
+    keep_freed_memory()  # as train.py does
     data = load_data(path)
     torch.manual_seed(0)
 

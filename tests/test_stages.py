@@ -65,7 +65,7 @@ def stop_at(text: str) -> Callable[[str], None]:
 
 def test_all_learn_shapes_well_above_chance(tmp_path: Path) -> None:
     shapes = load_data("shapes")
-    recipe = dataclasses.replace(ORIGINAL, epochs=3)
+    recipe = dataclasses.replace(ORIGINAL, epochs=4)
     accuracies = {
         stage: run_stage(stage, shapes, recipe, output_dir=tmp_path)["val_accuracy"]
         for stage in ("base", "transfer")
