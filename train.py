@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Written here again because importing them would import torch; a test compares them.
 STAGES = ("base", "transfer", "finetune", "scratch")
 RECIPES = ("original", "tuned")
+PRECISIONS = ("float32", "bf16")
 SHAPES = "shapes"
 
 DATA_FOLDER = "data"
@@ -164,6 +165,7 @@ def choose_recipe(options: argparse.Namespace) -> "Recipe":
         f"{prefix}lr": options.lr,
         "batch_size": options.batch_size,
         "weight_decay": options.weight_decay,
+        "precision": options.precision,
     }
     return dataclasses.replace(
         RECIPES[options.recipe],
@@ -225,6 +227,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--lr", metavar="X", type=positive, help="(peak) learning rate, of the same stages")
     add("--batch-size", metavar="N", type=at_least_one, help="images in a batch")
     add("--weight-decay", metavar="X", type=not_negative, help="L2 penalty")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="bf16: autocast to bfloat16, for CUDA and CPUs with units for it (default: float32)",
+    )
     add("--seed", metavar="N", type=at_least_zero, default=0, help="(default: %(default)s)")
     add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
     add("--threads", metavar="N", type=thread_count, help="(default: torch's choice)")

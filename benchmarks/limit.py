@@ -12,7 +12,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -75,7 +76,7 @@ def compare_steps(images: Tensor, labels: Tensor) -> None:
 
 
 def compare_transfer(images: Tensor, labels: Tensor) -> None:
-    """The whole transfer stage but for files, against one inference pass and the head's products."""
+    """The transfer stage but for files, against inference passes and the head's products."""
     model = transfer_model(CifarNet(num_classes=5))
     train, validation = images.split([TRAIN, VALIDATION])
     train_labels, val_labels = labels.split([TRAIN, VALIDATION])
@@ -117,15 +118,15 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
 
 def compare_sizes(images: Tensor, labels: Tensor) -> None:
     model = CifarNet(num_classes=5)
-    times = take_turns(
-        3,
-        {
-            f"base training, {size:,} images, per image": lambda size=size: (
-                train_seconds(model, images[:size], labels[:size], ORIGINAL) / size
-            )
-            for size in SIZES
-        },
-    )
+    functions = {
+        f"base training, {size:,} images, per image": partial(
+            train_seconds, model, images[:size], labels[:size], ORIGINAL
+        )
+        for size in SIZES
+    }
+    times = take_turns(3, functions)
+    for values, size in zip(times.values(), SIZES, strict=True):
+        values[:] = [value / size for value in values]
     show(times, "us", 1e6)
     medians = [median(values) for values in times.values()]
     print(f"slowest size / fastest size: {max(medians) / min(medians):.2f}")
@@ -147,7 +148,7 @@ def make_step_kernels() -> Callable[[], None]:
     head, _ = make_head_kernels(num_classes=5, input_gradient=True)
 
     def backward(grad: Tensor, inputs: Tensor, weight: Tensor, input_gradient: bool) -> Tensor:
-        gradients = torch.ops.aten.convolution_backward(
+        gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             grad,
             inputs,
             weight,

@@ -1,16 +1,18 @@
-"""Times this project against Keras and against the usual PyTorch loop, epoch by epoch in turn.
+"""Times this project against Keras and against the usual PyTorch loop, all in turn.
 
     pip install -r requirements.txt -r benchmarks/requirements.txt
     python benchmarks/peers.py cifar10.npz
 
 Every peer trains the documented network with the documented recipe on the same images, in a process
 of its own, and all others wait while one works: what slows the machine down for a while slows all
-of them. Ten epochs of base come first. Then come ten rounds of transfer: an epoch of each peer,
-which runs the frozen layers in every epoch, and this project's whole transfer stage with the tuned
-recipe, frozen features of both views and validation included.
+of them. A turn is two epochs, and the second counts: the first brings back what the system has put
+away meanwhile. Ten epochs of base come first. In ten epochs of transfer the peers run the frozen
+layers every time; what this project does twice in a turn is its whole transfer stage with the tuned
+recipe, ten epochs, frozen features of both views, and validation included.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,12 +29,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS = 10
+EPOCHS = 10  # of each stage
+EPOCHS_IN_A_TURN = 2
+TURNS = EPOCHS // EPOCHS_IN_A_TURN
 BATCH_SIZE = 100
-THIS = "cifar_tl"
+THIS, KERAS = "cifar_tl", "Keras on TensorFlow"
 
-# Called by a peer with the seconds and the validation accuracy of each round; it returns when it is
-# the peer's turn again.
+# Called by a peer with the seconds and the validation accuracy of each epoch (this project: of each
+# transfer stage); it returns when it is the peer's turn again.
 Report = Callable[[float, float], None]
 
 
@@ -53,7 +58,7 @@ def read_half(path: Path, classes: range) -> Half:
     return Half(x[:boundary], y[:boundary], x[boundary:], y[boundary:])
 
 
-def run_cifar_tl(path: Path, report: Report) -> None:
+def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
@@ -71,6 +76,7 @@ def run_cifar_tl(path: Path, report: Report) -> None:
         transfer_model,
     )
     from cifar_tl.data import BASE_CLASSES, TRANSFER_CLASSES
+    from cifar_tl.training import autocast
 
     keep_freed_memory()  # as train.py does
     data = load_data(path)
@@ -84,26 +90,28 @@ def run_cifar_tl(path: Path, report: Report) -> None:
         train.labels,
         validation.images,
         validation.labels,
-        ORIGINAL,
+        replace(ORIGINAL, **changes),
         on_epoch=lambda record: report(
             record.seconds_train + record.seconds_validation, record.val_accuracy
         ),
     )
 
     train, validation = split_validation(select_classes(data.train, TRANSFER_CLASSES))
-    for _ in range(EPOCHS):
+    for _ in range(EPOCHS):  # as often as the peers run an epoch
         start = time.perf_counter()
         model = transfer_model(base)
         views = make_views(train.images, mirror=TUNED.mirror)
-        features = extract_features(model.forward_features, views.flatten(0, 1))
-        val_features = extract_features(model.forward_features, validation.images)
+        recipe = replace(TUNED, **changes)
+        with autocast(recipe, views.device):
+            features = extract_features(model.forward_features, views.flatten(0, 1))
+            val_features = extract_features(model.forward_features, validation.images)
         records = fit(
             model.classifier,
             features.unflatten(0, views.shape[:2]),
             train.labels,
             val_features,
             validation.labels,
-            TUNED,
+            recipe,
         )
         report(time.perf_counter() - start, records[-1].val_accuracy)
 
@@ -113,10 +121,10 @@ def run_keras(path: Path, report: Report) -> None:
     from keras import layers
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc]
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        def on_epoch_begin(self, *_: Any) -> None:
             self.start = time.perf_counter()
 
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # after validation
+        def on_epoch_end(self, _: int, logs: Any = None) -> None:  # after validation
             report(time.perf_counter() - self.start, logs["val_accuracy"])
 
     def train(model: Any, half: Half) -> None:
@@ -209,29 +217,30 @@ def run_dataloader(path: Path, report: Report, *, num_workers: int = 0) -> None:
         model = nn.Sequential(features, nn.Linear(800, 128), nn.ReLU(), nn.Linear(128, outputs))
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad:
-                if layer not in features or outputs == 5:
-                    nn.init.xavier_uniform_(layer.weight)
-                    nn.init.zeros_(layer.bias)
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         train(model, read_half(path, classes))
         features.requires_grad_(False)
 
 
 PEERS: dict[str, Callable[[Path, Report], None]] = {
     THIS: run_cifar_tl,
-    "Keras on TensorFlow": run_keras,
+    f"{THIS} --precision bf16": partial(run_cifar_tl, precision="bf16"),
+    KERAS: run_keras,
     "PyTorch, DataLoader": run_dataloader,
     "PyTorch, DataLoader, 2 workers": partial(run_dataloader, num_workers=2),
 }
 
 
 def work(name: str, path: Path) -> None:
-    """Runs a peer in this process; a round begins with each line that comes in."""
+    """Runs a peer in this process; a turn begins with each line that comes in."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints must not be taken for an answer
+    calls = itertools.count(1)
 
     def report(seconds: float, accuracy: float) -> None:
         print(json.dumps([seconds, accuracy]), file=answers, flush=True)
-        if not sys.stdin.readline():
+        if next(calls) % EPOCHS_IN_A_TURN == 0 and not sys.stdin.readline():
             os._exit(0)
 
     sys.stdin.readline()
@@ -240,18 +249,23 @@ def work(name: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="a .npz file in the Keras layout")
-    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)  # what a worker is
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)  # what a process is
     options = parser.parse_args()
     if options.peer:
-        return work(options.peer, options.data)
+        work(options.peer, options.data)
+    else:
+        print(table(take_turns(options.data)))
 
-    names = [name for name in PEERS if name != "Keras on TensorFlow" or find_spec("tensorflow")]
-    workers = {
+
+def take_turns(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Starts the peers; returns the seconds and the accuracy of the epochs that count."""
+    names = [name for name in PEERS if name != KERAS or find_spec("tensorflow")]
+    processes = {
         name: subprocess.Popen(
-            [sys.executable, __file__, str(options.data), "--peer", name],
+            [sys.executable, __file__, str(path), "--peer", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -259,39 +273,38 @@ def main() -> None:
         )
         for name in names
     }
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for number in range(2 * EPOCHS):
-        for name, worker in workers.items():
-            assert worker.stdin and worker.stdout
-            print("go", file=worker.stdin, flush=True)
-            answer = worker.stdout.readline()
-            if not answer:
+    counted: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for turn in range(2 * TURNS):
+        stage = "base" if turn < TURNS else "transfer"
+        for name, process in processes.items():
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print("go", file=process.stdin, flush=True)
+            answers = [process.stdout.readline() for _ in range(EPOCHS_IN_A_TURN)]
+            if not all(answers):
                 sys.exit(
-                    f"{name} failed: python benchmarks/peers.py DATA --peer '{name}' shows why"
+                    f"{name} failed; this shows why: {__file__} {path} --peer '{name}' </dev/null"
                 )
-            rounds[name].append(tuple(json.loads(answer)))
-            seconds, accuracy = rounds[name][-1]
-            stage = "base" if number < EPOCHS else "transfer"
-            print(
-                f"{stage} {number % EPOCHS + 1}: {name}: {seconds:.2f} s, {accuracy:.2%}",
-                flush=True,
-            )
-    for worker in workers.values():
-        worker.communicate()
-    print(table(rounds))
+            (first, _), (seconds, accuracy) = map(json.loads, answers)
+            counted[name].append((seconds, accuracy))
+            line = f"{first:.2f} s, {seconds:.2f} s, validation accuracy {accuracy:.2%}"
+            print(f"{stage}, turn {turn % TURNS + 1}: {name}: {line}", flush=True)
+    for process in processes.values():
+        process.communicate()
+    return counted
 
 
-def table(rounds: dict[str, list[tuple[float, float]]]) -> str:
-    """Medians, ranges and ratios; a ratio is the median of those of the single rounds."""
+def table(counted: dict[str, list[tuple[float, float]]]) -> str:
+    """Medians, ranges and ratios; a ratio is the median of those of the single turns."""
     lines = ["| | s | range | this project takes | validation accuracy |", "|---|---|---|---|---|"]
-    for stage, part, this_unit in (
-        ("base epoch", slice(0, EPOCHS), 1),
-        ("transfer, 10 epochs", slice(EPOCHS, None), EPOCHS),
+    for stage, part, epochs in (
+        ("base epoch", slice(0, TURNS), 1),
+        ("transfer, 10 epochs", slice(TURNS, None), EPOCHS),
     ):
-        ours = [seconds for seconds, _ in rounds[THIS][part]]
-        for name, answers in rounds.items():
-            epochs = 1 if name == THIS else this_unit
-            times = [seconds * epochs for seconds, _ in answers[part]]
+        ours = [seconds for seconds, _ in counted[THIS][part]]
+        for name, answers in counted.items():
+            units = 1 if name.startswith(THIS) else epochs  # what it counts is a whole stage
+            times = [seconds * units for seconds, _ in answers[part]]
             ratio = statistics.median(our / their for our, their in zip(ours, times, strict=True))
             lines.append(
                 f"| {stage}: {name} | {statistics.median(times):.2f} "

@@ -91,7 +91,8 @@ def load_data(source: str | Path) -> Data:
             ``(N, 1)``.
 
     Returns:
-        The images, with every class in every part.
+        The images, with every class in every part. The test images are read when they are first
+        asked for, and damage to their pixels is found then, too.
 
     Raises:
         MissingDataError: If CIFAR-10 is not in the folder: see `download_cifar10`.
@@ -117,7 +118,7 @@ def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledIm
         The M <= N images that have one of these labels.
     """
     chosen = torch.isin(examples.labels, torch.tensor(list(classes))).nonzero().flatten()
-    # index_select makes images contiguous on the way, as batches are gathered fastest.
+    # index_select returns contiguous images whatever it is given: batches are gathered faster so.
     return LabeledImages(examples.images.index_select(0, chosen), examples.labels[chosen])
 
 
@@ -331,7 +332,8 @@ def _npz_data(path: Path) -> Data:
 
     def read_test() -> LabeledImages:
         with _open_npz(path) as archive:
-            if archive.getinfo("x_test.npy").CRC != image_checksums[1]:
+            checksum = archive.getinfo("x_test.npy").CRC
+            if checksum != image_checksums[1]:
                 raise ValueError("it has changed since the training images were read")
             return _labeled_images(_read(archive, "x_test").transpose(0, 3, 1, 2), y_test)
 

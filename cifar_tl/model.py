@@ -21,6 +21,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Drops elements of the input, of any shape and floating-point type, in training mode."""
         if not self.training or input.device.type != "cpu" or self.p == 1:
             return super().forward(input)
         draws = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)

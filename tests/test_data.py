@@ -97,7 +97,6 @@ def test_official_reader_gives_what_the_files_hold(
     tensors = (*data.train, *data.test)
     for tensor, array in zip(tensors, small_arrays, strict=True):
         assert torch.equal(tensor, torch.from_numpy(array))
-    assert data.train.images.is_contiguous()
     assert (data.name, data.description) == ("cifar10", "CIFAR-10")
     assert data.class_names == tuple(CIFAR10(tmp_path).classes) == CIFAR10_CLASS_NAMES
 
@@ -260,6 +259,9 @@ def test_fingerprint_notices_one_pixel_and_one_label(
     ("changes", "message"),
     [
         ({"x_test": lambda _: None}, "has no array x_test"),
+        ({"x_test": lambda x: x.astype(int)}, "x_test must hold uint8 pixels .*, not int64"),
+        ({"x_test": lambda x: x[:, :31]}, r"x_test must have the shape .*, not \(40, 31, 32, 3\)"),
+        ({"y_test": lambda y: y[:-1]}, r"y_test must have the shape \(40,\).*, not \(39,\)"),
         ({"x_train": lambda x: x / 255.0}, "x_train must hold uint8 pixels .*, not float64"),
         ({"x_train": lambda x: x.transpose(0, 3, 1, 2)}, r"x_train must have the shape \(N, 32, 3"),
         ({"y_test": lambda y: y.astype(float)}, "y_test must hold integers .*, not float64"),
@@ -314,6 +316,33 @@ def test_flipped_bits_in_compressed_npz_are_noticed(
         path.write_bytes(damaged)
         with pytest.raises(DataError):
             load_data(path)
+
+
+def test_test_images_are_read_when_they_are_asked_for(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    data, unread = load_data(path), load_data(path)
+    assert data.test is data.test
+    save_npz(path, small_arrays, x_test=lambda x: 255 - x)
+    assert torch.equal(data.test.images, torch.from_numpy(small_arrays[2]))
+    with pytest.raises(DataError, match=r"mine\.npz .*changed since the training images were read"):
+        _ = unread.test
+    path.unlink()
+    with pytest.raises(DataError, match=r"there is no file .*mine\.npz"):
+        _ = unread.test
+
+
+def test_damage_in_the_test_images_is_noticed(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"x_test.npy") + 5_000] ^= 1
+    path.write_bytes(content)
+    data = load_data(path)
+    with pytest.raises(DataError, match=r"mine\.npz is no readable .npz archive .*CRC"):
+        _ = data.test
 
 
 def test_missing_npz_is_refused(tmp_path: Path) -> None:

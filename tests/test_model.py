@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from cifar_tl.model import (
     CifarNet,
+    Dropout,
     count_parameters,
     freeze,
     layers,
@@ -76,6 +77,58 @@ def test_dropout_acts_in_training_only(model: CifarNet) -> None:
     dropped = model.train().classifier[0](ones)
     assert (dropped == 0).float().mean().item() == pytest.approx(0.42, abs=0.01)
     assert torch.equal(model.eval().classifier[0](ones), ones)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.42, 0.999])
+def test_dropout_drops_its_part_and_scales_the_rest(probability: float) -> None:
+    torch.manual_seed(0)
+    dropout = Dropout(probability)
+    inputs = torch.full((1_000, 801), 2.0, dtype=torch.float64, requires_grad=True)
+    outputs = dropout(inputs)
+    kept = outputs != 0
+    assert outputs.dtype == torch.float64
+    assert set(outputs.unique().tolist()) <= {0.0, 2 / (1 - probability)}
+    assert kept.double().mean() == pytest.approx(1 - probability, abs=4 * 0.5 / 801_000**0.5)
+    outputs.sum().backward()
+    assert inputs.grad is not None
+    assert torch.equal(inputs.grad, outputs.detach() / 2)
+    # Neighbours share a random number: they must be independent all the same.
+    flat = kept.flatten().double() - kept.double().mean()
+    for distance in (1, 2, 3, 4, 801):
+        covariance = (flat[distance:] * flat[:-distance]).mean()
+        assert abs(covariance) < 4 * probability * (1 - probability) / 800_000**0.5 + 1e-12
+
+
+def test_dropout_follows_the_seed_and_takes_any_shape() -> None:
+    for shape in ((0,), (1,), (7,), (3, 5, 2)):
+        masks = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            masks.append(Dropout(0.42)(torch.ones(shape)))
+        assert masks[0].shape == shape
+        assert torch.equal(masks[0], masks[1])
+        assert len(shape) < 3 or not torch.equal(masks[0], masks[2])
+    assert not Dropout(1.0)(torch.ones(5)).any()
+    assert Dropout(0.42)(torch.ones(5, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_pooling_before_relu_is_the_documented_function(
+    model: CifarNet, images: torch.Tensor
+) -> None:
+    def documented(images: torch.Tensor) -> torch.Tensor:
+        conv1, conv2, conv3 = (model.get_submodule(f"features.conv{n}") for n in (1, 2, 3))
+        hidden = functional.relu(conv1(model.preprocess(images)))
+        hidden = functional.max_pool2d(functional.relu(conv2(hidden)), 2)
+        return functional.relu(conv3(hidden)).flatten(1)
+
+    gradients = []
+    for forward in (documented, model.forward_features):
+        model.zero_grad()
+        features = forward(images)
+        features.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.features.parameters()])
+    assert torch.equal(documented(images), model.forward_features(images))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_weights_are_glorot_uniform_and_biases_zero(model: CifarNet) -> None:

@@ -42,6 +42,7 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
     [
         ({"optimizer": "adamw"}, "optimizer must be"),
         ({"schedule": "cosine"}, "schedule must be"),
+        ({"precision": "fp16"}, "precision must be"),
         ({"epochs": 0}, "must be at least 1"),
         ({"warmup": 0.0}, "warmup must be a fraction"),
     ],

@@ -1,6 +1,7 @@
 """The command, run in-process with real arguments, and as a real process where that matters."""
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,10 +86,11 @@ def test_options_reach_the_training(small_npz: Path) -> None:
     arguments = ["--stage", "base", "--recipe", "original", "--epochs", "1", "--batch-size", "30"]
     arguments += ["--lr", "0.01", "--weight-decay", "0.1", "--seed", "7", "--threads", "1"]
     arguments += ["--device", "cpu", "--output-dir", "elsewhere", "--data", str(small_npz)]
+    arguments += ["--precision", "bf16"]
     assert main(arguments) == 0
     found = result("elsewhere/small.npz/base/result.json")
     expected = {"recipe": "original", "epochs": 1, "batch_size": 30, "lr": 0.01, "seed": 7}
-    expected |= {"weight_decay": 0.1, "optimizer": "adam", "input_std": None}
+    expected |= {"weight_decay": 0.1, "optimizer": "adam", "input_std": None, "precision": "bf16"}
     assert {key: found[key] for key in expected} == expected
     assert found["environment"]["threads"] == 1  # type: ignore[index]
     assert not Path("runs").exists()
@@ -307,6 +310,8 @@ def test_names_written_twice_agree() -> None:
     assert train.STAGES == cifar_tl.STAGES
     assert train.SHAPES == data.SHAPES
     assert set(train.RECIPES) == set(cifar_tl.RECIPES)
+    changes: list[dict[str, Any]] = [{"precision": name} for name in train.PRECISIONS]
+    assert [dataclasses.replace(cifar_tl.TUNED, **change).precision for change in changes]
 
 
 def test_command_repeats_what_was_given() -> None:

@@ -179,6 +179,27 @@ def test_cached_features_train_the_same_head_as_running_the_frozen_layers(
     assert [r.val_loss for r in records] == pytest.approx([r.val_loss for r in expected])
 
 
+def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(
+    model: CifarNet, arrays: Arrays
+) -> None:
+    outputs: list[torch.dtype] = []
+    handle = model.features.register_forward_hook(lambda *seen: outputs.append(seen[2].dtype))
+    recipe = dataclasses.replace(ORIGINAL, epochs=8, batch_size=25, precision="bf16")
+    records = fit(model, *arrays, recipe)
+    assert set(outputs) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert records[-1].train_loss < records[0].train_loss - 0.1
+    outputs.clear()
+    fit(model, *arrays, dataclasses.replace(recipe, precision="float32", epochs=1))
+    assert set(outputs) == {torch.float32}
+    handle.remove()
+
+
+def test_features_of_no_images_are_refused(model: CifarNet) -> None:
+    with pytest.raises(ValueError, match="no images"):
+        extract_features(model.forward_features, torch.empty(0, 3, 32, 32))
+
+
 @pytest.mark.parametrize("recipe", [ORIGINAL, TUNED])
 def test_optimizer_holds_exactly_the_trainable_parameters(model: CifarNet, recipe: Recipe) -> None:
     freeze(model.features)
