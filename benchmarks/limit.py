@@ -209,7 +209,7 @@ def seconds(function: Callable[[], object], times: int = 1) -> float:
     return time.perf_counter() - start
 
 
-def take_turns(rounds: int, functions: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+def take_turns(rounds: int, functions: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Calls functions in turn, after a round that does not count; returns what each returned."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):

@@ -11,11 +11,13 @@ if {keep}:
     assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    [torch.ones(2_500_000) for _ in range(5)]  # 10 MB each, as the activations of a training step
 for _ in range(3):
-    torch.ones(2_500_000)  # 10 MB, as the largest activations of a training step
+    step()
 before = faults()
-for _ in range(20):
-    torch.ones(2_500_000)
+for _ in range(10):
+    step()
 print(faults() - before)
 """
 
