@@ -78,7 +78,7 @@ def train(options: argparse.Namespace) -> int:
 
         torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports more, also for seconds
 
-    check_device(options.device)
+    check_device(options.device, options.precision)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     cifar_tl.keep_freed_memory()
@@ -313,12 +313,16 @@ def check_output_dir(folder: Path) -> None:
         ) from error
 
 
-def check_device(name: str) -> None:
-    """Fails before any work is done if the device does not exist."""
+def check_device(name: str, precision: str | None) -> None:
+    """Fails before any work is done if the device does not exist or lacks the precision."""
     import torch
 
     try:
-        torch.zeros(1, device=name).item()
+        number = torch.zeros(1, device=name)
+        number.item()  # a device without data, such as meta, has none
+        if precision == "bf16":
+            with torch.autocast(number.device.type, torch.bfloat16):
+                (number @ number).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: cannot be used here ({reason})") from error

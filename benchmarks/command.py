@@ -46,7 +46,7 @@ def main() -> None:
             "--help": [train, "--help"],
             "a wrong argument": [train, "--epochs", "none"],
             "import torch, make one optimizer": ["-c", MAKE_OPTIMIZER],
-            "launch to first training step": ["-c", FIRST_STEP, str(ROOT), *base],
+            "launch to the end of the first backward pass": ["-c", FIRST_STEP, str(ROOT), *base],
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(ROUNDS):

@@ -73,7 +73,7 @@ class Data:
     description: str  # for people
     class_names: tuple[str, ...]
     train: LabeledImages  # training and validation images
-    read_test: Callable[[], LabeledImages]
+    read_test: Callable[[], LabeledImages]  # what `test` calls once
     fingerprint: str  # SHA-256 of what identifies all images and labels
 
     @cached_property
@@ -347,7 +347,9 @@ def _npz_data(path: Path) -> Data:
         with _open_npz(path) as archive:
             checksum = archive.getinfo("x_test.npy").CRC
             if checksum != image_checksums[1]:
-                raise ValueError("it has changed since the training images were read")
+                raise DataError(
+                    f"{path} has changed since the training images were read: put it back as it was"
+                )
             return _labeled_images(_read(archive, "x_test").transpose(0, 3, 1, 2), y_test)
 
     return Data(

@@ -22,11 +22,12 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drops elements of the input, of any shape and floating-point type, in training mode."""
-        if not self.training or input.device.type != "cpu" or self.p == 1:
+        threshold = round(self.p * 2**16) - 2**15
+        if not self.training or input.device.type != "cpu" or self.inplace or threshold == 2**15:
             return super().forward(input)
         draws = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         uniform = draws.view(torch.int16)[: input.numel()].view(input.shape)
-        kept = uniform >= round(self.p * 2**16) - 2**15
+        kept = uniform >= threshold
         return input * kept.to(input.dtype).div_(1 - self.p)
 
 

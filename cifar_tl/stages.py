@@ -84,6 +84,7 @@ def run_stage(
         ValueError: If there is no such stage.
         RunError: If the stage that it starts from is missing, or the folder holds another run.
         CheckpointError: If a checkpoint is damaged.
+        DataError: If the test images are damaged; the epochs are kept, and the same call goes on.
         TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """

@@ -179,7 +179,7 @@ def extract_features(
     return features
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Makes the context in which modules compute in the recipe's precision.
 
     Args:
@@ -189,7 +189,9 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     Returns:
         A context manager; it changes nothing for float32.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+    if recipe.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -308,6 +310,6 @@ def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:
     losses, logits, targets = zip(*outputs, strict=True)
     labels = torch.cat(targets)
     sizes = torch.tensor([len(batch) for batch in targets], dtype=torch.float64)
-    loss = torch.stack(losses).double().cpu() @ sizes / len(labels)
+    loss = torch.stack(losses).cpu().double() @ sizes / len(labels)
     correct = (torch.cat(logits).argmax(1) == labels).sum()
     return Metrics(float(loss), int(correct) / len(labels))

@@ -307,15 +307,31 @@ def test_flipped_bits_in_compressed_npz_are_noticed(
 ) -> None:
     x_train, y_train, x_test, y_test = small_arrays
     path = tmp_path / "mine.npz"
-    np.savez_compressed(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    np.savez_compressed(
+        path,
+        x_train=x_train.transpose(0, 2, 3, 1),
+        y_train=y_train,
+        x_test=x_test.transpose(0, 2, 3, 1),
+        y_test=y_test,
+    )
     content = path.read_bytes()
+
+    def read() -> list[torch.Tensor]:
+        data = load_data(path)
+        return [*data.train, *data.test]
+
+    assert all(map(torch.equal, read(), map(torch.from_numpy, small_arrays)))
+    noticed = 0
     generator = np.random.default_rng(0)
     for position in generator.integers(len(content), size=50):
         damaged = bytearray(content)
         damaged[position] ^= 1 << int(generator.integers(8))
         path.write_bytes(damaged)
-        with pytest.raises(DataError):
-            load_data(path)
+        try:  # a few bits, such as those of dates, mean nothing
+            assert all(map(torch.equal, read(), map(torch.from_numpy, small_arrays)))
+        except DataError:
+            noticed += 1
+    assert noticed > 45
 
 
 def test_test_images_are_read_when_they_are_asked_for(
@@ -326,7 +342,9 @@ def test_test_images_are_read_when_they_are_asked_for(
     assert data.test is data.test
     save_npz(path, small_arrays, x_test=lambda x: 255 - x)
     assert torch.equal(data.test.images, torch.from_numpy(small_arrays[2]))
-    with pytest.raises(DataError, match=r"mine\.npz .*changed since the training images were read"):
+    with pytest.raises(
+        DataError, match=r"mine\.npz has changed since the training images were read"
+    ):
         _ = unread.test
     path.unlink()
     with pytest.raises(DataError, match=r"there is no file .*mine\.npz"):

@@ -108,7 +108,10 @@ def test_dropout_follows_the_seed_and_takes_any_shape() -> None:
         assert masks[0].shape == shape
         assert torch.equal(masks[0], masks[1])
         assert len(shape) < 3 or not torch.equal(masks[0], masks[2])
-    assert not Dropout(1.0)(torch.ones(5)).any()
+    for probability in (0.999_999, 1.0):
+        assert not Dropout(probability)(torch.ones(5)).any()
+    inputs = torch.ones(5)
+    assert Dropout(0.42, inplace=True)(inputs) is inputs
     assert Dropout(0.42)(torch.ones(5, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
@@ -163,6 +166,13 @@ def test_preprocessing_travels_with_the_model(model: CifarNet, images: torch.Ten
         if not torch.equal(other.mean, model.mean):
             other.load_state_dict(model.state_dict())
         torch.testing.assert_close(other.preprocess(images), expected)
+
+
+def test_preprocessing_lays_images_out_for_fast_convolutions(
+    model: CifarNet, images: torch.Tensor
+) -> None:
+    for inputs in (images, images / 255, images.contiguous(memory_format=torch.channels_last)):
+        assert model.preprocess(inputs).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 32, 32, 3), (2, 3, 28, 28)])

@@ -221,6 +221,8 @@ def test_optimizers_have_the_settings_of_their_recipe(model: CifarNet) -> None:
     assert (adam["lr"], adam["betas"], adam["eps"]) == (1e-3, (0.9, 0.999), 1e-7)
     (sgd,) = make_optimizer(model, TUNED).param_groups
     assert (sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.9, True, 5e-4)
+    assert adam["fused"]
+    assert sgd["fused"]  # one pass over the weights instead of several
 
 
 def test_frozen_parts_stay_bit_identical_while_the_rest_moves(arrays: Arrays) -> None:
