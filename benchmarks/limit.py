@@ -7,14 +7,15 @@ same shapes and layout, one after the other in the order of a training step. Wha
 turns in one process. The images are random: no time depends on what they show.
 """
 
+import argparse
 import dataclasses
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -43,6 +44,9 @@ SIZES = (2_500, 5_000, 10_000, 20_000)
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
     images = torch.randint(256, (TRAIN + VALIDATION, 3, 32, 32), dtype=torch.uint8)
@@ -216,10 +220,6 @@ def take_turns(rounds: int, functions: Mapping[str, Callable[[], float]]) -> dic
             if number > 0:
                 times[name].append(result)
     return times
-
-
-def median(values: Iterable[float]) -> float:
-    return statistics.median(values)
 
 
 def ratio(times: dict[str, list[float]]) -> float:

@@ -184,7 +184,7 @@ def run_dataloader(path: Path, report: Report, *, num_workers: int = 0) -> None:
 
     def train(model: nn.Module, half: Half) -> None:
         loader = DataLoader(Images(half.x, half.y), BATCH_SIZE, True, num_workers=num_workers)
-        val_loader = DataLoader(Images(half.val_x, half.val_y), 100, num_workers=num_workers)
+        val_loader = DataLoader(Images(half.val_x, half.val_y), BATCH_SIZE, num_workers=num_workers)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=1e-3, eps=1e-7)
         loss_function = nn.CrossEntropyLoss()

@@ -321,12 +321,12 @@ def _npz_data(path: Path) -> Data:
         ]:
             raise DataError(f"{path} has no array {', '.join(absent)}: add it to the archive")
         _check_images(path, "train", *_read_header(archive, "x_train"))
-        _check_images(path, "test", *_read_header(archive, "x_test"))
-        num_test = _read_header(archive, "x_test")[0][0]
+        test_shape, test_dtype = _read_header(archive, "x_test")
+        _check_images(path, "test", test_shape, test_dtype)
         x_train, y_train, y_test = (_read(archive, key) for key in ("x_train", "y_train", "y_test"))
         image_checksums = [archive.getinfo(f"{key}.npy").CRC for key in ("x_train", "x_test")]
     _check_labels(path, "train", y_train, len(x_train))
-    _check_labels(path, "test", y_test, num_test)
+    _check_labels(path, "test", y_test, test_shape[0])
     y_train, y_test = (labels.reshape(-1).astype(np.int64) for labels in (y_train, y_test))
     _check_classes(path, y_train, y_test)
 
