@@ -109,6 +109,7 @@ def train(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 device=options.device,
                 base=options.base,
+                train_fraction=1.0 if stage == "base" else options.train_fraction,
                 seconds_reading=seconds_reading,
                 log=log,
                 progress=progress,
@@ -181,6 +182,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UsageError("--base names the base model of a transfer: add --stage transfer")
         if not options.base.is_file():
             raise UsageError(f"--base {options.base}: there is no such file")
+    if options.train_fraction != 1 and options.stage == "base":
+        raise UsageError("--train-fraction is for the other stages: base trains on all its images")
     if options.data not in (None, SHAPES):
         path = Path(options.data)
         if not path.exists() and options.data != DATA_FOLDER:
@@ -232,6 +235,14 @@ def make_parser() -> argparse.ArgumentParser:
         choices=PRECISIONS,
         help="bf16: autocast to bfloat16, for CUDA and CPUs with units for it (default: float32)",
     )
+    add(
+        "--train-fraction",
+        metavar="X",
+        type=fraction,
+        default=1.0,
+        help="train transfer, finetune and scratch on this part of their training images, "
+        "the first of each class (default: all of them)",
+    )
     add("--seed", metavar="N", type=at_least_zero, default=0, help="(default: %(default)s)")
     add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
     add("--threads", metavar="N", type=thread_count, help="(default: torch's choice)")
@@ -253,6 +264,8 @@ def command(options: argparse.Namespace, **changes: Any) -> str:
     values = vars(options) | changes
     if (values["stage"] == "finetune") != (options.stage == "finetune"):
         values |= {"epochs": None, "lr": None}  # they meant something else
+    if values["stage"] == "base":
+        values["train_fraction"] = 1.0
     words = ["python", "train.py"]
     for action in make_parser()._actions:
         value = values.get(action.dest, action.default)
@@ -292,6 +305,13 @@ def not_negative(text: str) -> float:
         value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number, at least 0, not {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = not_negative(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, not {text!r}")
     return value
 
 

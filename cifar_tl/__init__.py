@@ -3,8 +3,8 @@
 Train a network on classes 0-4, freeze its features, train a new classifier on classes 5-9, and
 compare with a control what that saves and costs. The parts, in the order in which data flows:
 
-- data: `load_data`, `download_cifar10`, `select_classes`, `split_validation`, `make_views`, and
-  `class_subset` for any torchvision-style dataset
+- data: `load_data`, `download_cifar10`, `select_classes`, `split_validation`,
+  `stratified_prefix`, `make_views`, and `class_subset` for any torchvision-style dataset
 - model: `CifarNet`, `transfer_model`, `freeze`, `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `fit`, `evaluate`, `extract_features`
 - results: `run_stage`, `load_model`
@@ -23,6 +23,7 @@ from cifar_tl.data import (
     make_views,
     select_classes,
     split_validation,
+    stratified_prefix,
 )
 from cifar_tl.memory import keep_freed_memory
 from cifar_tl.model import CifarNet, count_parameters, freeze, transfer_model, unfreeze
@@ -72,6 +73,7 @@ __all__ = [
     "run_stage",
     "select_classes",
     "split_validation",
+    "stratified_prefix",
     "transfer_model",
     "unfreeze",
 ]

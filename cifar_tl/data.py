@@ -139,6 +139,30 @@ def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledIma
     )
 
 
+def stratified_prefix(examples: LabeledImages, fraction: float) -> LabeledImages:
+    """Keeps the first part of the images of each class in file order.
+
+    Each prefix is a part of every larger one, so results at several fractions can be compared.
+
+    Args:
+        examples: N images.
+        fraction: Above 0, at most 1.
+
+    Returns:
+        This fraction of the images of each class, rounded, but at least one; their order stays.
+
+    Raises:
+        ValueError: If the fraction is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"a fraction of the images is above 0 and at most 1, not {fraction}")
+    kept = torch.zeros_like(examples.labels, dtype=torch.bool)
+    for label in examples.labels.unique():
+        of_class = (examples.labels == label).nonzero().flatten()
+        kept[of_class[: max(1, round(fraction * len(of_class)))]] = True
+    return LabeledImages(examples.images[kept], examples.labels[kept])
+
+
 def make_views(images: Tensor, *, mirror: bool) -> Tensor:
     """Stacks the equally valid versions of each image.
 

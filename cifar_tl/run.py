@@ -74,8 +74,8 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         return None
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: result[key] for key in settings}
-    except (ValueError, KeyError, TypeError) as error:
+        found = {key: result.get(key) for key in settings}
+    except (ValueError, AttributeError) as error:
         raise RunError(
             f"{path} is damaged: train again", stage=settings["stage"], restart=True
         ) from error

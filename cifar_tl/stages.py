@@ -24,6 +24,7 @@ from cifar_tl.data import (
     make_views,
     select_classes,
     split_validation,
+    stratified_prefix,
 )
 from cifar_tl.model import CifarNet, count_parameters, layers, transfer_model
 from cifar_tl.recipe import Recipe
@@ -52,6 +53,7 @@ def run_stage(
     seed: int = 0,
     device: str = "cpu",
     base: Path | None = None,
+    train_fraction: float = 1.0,
     seconds_reading: float = 0.0,
     log: Callable[[str], object] = lambda _: None,
     progress: bool = False,
@@ -73,6 +75,8 @@ def run_stage(
         seed: Decides the fresh weights and all other randomness.
         device: Where to compute, as torch names it.
         base: Another base model for transfer.
+        train_fraction: The part of the training images of classes 5-9 to train on, the first of
+            each class: new classes often come with few images. Base always has all of its own.
         seconds_reading: How long reading the data took: a part of the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
@@ -81,7 +85,7 @@ def run_stage(
         The content of ``result.json``.
 
     Raises:
-        ValueError: If there is no such stage.
+        ValueError: If there is no such stage, or the fraction is out of range or not 1 for base.
         RunError: If the stage that it starts from is missing, or the folder holds another run.
         CheckpointError: If a checkpoint is damaged.
         DataError: If the test images are damaged; the epochs are kept, and the same call goes on.
@@ -90,12 +94,14 @@ def run_stage(
     """
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
+    if stage == "base" and train_fraction != 1:
+        raise ValueError("base trains on all images of its classes: train_fraction must be 1")
     start = time.perf_counter() - seconds_reading
     folder = Path(output_dir) / data.name / stage
     if stage == "finetune":
         recipe = recipe.for_finetuning()
     parent, parent_digest = load_parent(stage, folder.parent, base)
-    settings = _settings(stage, data, recipe, int(seed), parent_digest)
+    settings = _settings(stage, data, recipe, int(seed), train_fraction, parent_digest)
     result = run.finished_result(folder, settings)
     if result is not None:
         log(f"{stage}: finished before, in {folder}")
@@ -104,6 +110,8 @@ def run_stage(
 
     classes = settings["classes"]
     train, validation = split_validation(select_classes(data.train, classes))
+    if train_fraction != 1:
+        train = stratified_prefix(train, train_fraction)
     with seeded(derive_seed(settings["seed"], stage, "weights"), torch.device("cpu")):
         model = _initial_model(stage, parent, recipe, train.images).to(device)
     optimized = model.classifier if stage == "transfer" else model
@@ -224,7 +232,12 @@ def load_parent(
 
 
 def _settings(
-    stage: str, data: Data, recipe: Recipe, seed: int, parent_digest: str | None
+    stage: str,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    train_fraction: float,
+    parent_digest: str | None,
 ) -> dict[str, Any]:
     """Everything that decides the outcome of a stage, and so identifies a run: plain values."""
     classes = BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
@@ -243,6 +256,7 @@ def _settings(
         "recipe": recipe.name,
         **{key: value for key, value in values.items() if key not in unused},
         "seed": seed,
+        "train_fraction": train_fraction,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
     return plain

@@ -30,6 +30,7 @@ from cifar_tl.data import (
     make_views,
     select_classes,
     split_validation,
+    stratified_prefix,
 )
 from cifar_tl.shapes import draw_shapes
 
@@ -392,6 +393,21 @@ def test_cifar10_splits_as_documented() -> None:
     train, validation = split_validation(half)
     assert train.labels.tolist() == list(range(20_000))
     assert validation.labels.tolist() == list(range(20_000, 25_000))
+
+
+def test_stratified_prefix_keeps_the_first_of_each_class() -> None:
+    labels = torch.tensor([5, 5, 6, 5, 6, 5, 7, 5, 5, 5, 6, 6])  # seven, four and one of a class
+    images = torch.arange(12, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    half = stratified_prefix(LabeledImages(images, labels), 0.5)
+    assert half.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert half.labels.tolist() == [5, 5, 6, 5, 6, 5, 7]
+    whole = stratified_prefix(LabeledImages(images, labels), 1)
+    assert torch.equal(whole.images, images)
+    least = stratified_prefix(LabeledImages(images, labels), 1e-6)
+    assert least.labels.tolist() == [5, 6, 7]
+    for fraction in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="above 0 and at most 1"):
+            stratified_prefix(LabeledImages(images, labels), fraction)
 
 
 def test_select_classes_keeps_order_and_pairs() -> None:

@@ -356,9 +356,10 @@ def test_checkpoint_that_is_no_model_is_refused_as_base(
 def test_damaged_files_of_a_run_are_named(finished: Path, small_data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "small.npz" / "base"
     copy_run(finished / "base", folder)
-    (folder / "result.json").write_text("{")
-    with pytest.raises(run.RunError, match=r"result\.json is damaged"):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    for content in ("{", "[]"):
+        (folder / "result.json").write_text(content)
+        with pytest.raises(run.RunError, match=r"result\.json is damaged"):
+            run_stage("base", small_data, SMALL, output_dir=tmp_path)
     (folder / "result.json").unlink()
     for content in ("", "epoch,x\n1,2\n", "epoch\nx\n"):
         (folder / "history.csv").write_text(content)
@@ -367,6 +368,34 @@ def test_damaged_files_of_a_run_are_named(finished: Path, small_data: Data, tmp_
     (folder / "last.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
         run_stage("base", small_data, SMALL, output_dir=tmp_path)
+
+
+def test_a_result_that_knows_less_is_of_other_settings(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    folder = tmp_path / "small.npz" / "base"
+    copy_run(finished / "base", folder)
+    result = json.loads((folder / "result.json").read_text())
+    del result["train_fraction"]  # as an earlier version wrote it
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(run.RunError, match=r"other settings \(train_fraction None there, 1.0 now"):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path)
+
+
+def test_a_fraction_of_the_images_trains_and_all_validate(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    copy_run(finished / "base", tmp_path / "small.npz" / "base")
+    for stage in ("transfer", "finetune", "scratch"):
+        result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, train_fraction=0.25)
+        images = [result[f"images_{part}"] for part in ("train", "validation", "test")]
+        assert images == [40, 40, 50]
+    with pytest.raises(run.RunError, match=r"train_fraction 0\.25 there, 0\.5 now"):
+        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
+    with pytest.raises(ValueError, match="base trains on all images"):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
+    with pytest.raises(ValueError, match="above 0 and at most 1, not 2"):
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path / "x", train_fraction=2)
 
 
 def test_finetuning_starts_from_the_transfer_model_and_trains_with_dropout(

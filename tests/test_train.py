@@ -106,6 +106,20 @@ def test_learning_rate_and_epochs_mean_finetuning_only_in_its_own_stage(small_np
     assert (again["lr"], again["epochs"]) == (0.01, 1)
 
 
+def test_a_fraction_of_the_new_images_on_a_base_of_all(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--data", str(small_npz), "--train-fraction", "0.25", *FAST]
+    assert main([*settings, "--stage", "transfer"]) == 1  # there is no base yet
+    assert main(remedy(capsys.readouterr().err)) == 0
+    assert main(settings) == 0
+    folder = Path("runs/small.npz")
+    images = {
+        stage: result(f"{folder}/{stage}/result.json")["images_train"] for stage in train.STAGES
+    }
+    assert images == {"base": 160, "transfer": 40, "finetune": 40, "scratch": 40}
+
+
 def test_quiet_prints_only_results(small_npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--stage", "base", "--quiet", "--data", str(small_npz), *FAST]) == 0
     output, errors = capsys.readouterr()
@@ -200,6 +214,9 @@ def test_results_on_cifar10_are_never_joined_by_shapes(capsys: pytest.CaptureFix
         (["--device", "meta"], "--device meta: cannot be used here"),
         (["--output-dir", "file.txt"], "--output-dir file.txt: nothing can be written there"),
         (["--output-dir", "file.txt/x"], "--output-dir file.txt/x: nothing can be written there"),
+        (["--train-fraction", "0"], "--train-fraction: must be a number above 0 and at most 1"),
+        (["--train-fraction", "1.5"], "--train-fraction: must be a number above 0 and at most 1"),
+        (["--train-fraction", ".5", "--stage", "base"], "base trains on all its images"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["stray"], "unrecognized arguments: stray"),
     ],
