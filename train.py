@@ -1,21 +1,24 @@
 """Trains on CIFAR-10 and shows what transfer learning saves and costs: the command.
 
-It parses arguments, prints, and turns errors into exit codes: 0 done, 1 failed, 2 wrong usage, 130
-interrupted. The work is done by the package cifar_tl, which is imported only when the arguments are
-known to be good: torch takes seconds to import.
+It parses arguments, prints, and turns errors and signals into exit codes: 0 done, 1 failed, 2 wrong
+usage, 130 interrupted (Ctrl-C), 143 terminated. The work is done by the package cifar_tl, which is
+imported only when the arguments are known to be good: torch takes seconds to import.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import shlex
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +39,14 @@ class UsageError(Exception):
     """The arguments make no sense; the message says what to do."""
 
 
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C or a scheduler's SIGTERM; ``code`` is the exit code that stands for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
+
+
 class Parser(argparse.ArgumentParser):
     """Raises `UsageError` instead of printing a usage text of many lines and exiting."""
 
@@ -52,18 +63,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold any character
     try:
         options = parse_arguments(argv)
     except UsageError as error:
         return fail(error, 2)
     try:
-        return show_version() if options.version else train(options)
+        with signals_as_exceptions(), warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_, **__: warn(f"train.py: warning: {text}")
+            return show_version() if options.version else train(options)
     except UsageError as error:
         return fail(error, 2)
+    except Interrupt as caught:
+        return fail(f"interrupted; {how_to_go_on(options)}", caught.code)
+    except BrokenPipeError:
+        # What could not be printed must not be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return fail(f"nobody reads the output any more; {how_to_go_on(options)}", 1)
     except OSError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(interrupted(options), 130)
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}; {how_to_go_on(options)}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        return fail("out of memory: close other programs, or try a smaller --batch-size", 1)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -83,19 +108,22 @@ def train(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     cifar_tl.keep_freed_memory()
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
-    progress = sys.stderr.isatty() and not options.quiet
+    progress = sys.stderr is not None and sys.stderr.isatty() and not options.quiet
     recipe = choose_recipe(options)
     stages = STAGES if options.stage == "all" else (options.stage,)
     try:
         data, seconds_reading = read_data(options, log, progress)
         folder = options.output_dir / data.name
+        for path in (folder, *(folder / stage for stage in stages)):
+            if path.exists():
+                check_output_dir(path)
         log(
             f"data: {data.name} ({data.description}); recipe: {recipe.name}; seed: {options.seed}; "
             f"{torch.get_num_threads()} threads on {options.device}"
         )
         if options.restart:
             if options.stage != "all":  # delete nothing if it could not be made anew
-                cifar_tl.stages.load_parent(options.stage, folder, options.base)
+                cifar_tl.stages.load_parent(options.stage, folder, data, options.base)
             for stage in stages:
                 run.discard(folder / stage)
             options.restart = False  # so that a command to go on does not delete again
@@ -121,8 +149,12 @@ def train(options: argparse.Namespace) -> int:
             run.save_comparison(folder, comparison, text)
             say(f"\n{text}\nEverything was written to {folder}")
     except cifar_tl.RunError as error:
-        return fail(f"{error}: {command(options, **error.remedy)}", 1)
-    except (cifar_tl.DataError, cifar_tl.CheckpointError, cifar_tl.TrainingError) as error:
+        remedy = f": {command(options, **error.remedy)}" if error.remedy else ""
+        return fail(f"{error}{remedy}", 1)
+    except cifar_tl.TrainingError as error:
+        lower = (recipe.for_finetuning() if stage == "finetune" else recipe).lr / 10
+        return fail(f"{error}: {command(options, stage=stage, lr=lower, restart=True)}", 1)
+    except (cifar_tl.DataError, cifar_tl.CheckpointError) as error:
         return fail(error, 1)
     return 0
 
@@ -261,9 +293,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def command(options: argparse.Namespace, **changes: Any) -> str:
     """Writes the command that has these options, with some changed."""
-    values = vars(options) | changes
-    if (values["stage"] == "finetune") != (options.stage == "finetune"):
+    values = vars(options).copy()
+    if (changes.get("stage", options.stage) == "finetune") != (options.stage == "finetune"):
         values |= {"epochs": None, "lr": None}  # they meant something else
+    values |= changes
     if values["stage"] == "base":
         values["train_fraction"] = 1.0
     words = ["python", "train.py"]
@@ -348,25 +381,51 @@ def check_device(name: str, precision: str | None) -> None:
         raise UsageError(f"--device {name}: cannot be used here ({reason})") from error
 
 
-def interrupted(options: argparse.Namespace) -> str:
-    return f"interrupted; what was finished is saved. To go on: {command(options)}"
+def how_to_go_on(options: argparse.Namespace) -> str:
+    return f"what was finished is saved. To go on: {command(options)}"
 
 
 @contextlib.contextmanager
-def leaving_at_once(options: argparse.Namespace) -> Iterator[None]:
-    """Leaves at once on Ctrl-C: an exception in the middle of torch's import can crash it."""
-
-    def leave(*_: object) -> NoReturn:
-        os._exit(fail(interrupted(options), 130))
-
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # somebody else handles it, or it is ignored
-        return
-    signal.signal(signal.SIGINT, leave)
+def handling(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Handles signals in a function of ours and in the end as before, unless it came to leaving."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, previous in before.items():
+            if signal.getsignal(number) is handler:
+                signal.signal(number, previous)
+
+
+def signals_as_exceptions() -> contextlib.AbstractContextManager[None]:
+    """Raises `Interrupt` on Ctrl-C or SIGTERM; another signal then ends the process at once."""
+    # Whoever handles or ignores a signal already (a shell, for its background) is left alone.
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    numbers = [n for n, default in defaults.items() if signal.getsignal(n) is default]
+    is_main = threading.current_thread() is threading.main_thread()  # only it may handle signals
+    return handling(numbers if is_main else (), interrupt)
+
+
+def leaving_at_once(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Ends the process on the first signal: an exception while torch is imported can crash it."""
+
+    def leave_with_message(number: int, _: object) -> NoReturn:
+        warn(f"train.py: interrupted; {how_to_go_on(options)}")
+        leave(number, None)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    return handling([n for n in numbers if signal.getsignal(n) is interrupt], leave_with_message)
+
+
+def interrupt(number: int, _: object) -> NoReturn:
+    for handled in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(handled) is interrupt:
+            signal.signal(handled, leave)
+    raise Interrupt(number)
+
+
+def leave(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
 
 
 def show_version() -> int:
@@ -388,7 +447,8 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # if nobody reads errors either, the exit code tells
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from cifar_tl.model import CifarNet
 
 # torch.load does not notice a flipped bit, so a SHA-256 follows the archive that torch.save
 # writes. Plain torch.load ignores what follows an archive.
+TEMPORARY = ".tmp"  # ends the name of a file that is being written
+
 _MARK = b"cifar_tl sha256:"
 _TRAILER_SIZE = len(_MARK) + hashlib.sha256().digest_size
 
@@ -65,11 +66,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is damaged, or no checkpoint of this program: use another or train again"
         )
     try:
-        content: dict[str, Any] = torch.load(
-            io.BytesIO(archive), map_location="cpu", weights_only=True
-        )
-    except pickle.UnpicklingError as error:  # undamaged, but made by somebody to run code
-        raise CheckpointError(f"{path} holds more than tensors and plain values") from error
+        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError
+    except Exception as error:  # undamaged, so somebody made it like this, maybe to run code
+        raise CheckpointError(
+            f"{path} is not what this program writes, tensors and plain values: use another"
+        ) from error
     return content
 
 
@@ -116,10 +119,16 @@ def load_model_and_settings(path: Path) -> tuple[CifarNet, dict[str, Any]]:
     content = load_checkpoint(path)
     if content.get("network") != CifarNet.__name__:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
-    with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
-        model = CifarNet(content["num_classes"])
-    model.load_state_dict(content["state_dict"])
-    return model.eval(), content["settings"]
+    try:
+        with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
+            model = CifarNet(content["num_classes"])
+        model.load_state_dict(content["state_dict"])
+        settings = dict(content["settings"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold what a model.pt of this program holds: use another"
+        ) from error
+    return model.eval(), settings
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -132,16 +141,18 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written; a file that was there before is still there.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):  # a full disk does not say which file it was
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":  # make the renaming itself durable, too
         folder = os.open(path.parent, os.O_RDONLY)

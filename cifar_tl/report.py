@@ -79,6 +79,11 @@ def results_text(
         if field.name in result
     )
     environment = [f"  {key}: {value}" for key, value in result["environment"].items()]
+    changes = [
+        f"  from epoch {part['from_epoch']} on: torch {part['torch']}, {part['threads']} threads, "
+        f"device {part['device']}"
+        for part in result["surroundings"]
+    ]
     lines = [
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
         f"Recipe {result['recipe']}: {values}",
@@ -110,6 +115,7 @@ def results_text(
         f"frozen features {result['seconds_features']:.1f} s, the rest reading, testing, saving",
         "Measured with",
         *environment,
+        *(changes if len(changes) > 1 else ()),
     ]
     return "\n".join(lines) + "\n"
 

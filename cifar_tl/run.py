@@ -1,18 +1,30 @@
 """A run's folder: what is finished, what goes on where it stopped, what is refused."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cifar_tl.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from cifar_tl.checkpoint import (
+    TEMPORARY,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
@@ -44,14 +56,58 @@ class HistoryRow(EpochRecord):
     seconds_total_so_far: float
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder to this process, for as long as it lives and no longer.
+
+    The system lets go of the lock when the process ends, however it ends. On a file system without
+    locks nothing is locked.
+
+    Args:
+        folder: The run's folder; it exists.
+
+    Raises:
+        RunError: If another process has it.
+    """
+    with contextlib.ExitStack() as stack:
+        if sys.platform == "win32":  # where folders have no locks
+            import msvcrt
+
+            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        else:
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise RunError(
+                f"another process is at work in {folder}: "
+                "wait until it has ended, or choose another output folder"
+            ) from error
+        except OSError:
+            pass
+        yield
+
+
 def discard(folder: Path) -> None:
     """Deletes a run's files, the comparison that tells of it, and nothing else.
 
     Args:
         folder: The run's folder; it may be missing.
+
+    Raises:
+        RunError: If another process is at work in it.
     """
-    for name in (RESULT, MODEL, LAST, HISTORY, RESULTS):
-        (folder / name).unlink(missing_ok=True)
+    if folder.exists():
+        with locked(folder):
+            for name in (RESULT, MODEL, LAST, HISTORY, RESULTS):
+                (folder / name).unlink(missing_ok=True)
+                (folder / (name + TEMPORARY)).unlink(missing_ok=True)
     for name in COMPARISON:
         (folder.parent / name).unlink(missing_ok=True)
 
@@ -75,7 +131,7 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = {key: result.get(key) for key in settings}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:  # no JSON, or no object
         raise RunError(
             f"{path} is damaged: train again", stage=settings["stage"], restart=True
         ) from error
@@ -83,19 +139,37 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     return result
 
 
+def surroundings(device: str) -> dict[str, Any]:
+    """What the bytes of a result depend on apart from its settings."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+
+
 def resume(
-    folder: Path, settings: dict[str, Any], model: nn.Module, optimizer: Optimizer
-) -> list[HistoryRow]:
+    folder: Path,
+    settings: dict[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    now: dict[str, Any],
+) -> tuple[list[HistoryRow], list[dict[str, Any]]]:
     """Brings model and optimizer to where an unfinished run stopped.
+
+    A warning tells if it was made in other surroundings, since then the bytes will be others than
+    those of a run that never stopped.
 
     Args:
         folder: The run's folder.
         settings: What identifies the run.
         model: Gets the saved weights.
         optimizer: Gets the saved state.
+        now: The present `surroundings`.
 
     Returns:
-        A row for each epoch done; none if there is nothing to go on with.
+        A row for each epoch done, none if there is nothing to go on with; and the surroundings of
+        the run so far, the present ones included, each with its ``from_epoch``.
 
     Raises:
         RunError: If the folder holds a run with other settings, or its history is damaged.
@@ -103,13 +177,15 @@ def resume(
     """
     path = folder / LAST
     if not path.exists():
-        return []
+        return [], [{"from_epoch": 1, **now}]
     content = load_checkpoint(path)
+    if not content.keys() >= {"settings", "epoch", "model", "optimizer", "surroundings"}:
+        raise CheckpointError(f"{path} does not hold an unfinished run: delete it")
     _check_settings(folder, content["settings"], settings)
     # The history is written first, so it may be an epoch ahead of the checkpoint.
     try:
         rows = _read_history(folder / HISTORY)[: content["epoch"]]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, csv.Error):
         rows = []
     if len(rows) != content["epoch"]:
         raise RunError(
@@ -119,7 +195,17 @@ def resume(
         )
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
-    return rows
+    surroundings = content["surroundings"]
+    before = surroundings[-1]
+    if changes := [key for key in now if before.get(key) != now[key]]:
+        changed = ", ".join(f"{key} {before.get(key)} before, {now[key]} now" for key in changes)
+        warnings.warn(
+            f"going on in other surroundings ({changed}): the result will be as good, but its "
+            "bytes will differ from those of a run that never stopped",
+            stacklevel=3,
+        )
+        surroundings.append({"from_epoch": len(rows) + 1, **now})
+    return rows, surroundings
 
 
 def save_epoch(
@@ -128,8 +214,9 @@ def save_epoch(
     model: nn.Module,
     optimizer: Optimizer,
     rows: Sequence[HistoryRow],
+    surroundings: Sequence[dict[str, Any]],
 ) -> None:
-    """Saves all that is needed to go on after an epoch.
+    """Saves all that is needed to go on after an epoch, to the end even on Ctrl-C.
 
     ``last.pt`` holds no times, so it has the same bytes whether the run was interrupted or not.
 
@@ -139,15 +226,21 @@ def save_epoch(
         model: Its weights.
         optimizer: Its state.
         rows: All epochs done.
+        surroundings: In what they were done.
     """
-    _write_history(folder / HISTORY, rows)
     content = {
         "settings": settings,
         "epoch": len(rows),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "surroundings": surroundings,
     }
-    save_checkpoint(folder / LAST, content)
+
+    def save() -> None:
+        _write_history(folder / HISTORY, rows)
+        save_checkpoint(folder / LAST, content)
+
+    _to_the_end(save)
 
 
 def save_result(folder: Path, result: dict[str, Any], text: str) -> None:
@@ -171,6 +264,15 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
     """
     json_name, text_name = COMPARISON
     _write_report(folder / json_name, folder / text_name, comparison, text)
+
+
+def _to_the_end(function: Callable[[], None]) -> None:
+    """Runs a function to its end, even if Ctrl-C or another signal raises an exception meanwhile.
+
+    Signals reach the main thread only, so another one runs it, and leaving the block waits for it.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(function).result()
 
 
 def _write_report(json_path: Path, text_path: Path, content: dict[str, Any], text: str) -> None:

@@ -18,6 +18,7 @@ from cifar_tl import report, run
 from cifar_tl.checkpoint import load_model_and_settings, save_model
 from cifar_tl.data import (
     BASE_CLASSES,
+    CIFAR10_CLASS_NAMES,
     TRANSFER_CLASSES,
     Data,
     channel_statistics,
@@ -100,23 +101,94 @@ def run_stage(
     folder = Path(output_dir) / data.name / stage
     if stage == "finetune":
         recipe = recipe.for_finetuning()
-    parent, parent_digest = load_parent(stage, folder.parent, base)
+    parent, parent_digest = load_parent(stage, folder.parent, data, base)
     settings = _settings(stage, data, recipe, int(seed), train_fraction, parent_digest)
     result = run.finished_result(folder, settings)
     if result is not None:
         log(f"{stage}: finished before, in {folder}")
         return result
     folder.mkdir(parents=True, exist_ok=True)
+    with run.locked(folder):
+        return _run_unfinished(
+            folder,
+            settings,
+            parent,
+            data,
+            recipe,
+            device=device,
+            start=start,
+            log=log,
+            progress=progress,
+        )
 
-    classes = settings["classes"]
+
+def load_parent(
+    stage: str, folder: Path, data: Data, base: Path | None = None
+) -> tuple[CifarNet | None, str | None]:
+    """Loads the model that a stage starts from.
+
+    Args:
+        stage: One of `STAGES`.
+        folder: Holds the stages' folders.
+        data: What the stage will train on.
+        base: Another base model for transfer.
+
+    Returns:
+        The model and the SHA-256 of its file, or None and None if the stage starts afresh.
+
+    Raises:
+        ValueError: If a base model is given to another stage.
+        RunError: If there is no such model, or it was made by another stage, for other classes, or
+            from other CIFAR-10 images than these.
+        CheckpointError: If it is damaged.
+    """
+    if base is not None and stage != "transfer":
+        raise ValueError(f"only transfer takes another base model, not {stage}")
+    if stage not in PARENTS:
+        return None, None
+    parent_stage = PARENTS[stage]
+    path = base or folder / parent_stage / run.MODEL
+    remedy = {"stage": parent_stage, "base": None, "restart": False}
+    if not path.exists():
+        raise run.RunError(f"there is no {parent_stage} model {path}: make it first", **remedy)
+    model, settings = load_model_and_settings(path)
+    wanted: dict[str, Any] = {"stage": parent_stage, "classes": list(_classes(parent_stage))}
+    names = settings.get("class_names", [])
+    if set(names) <= set(CIFAR10_CLASS_NAMES) and data.class_names == CIFAR10_CLASS_NAMES:
+        wanted["fingerprint"] = data.fingerprint  # its images may be among these
+    if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
+        words = {"fingerprint": "data with the fingerprint"}
+        sides = (
+            ", ".join(f"{words.get(key, key)} {side.get(key)}" for key in differences)
+            for side in (settings, wanted)
+        )
+        remedy["restart"] = base is None
+        raise run.RunError(f"{path} was made for {' and not for '.join(sides)}: make one", **remedy)
+    return model, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _run_unfinished(
+    folder: Path,
+    settings: dict[str, Any],
+    parent: CifarNet | None,
+    data: Data,
+    recipe: Recipe,
+    *,
+    device: str,
+    start: float,
+    log: Callable[[str], object],
+    progress: bool,
+) -> dict[str, Any]:
+    """Does what `run_stage` has decided to do, from where it stopped before to the result."""
+    stage, classes = settings["stage"], settings["classes"]
     train, validation = split_validation(select_classes(data.train, classes))
-    if train_fraction != 1:
-        train = stratified_prefix(train, train_fraction)
+    if settings["train_fraction"] != 1:
+        train = stratified_prefix(train, settings["train_fraction"])
     with seeded(derive_seed(settings["seed"], stage, "weights"), torch.device("cpu")):
         model = _initial_model(stage, parent, recipe, train.images).to(device)
     optimized = model.classifier if stage == "transfer" else model
     optimizer = make_optimizer(optimized, recipe)
-    rows = run.resume(folder, settings, model, optimizer)
+    rows, surroundings = run.resume(folder, settings, model, optimizer, run.surroundings(device))
     seconds_before = rows[-1].seconds_total_so_far if rows else 0.0
     seconds_features = rows[-1].seconds_features_so_far if rows else 0.0
 
@@ -150,7 +222,7 @@ def run_stage(
                 seconds_total_so_far=seconds_total,
             )
         )
-        run.save_epoch(folder, settings, model, optimizer, rows)
+        run.save_epoch(folder, settings, model, optimizer, rows, surroundings)
         log(f"{stage}: {report.epoch_line(record, recipe.epochs)}")
 
     fit(
@@ -190,45 +262,14 @@ def run_stage(
         "parameters_total": parameters_total,
         "parameters_trainable": parameters_trainable,
         "environment": _environment(device),
+        "surroundings": surroundings,
     }
     run.save_result(folder, result, report.results_text(result, rows, layers(model)))
     return result
 
 
-def load_parent(
-    stage: str, folder: Path, base: Path | None = None
-) -> tuple[CifarNet | None, str | None]:
-    """Loads the model that a stage starts from.
-
-    Args:
-        stage: One of `STAGES`.
-        folder: Holds the stages' folders.
-        base: Another base model for transfer.
-
-    Returns:
-        The model and the SHA-256 of its file, or None and None if the stage starts afresh.
-
-    Raises:
-        ValueError: If a base model is given to another stage.
-        RunError: If there is no such model, or it is one of another stage.
-        CheckpointError: If it is damaged.
-    """
-    if base is not None and stage != "transfer":
-        raise ValueError(f"only transfer takes another base model, not {stage}")
-    if stage not in PARENTS:
-        return None, None
-    parent_stage = PARENTS[stage]
-    path = base or folder / parent_stage / run.MODEL
-    remedy = {"stage": parent_stage, "base": None, "restart": False}
-    if not path.exists():
-        raise run.RunError(f"there is no {parent_stage} model {path}: make it first", **remedy)
-    model, settings = load_model_and_settings(path)
-    if settings.get("stage") != parent_stage:
-        raise run.RunError(
-            f"{path} is a {settings.get('stage')} model, not a {parent_stage} model: make one",
-            **remedy,
-        )
-    return model, hashlib.sha256(path.read_bytes()).hexdigest()
+def _classes(stage: str) -> range:
+    return BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
 
 
 def _settings(
@@ -240,7 +281,7 @@ def _settings(
     parent_digest: str | None,
 ) -> dict[str, Any]:
     """Everything that decides the outcome of a stage, and so identifies a run: plain values."""
-    classes = BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
+    classes = _classes(stage)
     unused = {"name", "finetune_epochs", "finetune_lr"}
     if stage in PARENTS:
         unused.add("input_std")  # preprocessing belongs to the model that it starts from

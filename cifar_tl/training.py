@@ -83,7 +83,7 @@ def fit(
 
     Raises:
         ValueError: If the shapes do not fit together.
-        TrainingError: If the training loss is no longer a finite number.
+        TrainingError: If losses or weights are no longer finite numbers.
     """
     if views.ndim < 2 or labels.shape != views.shape[1:2] or len(labels) == 0:
         raise ValueError(
@@ -106,14 +106,10 @@ def fit(
         start = time.perf_counter()
         train = _train_epoch(module, views, labels, recipe, epoch, seed, optimizer, bar)
         trained = time.perf_counter()
-        if not math.isfinite(train.loss):
-            raise TrainingError(
-                f"the training loss became {train.loss} in epoch {epoch}: "
-                f"try a learning rate below {recipe.lr:g}"
-            )
         with autocast(recipe, device):
             val = evaluate(module, val_inputs, val_labels)
         validated = time.perf_counter()
+        _check_finite(module, train, val, epoch, recipe)
         record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
         records.append(record)
         if on_epoch is not None:
@@ -284,6 +280,19 @@ def _train_epoch(
             optimizer.step()
             outputs.append((loss.detach(), logits.detach(), targets))
     return _metrics(outputs)
+
+
+def _check_finite(
+    module: nn.Module, train: Metrics, val: Metrics, epoch: int, recipe: Recipe
+) -> None:
+    values = {"training loss": train.loss, "validation loss": val.loss}
+    values["sum of the weights"] = sum(float(p.detach().sum()) for p in module.parameters())
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} became {value} in epoch {epoch} with a learning rate of "
+                f"{recipe.lr:g}: try a lower one"
+            )
 
 
 def _batches(views: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

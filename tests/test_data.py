@@ -1,6 +1,7 @@
 import gc
 import http.server
 import pickle
+import random
 import shutil
 import socket
 import threading
@@ -59,6 +60,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
         elif self.path == "/wrong":
             self.wfile.write(bytes(len(content)))
+        elif self.path.startswith("/cut/"):
+            self.wfile.write(content[: int(self.path.removeprefix("/cut/"))])
         else:
             self.wfile.write(content[: len(content) // 2])
         if self.path == "/hangs":
@@ -83,7 +86,8 @@ def server(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def serve(manner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CIFAR10, "url", CIFAR10.url.rpartition("/")[0] + "/" + manner)
+    host = CIFAR10.url.split("/")[2]
+    monkeypatch.setattr(CIFAR10, "url", f"http://{host}/{manner}")
 
 
 # The official data
@@ -151,6 +155,26 @@ def test_failed_download_is_explained_and_the_next_run_recovers(
     assert server.requests == 2
     assert socket.getdefaulttimeout() is None
     gc.collect()  # torch 2.6 leaves the connection of a failed download open
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize("cuts", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_downloads_cut_off_anywhere_always_recover(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, cuts: int
+) -> None:
+    lengths = random.Random(cuts).sample(range(len(server.content)), cuts)
+    for length in lengths:
+        serve(f"cut/{length}", monkeypatch)
+        with pytest.raises(DataError):
+            download_cifar10(tmp_path)
+        assert not list(tmp_path.iterdir())
+        serve("whole", monkeypatch)
+        download_cifar10(tmp_path)
+        assert len(load_data(tmp_path).test.labels) == 40
+        shutil.rmtree(tmp_path)
+    gc.collect()
 
 
 @pytest.mark.usefixtures("archive")

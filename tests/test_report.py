@@ -38,6 +38,7 @@ def make_result(stage: str, val_accuracy: float, seconds: float) -> dict[str, An
         "parameters_total": 119_581 if is_base else 120_226,
         "parameters_trainable": 103_818 if stage == "transfer" else 120_226,
         "environment": {"torch": "2.15.0"},
+        "surroundings": [{"from_epoch": 1, "torch": "2.15.0", "threads": 2, "device": "cpu"}],
     }
 
 

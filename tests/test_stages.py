@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from cifar_tl import run
-from cifar_tl.checkpoint import CheckpointError, load_checkpoint, load_model
+from cifar_tl.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from cifar_tl.data import (
     TRANSFER_CLASSES,
     Data,
@@ -336,7 +336,7 @@ def test_base_model_of_another_stage_is_refused(
     finished: Path, small_data: Data, tmp_path: Path, stage: str
 ) -> None:
     base = finished / stage / "model.pt"
-    with pytest.raises(run.RunError, match=f"is a {stage} model, not a base model"):
+    with pytest.raises(run.RunError, match=f"made for stage {stage}.* and not for stage base"):
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=base)
 
 
@@ -351,6 +351,43 @@ def test_checkpoint_that_is_no_model_is_refused_as_base(
             output_dir=tmp_path,
             base=finished / "base" / "last.pt",
         )
+
+
+def test_a_base_from_other_images_of_cifar10_is_refused(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    """Its training images may be among the new validation images."""
+    others = dataclasses.replace(small_data, fingerprint="f" * 64)
+    base = finished / "base" / "model.pt"
+    with pytest.raises(run.RunError) as error:
+        run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
+    assert f"fingerprint {small_data.fingerprint} and not for data" in str(error.value)
+    assert others.fingerprint in str(error.value)
+    assert error.value.remedy == {"stage": "base", "base": None, "restart": False}
+    copy_run(finished / "base", tmp_path / "small.npz" / "base")
+    with pytest.raises(run.RunError) as error:
+        run_stage("transfer", others, SMALL, output_dir=tmp_path)
+    assert error.value.remedy["restart"] is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "scratch"}, "made for stage scratch and not for stage base"),
+        (
+            {"classes": [0, 1, 2, 3, 9]},
+            r"made for classes \[0, 1, 2, 3, 9\] and not for classes \[0, 1, 2, 3, 4\]",
+        ),
+    ],
+)
+def test_a_base_of_another_kind_is_refused(
+    finished: Path, small_data: Data, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    content = load_checkpoint(finished / "base" / "model.pt")
+    content["settings"] |= changes
+    save_checkpoint(tmp_path / "model.pt", content)
+    with pytest.raises(run.RunError, match=message):
+        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=tmp_path / "model.pt")
 
 
 def test_damaged_files_of_a_run_are_named(finished: Path, small_data: Data, tmp_path: Path) -> None:
@@ -450,5 +487,5 @@ def test_wrong_arguments_are_refused(small_data: Data, tmp_path: Path) -> None:
 
 def test_checkpoint_to_go_on_from_holds_no_times(finished: Path) -> None:
     content = copy.deepcopy(load_checkpoint(finished / "base" / "last.pt"))
-    assert set(content) == {"settings", "epoch", "model", "optimizer"}
+    assert set(content) == {"settings", "epoch", "model", "optimizer", "surroundings"}
     assert not any("seconds" in key for key in content["settings"])

@@ -318,7 +318,7 @@ def test_divergence_is_one_line_and_keeps_what_was_good(
 ) -> None:
     assert main(["--stage", "base", "--lr", "1e30", "--data", str(small_npz)]) == 1
     errors = capsys.readouterr().err
-    assert "epoch 1: try a learning rate below 1e+30" in errors
+    assert "in epoch 1 with a learning rate of 1e+30: try a lower one" in errors
     assert len(errors.splitlines()) == 1
 
 

@@ -251,8 +251,21 @@ def test_diverging_training_stops_with_the_epoch_and_a_remedy(
     model: CifarNet, arrays: Arrays
 ) -> None:
     seen: list[EpochRecord] = []
-    with pytest.raises(TrainingError, match=r"epoch 1: try a learning rate below 1e\+30"):
+    with pytest.raises(
+        TrainingError, match=r"in epoch 1 with a learning rate of 1e\+30: try a lower one"
+    ):
         fit(model, *arrays, dataclasses.replace(SMALL, lr=1e30), on_epoch=seen.append)
+    assert not seen
+
+
+def test_weights_that_overflow_in_the_last_step_stop_the_training(
+    model: CifarNet, arrays: Arrays
+) -> None:
+    views, labels, val_images, val_labels = arrays
+    seen: list[EpochRecord] = []
+    one_step = dataclasses.replace(SMALL, epochs=1, batch_size=len(labels), lr=1e38)
+    with pytest.raises(TrainingError, match=r"(validation loss|weights) became (nan|inf|-inf) in"):
+        fit(model, views, labels, val_images, val_labels, one_step, on_epoch=seen.append)
     assert not seen
 
 

@@ -1,0 +1,321 @@
+"""What goes wrong outside: killed processes, signals, full disks, closed pipes, too little memory.
+
+Real processes, real signals, real write errors. The long versions: ``python -m pytest -m slow``.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import train
+from cifar_tl import run
+from cifar_tl.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
+
+STAGES = train.STAGES
+SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1"]
+
+# Imports once and runs the command in a process of its own for each line, so that a kill costs no
+# seconds of imports: prints the process's number, then how it ended.
+ZYGOTE = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import cifar_tl, torch, train
+torch.optim.SGD([torch.zeros(1)])
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(0, 1)
+        os._exit(train.main(json.loads(line)))
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+# A disk on which every file takes a while to be written.
+SLOW_DISK = """
+import os, sys, time
+sys.path.insert(0, sys.argv.pop(1))
+import train
+fsync = os.fsync
+def slow_fsync(descriptor):
+    print("saving", flush=True)
+    time.sleep(0.5)
+    fsync(descriptor)
+os.fsync = slow_fsync
+train.signal.signal(train.signal.SIGINT, train.signal.default_int_handler)
+sys.exit(train.main())
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def arguments(small_npz: Path) -> list[str]:
+    return ["--data", str(small_npz), "--quiet", *SHORT]
+
+
+def start(arguments: Sequence[str], script: str | None = None) -> subprocess.Popen[str]:
+    program = [str(ROOT / "train.py")] if script is None else ["-c", script, str(ROOT)]
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def end(process: subprocess.Popen[str], code: int) -> str:
+    """Waits for a process to end with a code; returns its one line of errors."""
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert len(errors.splitlines()) == 1, errors
+    return errors
+
+
+def wait_for(process: subprocess.Popen[str], text: str, times: int = 1) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        times -= text in line
+        if times == 0:
+            return
+    pytest.fail(f"it ended without {text!r}: {process.stderr and process.stderr.read()}")
+
+
+@contextlib.contextmanager
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE, str(ROOT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
+def go(parent: subprocess.Popen[str], arguments: Sequence[str], kill_after: float = 60) -> int:
+    """Runs the command in a process from a zygote; returns its exit code."""
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    print(json.dumps(arguments), file=parent.stdin, flush=True)
+    pid = int(parent.stdout.readline())
+    with subprocess.Popen(["sleep", str(kill_after)]) as sleep:
+        answer = parent.stdout.readline
+        if kill_after == 60:
+            code = int(answer())
+            sleep.kill()
+            return code
+        sleep.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return int(answer())
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    arguments: list[str], kills: int
+) -> None:
+    generator = random.Random(kills)
+    with zygote() as parent:
+        started = time.perf_counter()
+        assert go(parent, [*arguments, "--output-dir", "whole"]) == 0
+        duration = time.perf_counter() - started
+        killed, finished = 0, 0
+        while killed < kills or not finished:
+            killed_enough = killed >= kills
+            output_dir = Path(f"killed{finished}")
+            code = go(
+                parent,
+                [*arguments, "--output-dir", str(output_dir)],
+                60 if killed_enough else generator.uniform(0, duration),
+            )
+            killed += code == -signal.SIGKILL
+            if code == -signal.SIGKILL:
+                continue
+            assert code == 0
+            finished += 1
+            for stage in STAGES:
+                folder = output_dir / "small.npz" / stage
+                whole = Path("whole/small.npz") / stage
+                for name in (run.MODEL, run.LAST):
+                    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+                rows = (folder / run.HISTORY).read_text().splitlines()[1:]
+                assert [row.split(",")[0] for row in rows] == ["1", "2", "3"]
+                names = {path.name for path in folder.iterdir()}
+                assert names == {path.name for path in whole.iterdir()}
+    print(f"{killed} kills, {finished} runs finished")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_a_save_lets_it_complete(
+    arguments: list[str], number: signal.Signals, code: int
+) -> None:
+    process = start([*arguments, "--stage", "base"], SLOW_DISK)
+    wait_for(process, "saving")  # the history of the first epoch, then its checkpoint
+    process.send_signal(number)
+    errors = end(process, code)
+    assert "what was finished is saved. To go on: python train.py --stage base" in errors
+    assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == 1
+    names = {path.name for path in Path("runs/small.npz/base").iterdir()}
+    assert names == {run.LAST, run.HISTORY}
+
+
+def test_a_second_signal_ends_it_at_once(arguments: list[str]) -> None:
+    process = start([*arguments, "--stage", "base"], SLOW_DISK)
+    wait_for(process, "saving", times=5)  # two for each file, one for the folder: the second epoch
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)  # two equal signals in one moment are one
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == 1
+
+
+def test_a_write_error_keeps_what_was_there(arguments: list[str]) -> None:
+    arguments += ["--stage", "base"]
+    process = start(arguments, SLOW_DISK)
+    wait_for(process, "saving")
+    process.send_signal(signal.SIGTERM)
+    end(process, 143)
+    folder = Path("runs/small.npz/base")
+    before = (folder / run.LAST).read_bytes()
+    limit = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "sys.path.insert(0, sys.argv.pop(1))\n"
+        "import train\n"
+        "sys.exit(train.main())\n"
+    )
+    errors = end(start(arguments, limit), 1)
+    assert f"{folder / run.LAST}: {os.strerror(errno.EFBIG)}; what was finished is saved" in errors
+    assert (folder / run.LAST).read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == {run.LAST, run.HISTORY}
+    assert train.main(arguments) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_output_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *arguments, "--stage", "base"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert process.returncode == 1
+    assert len(process.stderr.splitlines()) == 1
+    assert os.strerror(errno.ENOSPC) in process.stderr
+
+
+def test_nobody_reads_the_output(arguments: list[str]) -> None:
+    arguments.remove("--quiet")
+    with start([*arguments, "--stage", "base"]) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert errors.startswith("train.py: nobody reads the output any more; what was finished is")
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_name_that_the_terminal_cannot_show(arguments: list[str]) -> None:
+    arguments += ["--stage", "base", "--output-dir", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"]
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "20"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert r"files in caf\xe9/small.npz/base" in process.stdout
+    assert process.stderr == ""
+
+
+def test_two_processes_never_share_a_folder(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments += ["--stage", "base"]
+    process = start([*arguments, "--epochs", "1000"], SLOW_DISK)
+    wait_for(process, "saving", times=2)
+    for extra in ([], ["--restart"]):
+        assert train.main([*arguments, *extra]) == 1
+        errors = capsys.readouterr().err
+        assert "another process is at work in runs/small.npz/base: wait until" in errors
+        assert len(errors.splitlines()) == 1
+    process.kill()
+    process.communicate()
+    assert train.main([*arguments, "--restart"]) == 0  # a killed process blocks nobody
+
+
+def test_a_file_in_place_of_a_folder_is_refused_before_any_work(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path("runs/small.npz")
+    folder.mkdir(parents=True)
+    (folder / "scratch").write_text("")
+    assert train.main(arguments) == 2
+    assert "runs/small.npz/scratch: nothing can be written there" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["scratch"]
+
+
+def test_too_little_memory_is_one_line(arguments: list[str]) -> None:
+    limit = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "torch.optim.SGD([torch.zeros(1)])\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "size = pages * resource.getpagesize() + 20_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+        "sys.path.insert(0, sys.argv.pop(1))\n"
+        "import train\n"
+        "sys.exit(train.main())\n"
+    )
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux")
+    errors = end(start([*arguments, "--stage", "base", "--batch-size", "160"], limit), 1)
+    assert (
+        errors == "train.py: out of memory: close other programs, or try a smaller --batch-size\n"
+    )
+
+
+@pytest.mark.filterwarnings("default:going on")
+def test_going_on_with_other_threads_warns_and_is_recorded(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments += ["--stage", "base"]
+    process = start(arguments, SLOW_DISK)
+    wait_for(process, "saving")
+    process.send_signal(signal.SIGTERM)
+    end(process, 143)
+    assert train.main([*arguments, "--threads", "2"]) == 0
+    errors = capsys.readouterr().err
+    assert "warning: going on in other surroundings (threads 1 before, 2 now)" in errors
+    assert len(errors.splitlines()) == 1
+    folder = Path("runs/small.npz/base")
+    result = json.loads((folder / "result.json").read_text())
+    version = str(torch.__version__)
+    assert result["surroundings"] == [
+        {"from_epoch": 1, "torch": version, "threads": 1, "device": "cpu"},
+        {"from_epoch": 2, "torch": version, "threads": 2, "device": "cpu"},
+    ]
+    assert "from epoch 2 on: torch" in (folder / "results.txt").read_text()

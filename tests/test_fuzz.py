@@ -1,0 +1,139 @@
+"""Thousands of damaged inputs: each works or ends with a clear error, never with another one."""
+
+import contextlib
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import train
+from cifar_tl.checkpoint import CheckpointError, load_model, save_checkpoint, save_model
+from cifar_tl.data import DataError, load_data
+from cifar_tl.model import CifarNet
+
+SHORT = 300  # examples of each kind in the ordinary suite
+LONG = pytest.param(10_000, marks=pytest.mark.slow)
+
+
+def try_many(examples: int, inputs: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+    """Calls a function with many inputs, the same ones every time."""
+    chosen = settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    chosen(given(inputs)(check))()
+
+
+def damages(content: bytes) -> st.SearchStrategy[bytes]:
+    """Cuts, insertions and replacements at any place of some bytes."""
+    places = st.integers(0, len(content))
+    return st.builds(
+        lambda first, second, middle: (
+            content[: min(first, second)] + middle + content[max(first, second) :]
+        ),
+        places,
+        places,
+        st.binary(max_size=30),
+    )
+
+
+WORDS = st.one_of(
+    st.sampled_from(
+        [
+            *("--stage", "--recipe", "--data", "--base", "--epochs", "--lr", "--batch-size"),
+            *("--weight-decay", "--precision", "--train-fraction", "--seed", "--device"),
+            *("--threads", "--output-dir", "--restart", "--quiet", "--version", "--"),
+            *("base", "all", "tuned", "shapes", "0", "1", "-1", "1e400", "nan", "none.npz", "cpu"),
+        ]
+    ),
+    st.text(max_size=8),
+)
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG])
+def test_arguments(examples: int) -> None:
+    def check(arguments: list[str]) -> None:
+        with contextlib.suppress(train.UsageError):
+            train.parse_arguments(arguments)
+
+    try_many(examples, st.lists(WORDS, max_size=6), check)
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG])
+def test_npz(tmp_path: Path, small_npz: Path, examples: int) -> None:
+    path = tmp_path / "damaged.npz"
+    content = io.BytesIO()  # small: what is damaged should seldom be a pixel
+    with np.load(small_npz) as arrays:
+        np.savez_compressed(content, **{name: arrays[name] for name in arrays})
+
+    def check(damaged: bytes) -> None:
+        path.write_bytes(damaged)
+        with contextlib.suppress(DataError):
+            assert len(load_data(path).test.labels) == 100
+
+    try_many(examples, damages(content.getvalue()), check)
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG])
+def test_npz_members(tmp_path: Path, small_npz: Path, examples: int) -> None:
+    """Whole archives with damaged arrays in them, as no checksum would notice."""
+    with zipfile.ZipFile(small_npz) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    path = tmp_path / "damaged.npz"
+
+    def check(data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(members)))
+        head = data.draw(damages(members[name][:128]))  # where shape and type are
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, head + content[128:] if member == name else content)
+        with contextlib.suppress(DataError):
+            assert len(load_data(path).test.labels) == 100
+
+    try_many(examples, st.data(), check)
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG])
+def test_checkpoints(tmp_path: Path, examples: int) -> None:
+    path = tmp_path / "model.pt"
+    save_model(path, CifarNet(5), {"stage": "base"})
+    content = path.read_bytes()
+
+    def check(damaged: bytes) -> None:
+        path.write_bytes(damaged)
+        if damaged == content:
+            load_model(path)
+        else:
+            with pytest.raises(CheckpointError, match=r"model\.pt is damaged"):
+                load_model(path)
+
+    try_many(examples, damages(content), check)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("examples", [SHORT, LONG])
+def test_checkpoints_of_any_content(tmp_path: Path, examples: int) -> None:
+    path = tmp_path / "model.pt"
+    keys = st.sampled_from(["network", "num_classes", "settings", "state_dict"])
+
+    def check(content: dict[str, object]) -> None:
+        save_checkpoint(path, {"network": "CifarNet", **content})
+        with pytest.raises(CheckpointError, match=r"model\.pt"):
+            load_model(path)
+
+    try_many(examples, st.dictionaries(keys, VALUES), check)
