@@ -12,14 +12,15 @@ class Recipe:
     """
 
     name: str
-    optimizer: Literal["adam", "sgd"]  # sgd: with Nesterov momentum
+    optimizer: Literal["adam", "sgd", "muon"]  # sgd: with Nesterov momentum; muon: see `Muon`
     lr: float  # the peak, if there is a schedule
     schedule: Literal["constant", "one-cycle"]
-    input_std: float | None  # what each colour channel is normalised to; None: pixels / 255
+    normalize: bool  # each colour channel to mean 0 and standard deviation 1; else pixels / 255
+    whiten: bool  # the first layer starts with the images' components: see `whiten_first_layer`
     mirror: bool  # the mirror image of each training image is a second view of it
     epochs: int = 10
     batch_size: int = 100
-    weight_decay: float = 0.0  # an L2 penalty on all trained parameters
+    weight_decay: float = 0.0  # an L2 penalty; muon: of weights only, apart from the gradient
     momentum: float = 0.9  # for adam: beta 1
     warmup: float = 0.2  # the part of a one-cycle schedule in which the learning rate rises
     precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast to bfloat16
@@ -27,8 +28,8 @@ class Recipe:
     finetune_lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adam", "sgd"):
-            raise ValueError(f"optimizer must be 'adam' or 'sgd', not {self.optimizer!r}")
+        if self.optimizer not in ("adam", "sgd", "muon"):
+            raise ValueError(f"optimizer must be adam, sgd or muon, not {self.optimizer!r}")
         if self.schedule not in ("constant", "one-cycle"):
             raise ValueError(f"schedule must be 'constant' or 'one-cycle', not {self.schedule!r}")
         if self.precision not in ("float32", "bf16"):
@@ -49,18 +50,22 @@ ORIGINAL = Recipe(
     optimizer="adam",
     lr=1e-3,
     schedule="constant",
-    input_std=None,
+    normalize=False,
+    whiten=False,
     mirror=False,
 )
 
+# docs/recipe.md says what each of these is worth.
 TUNED = Recipe(
     name="tuned",
-    optimizer="sgd",
-    lr=0.05,
+    optimizer="muon",
+    lr=0.02,
     schedule="one-cycle",
-    input_std=0.5,  # at 1, this learning rate is at the edge of instability
+    normalize=True,
+    whiten=True,
     mirror=True,
-    weight_decay=5e-4,
+    batch_size=200,
+    weight_decay=0.15,
     finetune_lr=0.02,
 )
 

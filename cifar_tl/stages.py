@@ -27,7 +27,13 @@ from cifar_tl.data import (
     split_validation,
     stratified_prefix,
 )
-from cifar_tl.model import CifarNet, count_parameters, layers, transfer_model
+from cifar_tl.model import (
+    CifarNet,
+    count_parameters,
+    layers,
+    transfer_model,
+    whiten_first_layer,
+)
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import (
     EpochRecord,
@@ -42,6 +48,7 @@ from cifar_tl.training import (
 from cifar_tl.version import __version__
 
 STAGES = ("base", "transfer", "finetune", "scratch")  # in an order in which they can run
+WHITENING_IMAGES = 2000
 PARENTS = {"transfer": "base", "finetune": "transfer"}
 
 
@@ -284,7 +291,7 @@ def _settings(
     classes = _classes(stage)
     unused = {"name", "finetune_epochs", "finetune_lr"}
     if stage in PARENTS:
-        unused.add("input_std")  # preprocessing belongs to the model that it starts from
+        unused |= {"normalize", "whiten"}  # they belong to the model that it starts from
     values = dataclasses.asdict(recipe)
     settings = {
         "stage": stage,
@@ -309,9 +316,10 @@ def _initial_model(
     if parent is not None:
         return transfer_model(parent, num_classes=10) if stage == "transfer" else parent
     model = CifarNet(num_classes=5 if stage == "base" else 10)
-    if recipe.input_std is not None:
-        mean, std = channel_statistics(images)
-        model.mean, model.std = mean, std / recipe.input_std
+    if recipe.normalize:
+        model.mean, model.std = channel_statistics(images)
+    if recipe.whiten:
+        whiten_first_layer(model, images[:WHITENING_IMAGES])
     return model
 
 

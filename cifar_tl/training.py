@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from cifar_tl.muon import Muon
 from cifar_tl.recipe import Recipe, learning_rate
 
 
@@ -209,6 +210,13 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             eps=1e-7,
             weight_decay=recipe.weight_decay,
             fused=True,
+        )
+    if recipe.optimizer == "muon":
+        return Muon(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
         )
     return torch.optim.SGD(
         parameters,

@@ -9,7 +9,8 @@ from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, learning_rate
 def test_original_is_the_documented_recipe() -> None:
     values = dataclasses.asdict(ORIGINAL)
     documented = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "epochs": 10}
-    documented |= {"batch_size": 100, "weight_decay": 0.0, "input_std": None, "mirror": False}
+    documented |= {"batch_size": 100, "weight_decay": 0.0, "normalize": False}
+    documented |= {"whiten": False, "mirror": False}
     assert {key: values[key] for key in documented} == documented
 
 

@@ -193,8 +193,7 @@ def test_preprocessing_belongs_to_the_model(finished: Path, small_data: Data) ->
     assert not torch.equal(models["base"].mean, mean)
     inputs = models["scratch"].preprocess(train.images)
     torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    expected = torch.full((3,), SMALL.input_std or 0)
-    torch.testing.assert_close(inputs.std((0, 2, 3)), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(inputs.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
 
 
 def test_original_recipe_divides_by_255_and_nothing_more(small_data: Data, tmp_path: Path) -> None:
@@ -203,6 +202,21 @@ def test_original_recipe_divides_by_255_and_nothing_more(small_data: Data, tmp_p
     model = load_model(tmp_path / "small.npz" / "base" / "model.pt")
     assert not model.mean.any()
     assert (model.std == 1).all()
+
+
+def test_first_layer_starts_with_the_components_of_its_own_images(
+    small_data: Data, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(SMALL, epochs=1, lr=1e-12)  # the weights stay where they start
+    train, _ = split_validation(select_classes(small_data.train, TRANSFER_CLASSES))
+    for whiten in (True, False):
+        recipe = dataclasses.replace(recipe, whiten=whiten)
+        run_stage("scratch", small_data, recipe, output_dir=tmp_path / str(whiten))
+        model = load_model(tmp_path / str(whiten) / "small.npz" / "scratch" / "model.pt")
+        with torch.no_grad():
+            outputs = model.features.get_submodule("conv1")(model.preprocess(train.images))
+        moments = outputs.square().mean((0, 2, 3))
+        assert torch.allclose(moments, torch.ones(32), atol=1e-3) is whiten
 
 
 def test_same_seed_same_bytes_another_seed_others(
@@ -269,7 +283,7 @@ def test_finished_stage_is_read_and_not_touched(finished: Path, small_data: Data
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.05 there, 0\.01 now"),
+        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.02 there, 0\.01 now"),
         ({"recipe": dataclasses.replace(SMALL, epochs=3)}, r"epochs 2 there, 3 now"),
         ({"seed": 1}, r"seed 0 there, 1 now"),
         (

@@ -89,7 +89,7 @@ def test_options_reach_the_training(small_npz: Path) -> None:
     assert main(arguments) == 0
     found = result("elsewhere/small.npz/base/result.json")
     expected = {"recipe": "original", "epochs": 1, "batch_size": 30, "lr": 0.01, "seed": 7}
-    expected |= {"weight_decay": 0.1, "optimizer": "adam", "input_std": None, "precision": "bf16"}
+    expected |= {"weight_decay": 0.1, "optimizer": "adam", "normalize": False, "precision": "bf16"}
     assert {key: found[key] for key in expected} == expected
     assert found["environment"]["threads"] == 1  # type: ignore[index]
     assert not Path("runs").exists()
