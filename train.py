@@ -30,6 +30,7 @@ STAGES = ("base", "transfer", "finetune", "scratch")
 RECIPES = ("original", "tuned")
 PRECISIONS = ("float32", "bf16")
 SHAPES = "shapes"
+OWN_SETTINGS = {"transfer": ("lr", "batch_size"), "finetune": ("epochs", "lr")}  # of a recipe
 
 DATA_FOLDER = "data"
 MAX_THREADS = 256  # torch.set_num_threads(100000) crashes the process
@@ -152,7 +153,7 @@ def train(options: argparse.Namespace) -> int:
         remedy = f": {command(options, **error.remedy)}" if error.remedy else ""
         return fail(f"{error}{remedy}", 1)
     except cifar_tl.TrainingError as error:
-        lower = (recipe.for_finetuning() if stage == "finetune" else recipe).lr / 10
+        lower = recipe.for_stage(stage).lr / 10
         return fail(f"{error}: {command(options, stage=stage, lr=lower, restart=True)}", 1)
     except (cifar_tl.DataError, cifar_tl.CheckpointError) as error:
         return fail(error, 1)
@@ -192,18 +193,14 @@ def choose_recipe(options: argparse.Namespace) -> "Recipe":
     """Returns the named recipe with what the arguments change of it."""
     from cifar_tl import RECIPES
 
-    prefix = "finetune_" if options.stage == "finetune" else ""
-    changes = {
-        f"{prefix}epochs": options.epochs,
-        f"{prefix}lr": options.lr,
-        "batch_size": options.batch_size,
-        "weight_decay": options.weight_decay,
-        "precision": options.precision,
-    }
-    return dataclasses.replace(
-        RECIPES[options.recipe],
-        **{key: value for key, value in changes.items() if value is not None},
-    )
+    recipe = RECIPES[options.recipe]
+    changes = {}
+    for name in ("epochs", "lr", "batch_size", "weight_decay", "precision"):
+        value = getattr(options, name)
+        if value is not None:
+            own = name in OWN_SETTINGS.get(options.stage, ())
+            changes[f"{options.stage}_{name}" if own else name] = value
+    return dataclasses.replace(recipe, **changes)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -257,10 +254,20 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=at_least_one,
         help="epochs of base, transfer and scratch, with --stage finetune those of finetuning "
-        "(default, as for the next three: the recipe's)",
+        "(default, as for the next four: the recipe's)",
     )
-    add("--lr", metavar="X", type=positive, help="(peak) learning rate, of the same stages")
-    add("--batch-size", metavar="N", type=at_least_one, help="images in a batch")
+    add(
+        "--lr",
+        metavar="X",
+        type=positive,
+        help="(peak) learning rate of base and scratch, or of the one --stage that is named",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=at_least_one,
+        help="images in a batch, in all stages but transfer, which has its own as for --lr",
+    )
     add("--weight-decay", metavar="X", type=not_negative, help="L2 penalty")
     add(
         "--precision",
@@ -294,8 +301,9 @@ def make_parser() -> argparse.ArgumentParser:
 def command(options: argparse.Namespace, **changes: Any) -> str:
     """Writes the command that has these options, with some changed."""
     values = vars(options).copy()
-    if (changes.get("stage", options.stage) == "finetune") != (options.stage == "finetune"):
-        values |= {"epochs": None, "lr": None}  # they meant something else
+    stages = {options.stage, changes.get("stage", options.stage)}
+    if len(stages) > 1:  # what has another meaning in the other stage is left out
+        values |= {name: None for stage in stages for name in OWN_SETTINGS.get(stage, ())}
     values |= changes
     if values["stage"] == "base":
         values["train_fraction"] = 1.0

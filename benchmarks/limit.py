@@ -83,7 +83,8 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
     train, validation = images.split([TRAIN, VALIDATION])
     train_labels, val_labels = labels.split([TRAIN, VALIDATION])
     batch = model.preprocess(train[:BATCH])
-    train_step, val_step = make_head_kernels()
+    train_step, _ = make_head_kernels(TUNED.transfer_batch_size)
+    _, val_step = make_head_kernels()
 
     def stage() -> None:
         views = make_views(train, mirror=True)
@@ -96,7 +97,7 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
             train_labels,
             val_features,
             val_labels,
-            TUNED,
+            TUNED.for_stage("transfer"),
         )
 
     def inference() -> None:
@@ -106,7 +107,7 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
     def floor() -> float:
         return (
             seconds(inference, (2 * TRAIN + VALIDATION) // BATCH)
-            + seconds(train_step, TUNED.epochs * TRAIN // BATCH)
+            + seconds(train_step, TUNED.epochs * TRAIN // TUNED.transfer_batch_size)
             + seconds(val_step, TUNED.epochs * VALIDATION // BATCH)
         )
 
@@ -178,10 +179,10 @@ def make_step_kernels() -> Callable[[], None]:
 
 
 def make_head_kernels(
-    num_classes: int = 10, input_gradient: bool = False
+    batch_size: int = BATCH, num_classes: int = 10, input_gradient: bool = False
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Makes functions that run the matrix products of a head's training and validation step."""
-    features, hidden, logits = (torch.randn(BATCH, size) for size in (800, 128, num_classes))
+    features, hidden, logits = (torch.randn(batch_size, size) for size in (800, 128, num_classes))
     weight1, weight2 = torch.randn(128, 800), torch.randn(num_classes, 128)
     bias1, bias2 = torch.zeros(128), torch.zeros(num_classes)
 

@@ -101,7 +101,7 @@ def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
         start = time.perf_counter()
         model = transfer_model(base)
         views = make_views(train.images, mirror=TUNED.mirror)
-        recipe = replace(TUNED, **changes)
+        recipe = replace(TUNED.for_stage("transfer"), **changes)
         with autocast(recipe, views.device):
             features = extract_features(model.forward_features, views.flatten(0, 1))
             val_features = extract_features(model.forward_features, validation.images)

@@ -25,8 +25,9 @@ import torch
 from cifar_tl import ORIGINAL, STAGES, TUNED, Data, Recipe, keep_freed_memory, load_data, run_stage
 
 # SGD and Adam with the best learning rates found for them.
-SGD = dataclasses.replace(TUNED, optimizer="sgd", lr=0.03, batch_size=100, weight_decay=1e-3)
-ADAM = dataclasses.replace(TUNED, optimizer="adam", lr=3e-3, batch_size=100, weight_decay=0.0)
+SMALLER = dataclasses.replace(TUNED, batch_size=100, transfer_batch_size=100)
+SGD = dataclasses.replace(SMALLER, optimizer="sgd", lr=0.03, transfer_lr=0.1, weight_decay=1e-3)
+ADAM = dataclasses.replace(SMALLER, optimizer="adam", lr=3e-3, transfer_lr=3e-3, weight_decay=0.0)
 
 VARIANTS = {
     "tuned": TUNED,
@@ -35,8 +36,11 @@ VARIANTS = {
     "no whitening": dataclasses.replace(TUNED, whiten=False),
     "no mirror images": dataclasses.replace(TUNED, mirror=False),
     "no weight decay": dataclasses.replace(TUNED, weight_decay=0.0),
-    "constant learning rate": dataclasses.replace(TUNED, schedule="constant", lr=TUNED.lr / 4),
-    "batches of 100": dataclasses.replace(TUNED, batch_size=100, lr=TUNED.lr * 0.7),
+    "constant learning rate": dataclasses.replace(
+        TUNED, schedule="constant", lr=TUNED.lr / 4, transfer_lr=TUNED.transfer_lr / 4
+    ),
+    "batches of 100": dataclasses.replace(TUNED, batch_size=100, lr=TUNED.lr * 0.75),
+    "batches of 400": dataclasses.replace(TUNED, batch_size=400, lr=TUNED.lr * 1.5),
     "twice the learning rate": dataclasses.replace(TUNED, lr=TUNED.lr * 2),
     "half the learning rate": dataclasses.replace(TUNED, lr=TUNED.lr / 2),
     "twice the weight decay": dataclasses.replace(TUNED, weight_decay=TUNED.weight_decay * 2),
@@ -48,7 +52,7 @@ VARIANTS = {
 ALL_STAGES = ("tuned", "original")  # the others are judged by base and transfer
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
-LONGEST = 10  # with few images, at most so many times as many epochs
+LONGEST = 30  # with few images, at most so many times as many epochs
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """Muon: an optimizer that moves a layer's weights equally far in all directions."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Muon(torch.optim.SGD):
+class Muon(torch.optim.Optimizer):
     """SGD with Nesterov momentum whose updates of weights are orthogonalised.
 
     A layer's gradient is dominated by few directions. Taken as a matrix with a row for each output,
@@ -31,33 +30,30 @@ class Muon(torch.optim.SGD):
         momentum: float,
         weight_decay: float,
     ) -> None:
-        parameters = list(parameters)
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1]},
-        ]
-        super().__init__(groups, lr=lr, momentum=momentum, nesterov=True, fused=True)
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Updates what has a gradient; the gradients of weights are used up."""
-        weights, _ = self.param_groups
-        for weight in weights["params"]:
-            if weight.grad is not None:
-                self._update(weight, weights)
-                weight.grad = None  # so that SGD passes over it
-        return super().step(closure)
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(parameters, defaults)
 
     @torch.no_grad()
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        assert weight.grad is not None
-        momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(weight.grad)
-        direction = weight.grad.add(momentum, alpha=group["momentum"])
-        update = orthogonalize(direction.flatten(1)).view_as(weight)
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.sub_(update, alpha=group["lr"])
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+                update = parameter.grad.add(momentum, alpha=group["momentum"])
+                if parameter.ndim > 1:
+                    update = orthogonalize(update.flatten(1)).view_as(parameter)
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(update, alpha=group["lr"])
+        return loss
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -75,9 +71,14 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """
     if len(matrix) > matrix.shape[1]:
         return orthogonalize(matrix.t(), steps).t()
-    x: Tensor = matrix / matrix.norm().clamp_min(1e-12)
+    matrix = matrix / matrix.norm().clamp_min(1e-12)
+    # Each step X <- p(X X^T) X multiplies from the left, so the small X X^T is all it takes.
+    square = matrix @ matrix.t()
+    product = torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
     for _ in range(steps):
-        square = x @ x.t()
-        polynomial = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        x = torch.addmm(x, polynomial, x, beta=3.4445)
-    return x
+        step = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        step.diagonal().add_(3.4445)
+        product = step @ product
+        square = step @ square @ step
+    orthogonal: Tensor = product @ matrix
+    return orthogonal

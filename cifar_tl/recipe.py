@@ -1,6 +1,6 @@
 """How to train: one dataclass, two instances of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 
@@ -24,6 +24,9 @@ class Recipe:
     momentum: float = 0.9  # for adam: beta 1
     warmup: float = 0.2  # the part of a one-cycle schedule in which the learning rate rises
     precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast to bfloat16
+    # What these two stages have in place of the values above: see `for_stage`.
+    transfer_lr: float = 1e-3
+    transfer_batch_size: int = 100
     finetune_epochs: int = 3
     finetune_lr: float = 1e-4
 
@@ -34,14 +37,25 @@ class Recipe:
             raise ValueError(f"schedule must be 'constant' or 'one-cycle', not {self.schedule!r}")
         if self.precision not in ("float32", "bf16"):
             raise ValueError(f"precision must be 'float32' or 'bf16', not {self.precision!r}")
-        if min(self.epochs, self.finetune_epochs, self.batch_size) < 1:
-            raise ValueError("epochs, finetune_epochs and batch_size must be at least 1")
+        for name in ("epochs", "finetune_epochs", "batch_size", "transfer_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
 
-    def for_finetuning(self) -> "Recipe":
-        """Returns the recipe with the epochs and the learning rate of finetuning."""
-        return replace(self, epochs=self.finetune_epochs, lr=self.finetune_lr)
+    def for_stage(self, stage: str) -> "Recipe":
+        """Returns the recipe with the stage's own values, if it has any, in place of the others.
+
+        Args:
+            stage: Such as ``"finetune"``: then ``finetune_lr`` becomes ``lr``.
+        """
+        prefix = f"{stage}_"
+        values = {
+            name.removeprefix(prefix): value
+            for name, value in asdict(self).items()
+            if name.startswith(prefix)
+        }
+        return replace(self, **values)
 
 
 # The recipe behind the documented figures. finetune_lr: the usual tenth of lr.
@@ -65,7 +79,9 @@ TUNED = Recipe(
     whiten=True,
     mirror=True,
     batch_size=200,
-    weight_decay=0.15,
+    weight_decay=0.2,
+    transfer_lr=0.05,
+    transfer_batch_size=500,
     finetune_lr=0.02,
 )
 

@@ -106,8 +106,7 @@ def run_stage(
         raise ValueError("base trains on all images of its classes: train_fraction must be 1")
     start = time.perf_counter() - seconds_reading
     folder = Path(output_dir) / data.name / stage
-    if stage == "finetune":
-        recipe = recipe.for_finetuning()
+    recipe = recipe.for_stage(stage)
     parent, parent_digest = load_parent(stage, folder.parent, data, base)
     settings = _settings(stage, data, recipe, int(seed), train_fraction, parent_digest)
     result = run.finished_result(folder, settings)
@@ -289,7 +288,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that decides the outcome of a stage, and so identifies a run: plain values."""
     classes = _classes(stage)
-    unused = {"name", "finetune_epochs", "finetune_lr"}
+    unused = {"name"}
     if stage in PARENTS:
         unused |= {"normalize", "whiten"}  # they belong to the model that it starts from
     values = dataclasses.asdict(recipe)
@@ -302,7 +301,11 @@ def _settings(
         "parent_stage": PARENTS.get(stage),
         "parent": parent_digest,
         "recipe": recipe.name,
-        **{key: value for key, value in values.items() if key not in unused},
+        **{
+            key: value
+            for key, value in values.items()
+            if key not in unused and not key.startswith(tuple(f"{other}_" for other in STAGES))
+        },
         "seed": seed,
         "train_fraction": train_fraction,
     }

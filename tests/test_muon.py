@@ -74,7 +74,7 @@ def test_biases_are_trained_by_nesterov_sgd() -> None:
     train(module, make_muon(module), steps=1)
     biases = [layer.bias for layer in (other[0], other[3])]
     train(other, torch.optim.SGD(biases, lr=0.02, momentum=0.9, nesterov=True), steps=1)
-    assert torch.equal(module[3].bias, other[3].bias)
+    torch.testing.assert_close(module[3].bias, other[3].bias)
 
 
 def test_it_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:

@@ -53,7 +53,15 @@ def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> 
         dataclasses.replace(TUNED, **change)
 
 
-def test_finetuning_changes_only_epochs_and_learning_rate() -> None:
-    recipe = TUNED.for_finetuning()
+def test_stages_change_only_what_is_their_own() -> None:
+    recipe = TUNED.for_stage("finetune")
     assert (recipe.epochs, recipe.lr) == (TUNED.finetune_epochs, TUNED.finetune_lr)
     assert dataclasses.replace(recipe, epochs=TUNED.epochs, lr=TUNED.lr) == TUNED
+    recipe = TUNED.for_stage("transfer")
+    assert (recipe.batch_size, recipe.lr) == (TUNED.transfer_batch_size, TUNED.transfer_lr)
+    assert dataclasses.replace(recipe, batch_size=TUNED.batch_size, lr=TUNED.lr) == TUNED
+    assert TUNED.for_stage("base") == TUNED.for_stage("scratch") == TUNED
+
+
+def test_original_transfer_is_as_documented() -> None:
+    assert ORIGINAL.for_stage("transfer") == ORIGINAL

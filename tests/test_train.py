@@ -1,6 +1,7 @@
 """The command, run in-process with real arguments, and as a real process where that matters."""
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -95,21 +96,23 @@ def test_options_reach_the_training(small_npz: Path) -> None:
     assert not Path("runs").exists()
 
 
-def test_learning_rate_and_epochs_mean_finetuning_only_in_its_own_stage(small_npz: Path) -> None:
+def test_what_a_stage_has_of_its_own_is_meant_only_where_it_is_named(small_npz: Path) -> None:
     settings = ["--data", str(small_npz), "--lr", "0.01", *FAST]
     assert main(settings) == 0
     found = {s: result(f"runs/small.npz/{s}/result.json") for s in train.STAGES}
-    assert [found[s]["lr"] for s in train.STAGES] == [0.01, 0.01, 0.02, 0.01]
+    assert [found[s]["lr"] for s in train.STAGES] == [0.01, 0.05, 0.02, 0.01]
     assert [found[s]["epochs"] for s in train.STAGES] == [2, 2, 3, 2]
-    assert main(["--stage", "finetune", "--restart", "--epochs", "1", *settings[:4]]) == 0
-    again = result("runs/small.npz/finetune/result.json")
-    assert (again["lr"], again["epochs"]) == (0.01, 1)
+    assert [found[s]["batch_size"] for s in train.STAGES] == [50, 500, 50, 50]
+    for stage in ("transfer", "finetune"):
+        assert main(["--stage", stage, "--restart", *settings]) == 0
+        again = result(f"runs/small.npz/{stage}/result.json")
+        assert (again["lr"], again["epochs"], again["batch_size"]) == (0.01, 2, 50)
 
 
 def test_a_fraction_of_the_new_images_on_a_base_of_all(
     small_npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["--data", str(small_npz), "--train-fraction", "0.25", *FAST]
+    settings = ["--data", str(small_npz), "--train-fraction", "0.25", "--epochs", "2"]
     assert main([*settings, "--stage", "transfer"]) == 1  # there is no base yet
     assert main(remedy(capsys.readouterr().err)) == 0
     assert main(settings) == 0
@@ -325,6 +328,9 @@ def test_divergence_is_one_line_and_keeps_what_was_good(
 def test_names_written_twice_agree() -> None:
     assert train.STAGES == cifar_tl.STAGES
     assert train.SHAPES == data.SHAPES
+    fields = {field.name for field in dataclasses.fields(cifar_tl.Recipe)}
+    own = {f"{stage}_{name}" for stage, names in train.OWN_SETTINGS.items() for name in names}
+    assert own == {name for name in fields if name.startswith(tuple(f"{s}_" for s in train.STAGES))}
     assert set(train.RECIPES) == set(cifar_tl.RECIPES)
     precisions = get_args(get_type_hints(cifar_tl.Recipe)["precision"])
     assert precisions == train.PRECISIONS
