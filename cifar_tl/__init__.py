@@ -5,8 +5,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
 
 - data: `load_data`, `download_cifar10`, `select_classes`, `split_validation`,
   `stratified_prefix`, `make_views`, and `class_subset` for any torchvision-style dataset
-- model: `CifarNet`, `transfer_model`, `freeze`, `unfreeze`
-- training: `TUNED` and `ORIGINAL` recipes, `fit`, `evaluate`, `extract_features`
+- model: `CifarNet`, `whiten_first_layer`, `transfer_model`, `freeze`, `unfreeze`
+- training: `TUNED` and `ORIGINAL` recipes, `Muon`, `fit`, `evaluate`, `extract_features`
 - results: `run_stage`, `load_model`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 """
@@ -26,7 +26,15 @@ from cifar_tl.data import (
     stratified_prefix,
 )
 from cifar_tl.memory import keep_freed_memory
-from cifar_tl.model import CifarNet, count_parameters, freeze, transfer_model, unfreeze
+from cifar_tl.model import (
+    CifarNet,
+    count_parameters,
+    freeze,
+    transfer_model,
+    unfreeze,
+    whiten_first_layer,
+)
+from cifar_tl.muon import Muon
 from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, Recipe
 from cifar_tl.run import RunError
 from cifar_tl.stages import STAGES, run_stage
@@ -54,6 +62,7 @@ __all__ = [
     "EpochRecord",
     "Metrics",
     "MissingDataError",
+    "Muon",
     "Recipe",
     "RunError",
     "TrainingError",
@@ -76,4 +85,5 @@ __all__ = [
     "stratified_prefix",
     "transfer_model",
     "unfreeze",
+    "whiten_first_layer",
 ]

@@ -220,14 +220,22 @@ def test_damaged_file_is_named_when_there_is_no_network(
     load_data(tmp_path)
 
 
-def test_damaged_batch_is_never_unpickled(tmp_path: Path, archive: bytes) -> None:
-    class Malicious:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return Path.mkdir, (tmp_path / "hacked",)
+class Malicious:
+    """Makes a folder when it is unpickled."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_damaged_batch_is_never_unpickled(tmp_path: Path, archive: bytes) -> None:
     (tmp_path / CIFAR10.filename).write_bytes(archive)
     download_cifar10(tmp_path)
-    (tmp_path / CIFAR10.base_folder / "data_batch_1").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / CIFAR10.base_folder / "data_batch_1").write_bytes(
+        pickle.dumps(Malicious(tmp_path / "hacked"))
+    )
     with pytest.raises(MissingDataError):
         load_data(tmp_path)
     assert not (tmp_path / "hacked").exists()
@@ -308,6 +316,15 @@ def test_npz_of_another_kind_is_refused(
         load_data(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
+def test_npz_is_never_unpickled(tmp_path: Path, small_arrays: tuple[Any, ...], key: str) -> None:
+    malicious = np.array([Malicious(tmp_path / "hacked")] * 3, dtype=object)
+    path = save_npz(tmp_path / "mine.npz", small_arrays, **{key: lambda _: malicious})
+    with pytest.raises(DataError, match=r"mine\.npz"):
+        _ = load_data(path).test
+    assert not (tmp_path / "hacked").exists()
 
 
 @pytest.mark.parametrize("size", [0, 100, 50_000, -1])
