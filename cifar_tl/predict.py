@@ -1,0 +1,141 @@
+"""A trained model on image files: ``python -m cifar_tl.predict IMAGE...``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cifar_tl.checkpoint import CheckpointError, load_model_and_settings
+from cifar_tl.images import ImageError, read_image
+from cifar_tl.model import CifarNet
+
+MODEL = Path("runs/cifar10/transfer/model.pt")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Prediction(NamedTuple):
+    """A class and how probable the model finds it."""
+
+    label: int
+    name: str
+    probability: float
+
+
+class Predictor:
+    """A trained model that names the classes it was trained on, and no others.
+
+    Args:
+        path: A ``model.pt``.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or holds no model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        model, settings = load_model_and_settings(Path(path))
+        self.model: CifarNet = model
+        try:
+            self.labels = [int(label) for label in settings["classes"]]
+            self.names = [str(name) for name in settings["class_names"]]
+            fits = min(self.labels) >= 0 and max(self.labels) < model.num_classes
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits or len(self.labels) != len(self.names):
+            raise CheckpointError(f"{path} does not say which classes it knows: use another")
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Computes the probabilities of the known classes; outputs never trained are left out.
+
+        Args:
+            images: ``(N, 3, 32, 32)`` uint8.
+
+        Returns:
+            ``(N, K)`` for the K known classes, in the order of ``labels``; each row sums to 1.
+        """
+        with torch.inference_mode():
+            logits: Tensor = self.model(images)
+        return logits[:, self.labels].softmax(1)
+
+    def predict(self, image: Tensor, top: int = 3) -> list[Prediction]:
+        """Names the most probable classes of one image.
+
+        Args:
+            image: ``(3, 32, 32)`` uint8, for example from `read_image`.
+            top: How many classes at most.
+
+        Returns:
+            The classes, the most probable one first.
+        """
+        values, places = self.probabilities(image[None])[0].sort(descending=True, stable=True)
+        return [
+            Prediction(self.labels[place], self.names[place], value)
+            for value, place in zip(values[:top].tolist(), places.tolist(), strict=False)
+        ]
+
+
+def image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Lists files, and for each folder the images in it and below it, in order.
+
+    Args:
+        paths: Files, whatever their names, and folders.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        else:
+            yield path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 if the model or a file could not be read.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m cifar_tl.predict", description="Names what is in pictures."
+    )
+    add = parser.add_argument
+    add("images", metavar="IMAGE", nargs="+", type=Path, help="a file, or a folder with files")
+    add("--model", metavar="FILE", type=Path, default=MODEL, help="(default: %(default)s)")
+    add("--top", metavar="N", type=int, default=3, help="classes to name (default: %(default)s)")
+    add("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args(argv)
+    if options.top < 1:
+        parser.error("--top must be at least 1")
+    try:
+        predictor = Predictor(options.model)
+    except CheckpointError as error:
+        return _fail(error)
+    code, files = 0, 0
+    for path in image_files(options.images):
+        files += 1
+        try:
+            predictions = predictor.predict(read_image(path), options.top)
+        except ImageError as error:
+            code = _fail(error)
+            continue
+        if options.json:
+            classes = [prediction._asdict() for prediction in predictions]
+            print(json.dumps({"file": str(path), "classes": classes}), flush=True)
+        else:
+            named = ", ".join(f"{p.name} {p.probability:.1%}" for p in predictions)
+            print(f"{path}: {named}", flush=True)
+    return code if files else _fail("there are no images in these folders")
+
+
+def _fail(message: object) -> int:
+    print(f"predict: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
