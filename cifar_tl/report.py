@@ -103,6 +103,7 @@ def results_text(
         f"Validation: accuracy {result['val_accuracy']:.2%}, loss {result['val_loss']:.4f}",
         f"Test:       accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}",
     ]
+    lines += ["", *class_lines(result["val_confusion"], result["classes"], result["class_names"])]
     if result["num_classes"] > len(result["classes"]):
         lines.append(
             f"The model has {result['num_classes']} outputs, but knows only the "
@@ -118,6 +119,42 @@ def results_text(
         *(changes if len(changes) > 1 else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def class_lines(
+    confusion: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str], most: int = 3
+) -> list[str]:
+    """Says how well each class is known, and which are taken for which most often.
+
+    Args:
+        confusion: A row of counts for each class, a column for each output of the model.
+        classes: The labels of the rows.
+        names: Their names.
+        most: How many confusions to name.
+
+    Returns:
+        Lines of text.
+    """
+    sizes = [max(1, sum(row)) for row in confusion]
+    named = dict(zip(classes, names, strict=True))
+    table = [("class", "images", "accuracy")]
+    table += [
+        (name, f"{sum(row):,}", f"{row[label] / size:.2%}")
+        for row, size, label, name in zip(confusion, sizes, classes, names, strict=True)
+    ]
+    confusions = sorted(
+        (
+            (count / size, name, named.get(column, f"output {column}"))
+            for row, size, label, name in zip(confusion, sizes, classes, names, strict=True)
+            for column, count in enumerate(row)
+            if column != label and count
+        ),
+        reverse=True,
+    )
+    lines = _align(table, "<>>")
+    for share, name, other in confusions[:most]:
+        lines.append(f"{share:.1%} of {name} are taken for {other}")
+    return lines
 
 
 def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

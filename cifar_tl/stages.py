@@ -38,6 +38,7 @@ from cifar_tl.recipe import Recipe
 from cifar_tl.training import (
     EpochRecord,
     autocast,
+    confusion_matrix,
     derive_seed,
     evaluate,
     extract_features,
@@ -246,6 +247,7 @@ def _run_unfinished(
     )
     test = select_classes(data.test, classes)
     with autocast(recipe, torch.device(device)):
+        confusion = confusion_matrix(optimized, val_inputs, validation.labels)[classes]
         tested = evaluate(model, test.images, test.labels)
     save_model(folder / run.MODEL, model, settings)
     parameters_total = count_parameters(model)
@@ -259,6 +261,7 @@ def _run_unfinished(
         "images_test": len(test.labels),
         "val_accuracy": rows[-1].val_accuracy,
         "val_loss": rows[-1].val_loss,
+        "val_confusion": confusion.tolist(),  # rows: the classes; columns: all outputs
         "test_accuracy": tested.accuracy,
         "test_loss": tested.loss,
         "seconds_train": sum(row.seconds_train for row in rows),

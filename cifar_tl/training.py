@@ -135,16 +135,34 @@ def evaluate(
     """
     device = next(module.parameters()).device
     labels = labels.to(device)
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
     outputs = []
     with torch.inference_mode():
-        for batch, targets in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-            logits = module(batch.to(device))
+        for logits, targets in zip(
+            _logits(module, inputs, batch_size), labels.split(batch_size), strict=True
+        ):
             outputs.append((functional.cross_entropy(logits, targets), logits, targets))
-    for submodule, was_training in modes:
-        submodule.training = was_training
     return _metrics(outputs)
+
+
+def confusion_matrix(
+    module: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 100
+) -> Tensor:
+    """Counts which class is taken for which, in evaluation mode.
+
+    Args:
+        module: Maps a batch of inputs to logits ``(N, K)``.
+        inputs: ``(N, ...)``, N > 0.
+        labels: ``(N,)`` int64, each below K.
+        batch_size: Examples at a time.
+
+    Returns:
+        ``(K, K)`` int64 on the CPU: a row for each true class, a column for each class predicted.
+    """
+    with torch.inference_mode():
+        logits = torch.cat(list(_logits(module, inputs, batch_size))).cpu()
+    num_classes = logits.shape[1]
+    pairs = labels.cpu() * num_classes + logits.argmax(1)
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def extract_features(
@@ -317,6 +335,19 @@ def _batches(views: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[T
         rows.to(views.device).split(batch_size), targets.split(batch_size), strict=True
     ):
         yield inputs.index_select(0, chosen), batch_targets
+
+
+def _logits(module: nn.Module, inputs: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yields the logits of one batch after the other; in the end every mode is as it was."""
+    device = next(module.parameters()).device
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        for batch in inputs.split(batch_size):
+            yield module(batch.to(device))
+    finally:
+        for submodule, was_training in modes:
+            submodule.training = was_training
 
 
 def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:

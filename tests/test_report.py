@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cifar_tl.model import CifarNet, layers, transfer_model
-from cifar_tl.report import compare, comparison_text, epoch_line, results_text, summary
+from cifar_tl.report import class_lines, compare, comparison_text, epoch_line, results_text, summary
 from cifar_tl.training import EpochRecord
 
 RECORD = EpochRecord(1, 1.5, 0.3, 1.25, 0.45678, 9.0, 1.0)
@@ -29,6 +29,7 @@ def make_result(stage: str, val_accuracy: float, seconds: float) -> dict[str, An
         "images_test": 1000,
         "val_accuracy": val_accuracy,
         "val_loss": 0.5,
+        "val_confusion": [[8, 2] + [0] * 8, [3, 0, *[1] * 7, 0]],
         "test_accuracy": val_accuracy - 0.01,
         "test_loss": 0.6,
         "seconds_train": seconds * 0.8,
@@ -50,6 +51,20 @@ def results() -> dict[str, dict[str, Any]]:
         "finetune": make_result("finetune", 0.87, 30.0),
         "scratch": make_result("scratch", 0.86, 110.0),
     }
+
+
+def test_classes_and_confusions_are_named() -> None:
+    confusion = [[0, 6, 3, 1], [0, 0, 4, 0], [0, 0, 0, 0]]
+    assert class_lines(confusion, [1, 2, 3], ["cat", "dog", "owl"]) == [
+        "class  images  accuracy",
+        "cat        10    60.00%",
+        "dog         4   100.00%",
+        "owl         0     0.00%",
+        "30.0% of cat are taken for dog",
+        "10.0% of cat are taken for owl",
+    ]
+    lines = class_lines([[5, 1]], [0], ["cat"])
+    assert lines[-1] == "16.7% of cat are taken for output 1"
 
 
 def test_comparison_counts_every_cost(results: dict[str, dict[str, Any]]) -> None:

@@ -119,6 +119,9 @@ def test_result_and_history_hold_the_promised_figures(
     assert (result["seconds_features"] > 0) is (stage == "transfer")
     assert result["environment"]["torch"] == importlib.metadata.version("torch")
     assert result["environment"]["threads"] == torch.get_num_threads()
+    correct = [row[label] for row, label in zip(result["val_confusion"], classes, strict=True)]
+    assert sum(map(sum, result["val_confusion"])) == result["images_validation"]
+    assert sum(correct) / result["images_validation"] == pytest.approx(result["val_accuracy"])
     text = (finished / stage / "results.txt").read_text()
     assert f"Stage {stage} on small.npz" in text
     assert f"{total:,} parameters: {trainable:,} trained" in text

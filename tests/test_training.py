@@ -12,6 +12,7 @@ from cifar_tl.shapes import draw_shapes
 from cifar_tl.training import (
     EpochRecord,
     TrainingError,
+    confusion_matrix,
     derive_seed,
     evaluate,
     extract_features,
@@ -88,6 +89,19 @@ def test_evaluate_is_the_mean_over_examples_and_restores_the_mode(
     evaluate(model, images, labels)
     assert model.training
     assert not model.features.training
+
+
+def test_confusion_matrix_counts_every_example_once(model: CifarNet, arrays: Arrays) -> None:
+    images, labels = arrays[2:]
+    predicted = model.eval()(images).argmax(1)
+    model.train()
+    matrix = confusion_matrix(model, images, labels, batch_size=32)
+    assert model.training
+    expected = torch.zeros_like(matrix)
+    for label, prediction in zip(labels.tolist(), predicted.tolist(), strict=True):
+        expected[label, prediction] += 1
+    assert torch.equal(matrix, expected)
+    assert matrix.shape == (model.num_classes, model.num_classes)
 
 
 def test_each_epoch_takes_every_example_once_in_new_order_and_views() -> None:
