@@ -131,6 +131,30 @@ def load_model_and_settings(path: Path) -> tuple[CifarNet, dict[str, Any]]:
     return model.eval(), settings
 
 
+def load_model_and_classes(path: Path) -> tuple[CifarNet, dict[int, str]]:
+    """Rebuilds a model as `load_model` does, with the names of the classes it was trained on.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model, and a name for each label that it knows; its other outputs mean nothing.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, holds no model or does not name classes.
+    """
+    model, settings = load_model_and_settings(path)
+    labels, names = settings.get("classes"), settings.get("class_names")
+    if (
+        not isinstance(labels, list)
+        or not isinstance(names, list)
+        or not 0 < len(labels) == len(names) == len(set(labels))
+        or not all(label in range(model.num_classes) for label in labels)
+    ):
+        raise CheckpointError(f"{path} does not say which classes it knows: use another")
+    return model, dict(zip(labels, names, strict=True))
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that at any moment it is either the old one or the new one, whole.
 

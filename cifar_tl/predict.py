@@ -3,14 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cifar_tl.checkpoint import CheckpointError, load_model_and_settings
+from cifar_tl.checkpoint import CheckpointError, load_model_and_classes
 from cifar_tl.images import ImageError, read_image
 from cifar_tl.model import CifarNet
 
@@ -26,56 +26,28 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class Predictor:
-    """A trained model that names the classes it was trained on, and no others.
+def predict(
+    model: CifarNet, classes: Mapping[int, str], image: Tensor, top: int = 3
+) -> list[Prediction]:
+    """Names the most probable classes of one image; outputs never trained are left out.
 
     Args:
-        path: A ``model.pt``.
+        model: In evaluation mode.
+        classes: The names of the labels that it knows, from `load_model_and_classes`.
+        image: ``(3, 32, 32)`` uint8, for example from `read_image`.
+        top: How many classes at most.
 
-    Raises:
-        CheckpointError: If it is missing, damaged or holds no model.
+    Returns:
+        The classes, the most probable one first; over all known ones, probabilities sum to 1.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        model, settings = load_model_and_settings(Path(path))
-        self.model: CifarNet = model
-        try:
-            self.labels = [int(label) for label in settings["classes"]]
-            self.names = [str(name) for name in settings["class_names"]]
-            fits = min(self.labels) >= 0 and max(self.labels) < model.num_classes
-        except (KeyError, TypeError, ValueError):
-            fits = False
-        if not fits or len(self.labels) != len(self.names):
-            raise CheckpointError(f"{path} does not say which classes it knows: use another")
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Computes the probabilities of the known classes; outputs never trained are left out.
-
-        Args:
-            images: ``(N, 3, 32, 32)`` uint8.
-
-        Returns:
-            ``(N, K)`` for the K known classes, in the order of ``labels``; each row sums to 1.
-        """
-        with torch.inference_mode():
-            logits: Tensor = self.model(images)
-        return logits[:, self.labels].softmax(1)
-
-    def predict(self, image: Tensor, top: int = 3) -> list[Prediction]:
-        """Names the most probable classes of one image.
-
-        Args:
-            image: ``(3, 32, 32)`` uint8, for example from `read_image`.
-            top: How many classes at most.
-
-        Returns:
-            The classes, the most probable one first.
-        """
-        values, places = self.probabilities(image[None])[0].sort(descending=True, stable=True)
-        return [
-            Prediction(self.labels[place], self.names[place], value)
-            for value, place in zip(values[:top].tolist(), places.tolist(), strict=False)
-        ]
+    labels = list(classes)
+    with torch.inference_mode():
+        probabilities = model(image[None])[0, labels].softmax(0)
+    values, places = probabilities.sort(descending=True, stable=True)
+    return [
+        Prediction(labels[place], classes[labels[place]], value)
+        for value, place in zip(values[:top].tolist(), places[:top].tolist(), strict=True)
+    ]
 
 
 def image_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -112,20 +84,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.top < 1:
         parser.error("--top must be at least 1")
     try:
-        predictor = Predictor(options.model)
+        model, classes = load_model_and_classes(options.model)
     except CheckpointError as error:
         return _fail(error)
     code, files = 0, 0
     for path in image_files(options.images):
         files += 1
         try:
-            predictions = predictor.predict(read_image(path), options.top)
+            predictions = predict(model, classes, read_image(path), options.top)
         except ImageError as error:
             code = _fail(error)
             continue
         if options.json:
-            classes = [prediction._asdict() for prediction in predictions]
-            print(json.dumps({"file": str(path), "classes": classes}), flush=True)
+            found = [prediction._asdict() for prediction in predictions]
+            print(json.dumps({"file": str(path), "classes": found}), flush=True)
         else:
             named = ", ".join(f"{p.name} {p.probability:.1%}" for p in predictions)
             print(f"{path}: {named}", flush=True)

@@ -8,10 +8,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from cifar_tl.checkpoint import CheckpointError, load_model, save_model
+from cifar_tl.checkpoint import CheckpointError, load_model_and_classes, save_model
 from cifar_tl.images import read_image
 from cifar_tl.model import CifarNet
-from cifar_tl.predict import Predictor, main
+from cifar_tl.predict import main, predict
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
 
@@ -34,16 +34,17 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_only_known_classes_have_probabilities(model: Path, pictures: Path) -> None:
-    predictor = Predictor(model)
+    network, classes = load_model_and_classes(model)
     image = read_image(pictures / "b.png")
-    expected = load_model(model)(image[None])[:, 5:8].softmax(1)
-    torch.testing.assert_close(predictor.probabilities(image[None]), expected)
-    predictions = predictor.predict(image)
-    assert {(p.label, p.name) for p in predictions} == {(5, "dog"), (6, "frog"), (7, "horse")}
+    predictions = predict(network, classes, image)
+    expected = network(image[None])[0, 5:8].softmax(0).tolist()
+    assert {p.label: p.name for p in predictions} == {5: "dog", 6: "frog", 7: "horse"}
+    for prediction in predictions:
+        assert prediction.probability == pytest.approx(expected[prediction.label - 5])
     values = [prediction.probability for prediction in predictions]
     assert values == sorted(values, reverse=True)
     assert sum(values) == pytest.approx(1)
-    assert predictor.predict(image, top=1) == predictions[:1]
+    assert predict(network, classes, image, top=1) == predictions[:1]
 
 
 def test_files_and_folders_are_named_a_line_each(
@@ -113,7 +114,7 @@ def test_a_model_that_does_not_say_what_it_knows_is_refused(
 ) -> None:
     save_model(tmp_path / "model.pt", CifarNet(10), settings)
     with pytest.raises(CheckpointError, match="does not say which classes it knows"):
-        Predictor(tmp_path / "model.pt")
+        load_model_and_classes(tmp_path / "model.pt")
 
 
 def test_it_runs_as_a_module(model: Path, pictures: Path) -> None:

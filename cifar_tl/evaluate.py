@@ -1,0 +1,71 @@
+"""A trained model on the images of a data source: ``python -m cifar_tl.evaluate MODEL``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_tl.checkpoint import CheckpointError, load_model_and_classes
+from cifar_tl.data import SHAPES, DataError, load_data, select_classes, split_validation
+from cifar_tl.report import class_lines
+from cifar_tl.training import confusion_matrix, evaluate
+
+SPLITS = ("test", "validation", "training")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 if the model or the data could not be read or do not fit.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m cifar_tl.evaluate",
+        description="Measures loss and accuracy of a trained model, for each class and in all.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=Path, help="a model.pt")
+    add(
+        "--data",
+        metavar="SOURCE",
+        default="data",
+        help=f"a folder with CIFAR-10 (default: %(default)s), a .npz file, or {SHAPES}",
+    )
+    add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        model, classes = load_model_and_classes(options.model)
+        data = load_data(options.data)
+        expected = {label: data.class_names[label] for label in range(len(data.class_names))}
+        if not classes.items() <= expected.items():
+            raise DataError(
+                f"{options.model} knows the classes {_listed(classes)}, but {options.data} has "
+                f"{_listed(expected)}: name the data that it was made for"
+            )
+        if options.split == "test":
+            examples = select_classes(data.test, classes)
+        else:
+            parts = split_validation(select_classes(data.train, classes))
+            examples = parts[options.split == "validation"]
+    except (CheckpointError, DataError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    metrics = evaluate(model, examples.images, examples.labels)
+    confusion = confusion_matrix(model, examples.images, examples.labels)[list(classes)]
+    print(
+        f"{options.model} on {len(examples.labels):,} {options.split} images of {data.name}: "
+        f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}\n"
+    )
+    print("\n".join(class_lines(confusion.tolist(), list(classes), list(classes.values()))))
+    return 0
+
+
+def _listed(classes: dict[int, str]) -> str:
+    return ", ".join(f"{label} {name}" for label, name in classes.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
