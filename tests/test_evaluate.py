@@ -1,7 +1,9 @@
-"""As a process of its own: imported, the module would hide the function of the same name."""
+"""The command, never imported: as a module it would hide the function of the same name."""
 
 import dataclasses
+import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,20 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import cifar_tl
+from cifar_tl import training
 from cifar_tl.data import load_data
 from cifar_tl.recipe import TUNED
 from cifar_tl.report import class_lines
 from cifar_tl.stages import run_stage
 
-
-def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cifar_tl.evaluate", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+main = runpy.run_module("cifar_tl.evaluate")["main"]
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +29,53 @@ def folder(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output_dir / "small.npz" / "scratch"
 
 
-def test_it_finds_what_the_run_found(folder: Path, small_npz: Path) -> None:
-    result = run_stage(
-        "scratch",
-        load_data(small_npz),
-        dataclasses.replace(TUNED, epochs=1, batch_size=20),
-        output_dir=folder.parent.parent,
-    )
-    process = evaluate(folder / "model.pt", "--data", small_npz)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "on 50 test images of small.npz: " in process.stdout
-    assert f"accuracy {result['test_accuracy']:.2%}" in process.stdout
-    process = evaluate(folder / "model.pt", "--data", small_npz, "--split", "validation")
-    assert f"accuracy {result['val_accuracy']:.2%}" in process.stdout
+def test_it_finds_what_the_run_found(
+    folder: Path, small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    arguments = [str(folder / "model.pt"), "--data", str(small_npz)]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "on 50 test images of small.npz: " in output
+    assert f"accuracy {result['test_accuracy']:.2%}" in output
+    assert main([*arguments, "--split", "validation"]) == 0
+    output = capsys.readouterr().out
+    assert f"accuracy {result['val_accuracy']:.2%}" in output
     classes = (result["val_confusion"], result["classes"], result["class_names"])
-    assert process.stdout.endswith("\n".join(class_lines(*classes)) + "\n")
-    process = evaluate(folder / "model.pt", "--data", small_npz, "--split", "training")
-    assert "on 160 training images" in process.stdout
+    assert output.endswith("\n".join(class_lines(*classes)) + "\n")
+    assert main([*arguments, "--split", "training"]) == 0
+    assert "on 160 training images" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_one_line(folder: Path, small_npz: Path, tmp_path: Path) -> None:
-    for arguments, message in (
-        ((tmp_path / "none.pt", "--data", small_npz), "cannot read checkpoint"),
-        ((folder / "model.pt", "--data", tmp_path / "none.npz"), "there is no file"),
-        ((folder / "model.pt", "--data", "shapes"), "knows the classes 5 dog,"),
-    ):
-        process = evaluate(*arguments)
-        assert process.returncode == 1
-        assert process.stdout == ""
-        assert process.stderr.startswith("evaluate: ")
-        assert message in process.stderr
-        assert len(process.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("none.pt", "small.npz", "cannot read checkpoint"),
+        ("model.pt", "none.npz", "there is no file"),
+        ("model.pt", "shapes", "knows the classes 5 dog,"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    folder: Path,
+    small_npz: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    data: str,
+    message: str,
+) -> None:
+    source = data if data == "shapes" else str(small_npz.with_name(data))
+    assert main([str(folder / model), "--data", source]) == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("evaluate: ")
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "cifar_tl.evaluate", "none.pt"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("evaluate: cannot read checkpoint none.pt")
+    assert cifar_tl.evaluate is training.evaluate  # no import of the module has hidden it
