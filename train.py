@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -30,6 +31,9 @@ STAGES = ("base", "transfer", "finetune", "scratch")
 RECIPES = ("original", "tuned")
 PRECISIONS = ("float32", "bf16")
 SHAPES = "shapes"
+OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
+)
 OWN_SETTINGS = {"transfer": ("lr", "batch_size"), "finetune": ("epochs", "lr")}  # of a recipe
 
 DATA_FOLDER = "data"
@@ -87,9 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}; {how_to_go_on(options)}", 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        return fail("out of memory: close other programs, or try a smaller --batch-size", 1)
+        advice = "close other programs, or try a smaller --batch-size"
+        return fail(f"out of memory: {advice}; {how_to_go_on(options)}", 1)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -101,9 +106,11 @@ def train(options: argparse.Namespace) -> int:
 
         import cifar_tl
         from cifar_tl import report, run
+        from cifar_tl.lock import LockedError
 
         torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports more, also for seconds
 
+    warnings.simplefilter("always", run.RunWarning)
     check_device(options.device, options.precision)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -116,7 +123,7 @@ def train(options: argparse.Namespace) -> int:
         data, seconds_reading = read_data(options, log, progress)
         folder = options.output_dir / data.name
         for path in (folder, *(folder / stage for stage in stages)):
-            if path.exists():
+            if os.path.lexists(path):
                 check_output_dir(path)
         log(
             f"data: {data.name} ({data.description}); recipe: {recipe.name}; seed: {options.seed}; "
@@ -125,8 +132,7 @@ def train(options: argparse.Namespace) -> int:
         if options.restart:
             if options.stage != "all":  # delete nothing if it could not be made anew
                 cifar_tl.stages.load_parent(options.stage, folder, data, options.base)
-            for stage in stages:
-                run.discard(folder / stage)
+            run.discard(folder / stage for stage in stages)
             options.restart = False  # so that a command to go on does not delete again
         results = {}
         for stage in stages:
@@ -153,9 +159,9 @@ def train(options: argparse.Namespace) -> int:
         remedy = f": {command(options, **error.remedy)}" if error.remedy else ""
         return fail(f"{error}{remedy}", 1)
     except cifar_tl.TrainingError as error:
-        lower = recipe.for_stage(stage).lr / 10
+        lower = f"{recipe.for_stage(stage).lr / 10:g}"
         return fail(f"{error}: {command(options, stage=stage, lr=lower, restart=True)}", 1)
-    except (cifar_tl.DataError, cifar_tl.CheckpointError) as error:
+    except (cifar_tl.DataError, cifar_tl.CheckpointError, LockedError) as error:
         return fail(error, 1)
     return 0
 
@@ -213,6 +219,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UsageError(f"--base {options.base}: there is no such file")
     if options.train_fraction != 1 and options.stage == "base":
         raise UsageError("--train-fraction is for the other stages: base trains on all its images")
+    if options.data == "":
+        raise UsageError("--data: is empty; leave it out to download CIFAR-10")
     if options.data not in (None, SHAPES):
         path = Path(options.data)
         if not path.exists() and options.data != DATA_FOLDER:
@@ -344,8 +352,8 @@ def not_negative(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number, at least 0, not {text!r}")
+    if not 0 <= value <= 1e30:  # float32 ends at 3e38
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1e30, not {text!r}")
     return value
 
 
@@ -384,8 +392,8 @@ def check_device(name: str, precision: str | None) -> None:
         if precision == "bf16":
             with torch.autocast(number.device.type, torch.bfloat16):
                 (number @ number).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise UsageError(f"--device {name}: cannot be used here ({reason})") from error
 
 
@@ -455,6 +463,8 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
+    if sys.stderr is None:
+        return
     with contextlib.suppress(OSError):  # if nobody reads errors either, the exit code tells
         print(line, file=sys.stderr, flush=True)
 

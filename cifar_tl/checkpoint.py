@@ -69,6 +69,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError
+    except MemoryError:
+        raise
     except Exception as error:  # undamaged, so somebody made it like this, maybe to run code
         raise CheckpointError(
             f"{path} is not what this program writes, tensors and plain values: use another"
@@ -117,14 +119,22 @@ def load_model(path: str | Path) -> CifarNet:
 def load_model_and_settings(path: Path) -> tuple[CifarNet, dict[str, Any]]:
     """Rebuilds a model as `load_model` does and returns the settings stored with it, too."""
     content = load_checkpoint(path)
-    if content.get("network") != CifarNet.__name__:
+    if "network" not in content:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
+    if content["network"] != CifarNet.__name__:
+        raise CheckpointError(
+            f"{path} holds the network {content['network']!r} and not {CifarNet.__name__!r}: "
+            "use another"
+        )
     try:
         with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
             model = CifarNet(content["num_classes"])
+        for name, value in model.state_dict().items():
+            if content["state_dict"][name].dtype != value.dtype:
+                raise TypeError
         model.load_state_dict(content["state_dict"])
         settings = dict(content["settings"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not hold what a model.pt of this program holds: use another"
         ) from error
@@ -180,10 +190,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
     if os.name == "posix":  # make the renaming itself durable, too
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # not every file system can
             os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.close(folder)
 
 
 def _canonical(content: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import socket
 import ssl
 import urllib.error
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from cifar_tl import shapes
+from cifar_tl.lock import locked
 
 CIFAR10_CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -214,13 +216,20 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
         DataError: If what it gives, or what is on disk, is damaged.
         OSError: If the files cannot be written.
     """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=True):
+        _download_cifar10(folder, progress=progress)
+
+
+def _download_cifar10(folder: Path, *, progress: bool) -> None:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity, extract_archive
 
-    folder = Path(folder)
     archive = folder / CIFAR10.filename
     by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
-    folder.mkdir(parents=True, exist_ok=True)
+    for partial in folder.glob(f"{CIFAR10.filename}.*.partial"):
+        partial.unlink()  # of a process that was killed
     if not check_integrity(archive, CIFAR10.tgz_md5):
         damaged = _damaged_files(folder)
         try:
@@ -381,16 +390,20 @@ def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except FileNotFoundError:
         raise DataError(f"there is no file {path}: check the path") from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # damage surfaces as whatever the reader trips over first
+        reason, *_ = (str(error) or type(error).__name__).splitlines()
         raise DataError(
             f"{path} is no readable .npz archive of plain arrays "
-            f"({str(error).partition('. ')[0] or type(error).__name__}): make or copy it anew"
+            f"({reason.partition('. ')[0]}): make or copy it anew"
         ) from error
 
 
 def _read(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
+    shape, dtype = _read_header(archive, key)
+    if math.prod(shape) * dtype.itemsize > archive.getinfo(f"{key}.npy").file_size:
+        raise ValueError(f"{key} is shorter than it says")  # before memory is taken for it
     with archive.open(f"{key}.npy") as member:
         return np.lib.format.read_array(member, allow_pickle=False)
 

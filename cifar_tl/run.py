@@ -3,12 +3,12 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
+import itertools
 import json
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,11 @@ from cifar_tl.checkpoint import (
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
+    save_model,
     write_atomically,
 )
+from cifar_tl.lock import locked
+from cifar_tl.model import CifarNet
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
@@ -33,6 +36,7 @@ LAST = "last.pt"  # all that is needed to go on after the last finished epoch
 HISTORY = "history.csv"  # a row for each epoch
 RESULT = "result.json"  # for programs; written last, so that its presence means finished
 RESULTS = "results.txt"  # for people
+DIGEST = "sha256"  # in result.json: of all the rest of it
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
 
 
@@ -48,6 +52,14 @@ class RunError(RuntimeError):
         self.remedy = remedy
 
 
+class RunWarning(UserWarning):
+    """Something about a run that its owner should know."""
+
+
+class HistoryError(ValueError):
+    """The history of a run is damaged."""
+
+
 @dataclass(frozen=True)
 class HistoryRow(EpochRecord):
     """An epoch's record and the stage's time up to its end, without epochs that were lost."""
@@ -56,60 +68,25 @@ class HistoryRow(EpochRecord):
     seconds_total_so_far: float
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a run's folder to this process, for as long as it lives and no longer.
-
-    The system lets go of the lock when the process ends, however it ends. On a file system without
-    locks nothing is locked.
+def discard(folders: Iterable[Path]) -> None:
+    """Deletes the files of runs, the comparison that tells of them, and nothing else.
 
     Args:
-        folder: The run's folder; it exists.
+        folders: The runs' folders; some may be missing.
 
     Raises:
-        RunError: If another process has it.
+        LockedError: If another process is at work in one of them; then nothing is deleted.
     """
+    present = [folder for folder in folders if folder.exists()]
     with contextlib.ExitStack() as stack:
-        if sys.platform == "win32":  # where folders have no locks
-            import msvcrt
-
-            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-        else:
-            import fcntl
-
-            descriptor = os.open(folder, os.O_RDONLY)
-        stack.callback(os.close, descriptor)
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise RunError(
-                f"another process is at work in {folder}: "
-                "wait until it has ended, or choose another output folder"
-            ) from error
-        except OSError:
-            pass
-        yield
-
-
-def discard(folder: Path) -> None:
-    """Deletes a run's files, the comparison that tells of it, and nothing else.
-
-    Args:
-        folder: The run's folder; it may be missing.
-
-    Raises:
-        RunError: If another process is at work in it.
-    """
-    if folder.exists():
-        with locked(folder):
+        for folder in present:
+            stack.enter_context(locked(folder))
+        for folder in present:
             for name in (RESULT, MODEL, LAST, HISTORY, RESULTS):
                 (folder / name).unlink(missing_ok=True)
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-    for name in COMPARISON:
-        (folder.parent / name).unlink(missing_ok=True)
+            for name in COMPARISON:
+                (folder.parent / name).unlink(missing_ok=True)
 
 
 def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -120,22 +97,28 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         settings: What identifies the run.
 
     Returns:
-        The content of ``result.json``, or None if the run is not finished.
+        The content of ``result.json``, or None if the run is not finished, or if a file of its
+        result is damaged, of which a warning tells: all of them can be made anew from ``last.pt``.
 
     Raises:
-        RunError: If the folder holds a finished run with other settings, or a damaged result.
+        RunError: If the folder holds a finished run with other settings.
     """
     path = folder / RESULT
     if not path.exists() or not (folder / MODEL).exists():
         return None
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: result.get(key) for key in settings}
-    except (ValueError, AttributeError) as error:  # no JSON, or no object
-        raise RunError(
-            f"{path} is damaged: train again", stage=settings["stage"], restart=True
-        ) from error
-    _check_settings(folder, found, settings)
+        if result.pop(DIGEST) != _digest(result):
+            raise ValueError
+    except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, no object, or changed
+        warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=3)
+        return None
+    _check_settings(folder, {key: result.get(key) for key in settings}, settings)
+    try:
+        load_checkpoint(folder / MODEL)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
+        return None
     return result
 
 
@@ -178,30 +161,31 @@ def resume(
     path = folder / LAST
     if not path.exists():
         return [], [{"from_epoch": 1, **now}]
-    content = load_checkpoint(path)
-    if not content.keys() >= {"settings", "epoch", "model", "optimizer", "surroundings"}:
-        raise CheckpointError(f"{path} does not hold an unfinished run: delete it")
-    _check_settings(folder, content["settings"], settings)
-    # The history is written first, so it may be an epoch ahead of the checkpoint.
+    again = {"stage": settings["stage"], "restart": True}
     try:
-        rows = _read_history(folder / HISTORY)[: content["epoch"]]
-    except (ValueError, TypeError, csv.Error):
-        rows = []
-    if len(rows) != content["epoch"]:
+        content = load_checkpoint(path)
+        _check_settings(folder, dict(content["settings"]), settings)
+        rows = _read_history(folder / HISTORY, int(content["epoch"]))
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        surroundings = [dict(part) for part in content["surroundings"]]
+        before = surroundings[-1]
+    except CheckpointError as error:
+        raise RunError(f"{error}; or train again", **again) from error
+    except HistoryError as error:
+        raise RunError(f"{error}: train again", **again) from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RunError):
+            raise
         raise RunError(
-            f"{folder / HISTORY} is damaged or lacks epochs that {LAST} has: train again",
-            stage=settings["stage"],
-            restart=True,
-        )
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    surroundings = content["surroundings"]
-    before = surroundings[-1]
+            f"{path} does not hold an unfinished run of this version: train again", **again
+        ) from error
     if changes := [key for key in now if before.get(key) != now[key]]:
         changed = ", ".join(f"{key} {before.get(key)} before, {now[key]} now" for key in changes)
         warnings.warn(
             f"going on in other surroundings ({changed}): the result will be as good, but its "
             "bytes will differ from those of a run that never stopped",
+            RunWarning,
             stacklevel=3,
         )
         surroundings.append({"from_epoch": len(rows) + 1, **now})
@@ -243,15 +227,25 @@ def save_epoch(
     _to_the_end(save)
 
 
-def save_result(folder: Path, result: dict[str, Any], text: str) -> None:
-    """Writes the results; from then on the run is finished.
+def save_finished(
+    folder: Path, settings: dict[str, Any], model: CifarNet, result: dict[str, Any], text: str
+) -> None:
+    """Writes model and results, to the end even on Ctrl-C; from then on the run is finished.
 
     Args:
         folder: The run's folder.
+        settings: What identifies the run.
+        model: The trained model.
         result: For programs.
         text: For people.
     """
-    _write_report(folder / RESULT, folder / RESULTS, result, text)
+
+    def save() -> None:
+        save_model(folder / MODEL, model, settings)
+        digested = {**result, DIGEST: _digest(result)}
+        _write_report(folder / RESULT, folder / RESULTS, digested, text)
+
+    _to_the_end(save)
 
 
 def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None:
@@ -263,7 +257,8 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
         text: For people.
     """
     json_name, text_name = COMPARISON
-    _write_report(folder / json_name, folder / text_name, comparison, text)
+    with locked(folder, wait=True):
+        _write_report(folder / json_name, folder / text_name, comparison, text)
 
 
 def _to_the_end(function: Callable[[], None]) -> None:
@@ -273,6 +268,10 @@ def _to_the_end(function: Callable[[], None]) -> None:
     """
     with ThreadPoolExecutor(1) as executor:
         executor.submit(function).result()
+
+
+def _digest(result: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result).encode()).hexdigest()
 
 
 def _write_report(json_path: Path, text_path: Path, content: dict[str, Any], text: str) -> None:
@@ -301,19 +300,24 @@ def _check_settings(folder: Path, found: dict[str, Any], wanted: dict[str, Any])
     raise RunError(message, stage=wanted["stage"], restart=True)
 
 
-def _read_history(path: Path) -> list[HistoryRow]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="ascii") as file:
-        return [
-            HistoryRow(
-                **{
-                    key: int(value) if key == "epoch" else float(value)
-                    for key, value in row.items()
-                }  # type: ignore[arg-type]
-            )
-            for row in csv.DictReader(file)
-        ]
+def _read_history(path: Path, epochs: int) -> list[HistoryRow]:
+    """Reads the first epochs; the history is written first, so it may be one ahead."""
+    try:
+        with path.open(newline="", encoding="ascii") as file:
+            rows = [
+                HistoryRow(
+                    **{
+                        key: int(value) if key == "epoch" else float(value)
+                        for key, value in row.items()
+                    }  # type: ignore[arg-type]
+                )
+                for row in itertools.islice(csv.DictReader(file), epochs)
+            ]
+    except (OSError, ValueError, TypeError, csv.Error):
+        rows = []
+    if [row.epoch for row in rows] != list(range(1, epochs + 1)):
+        raise HistoryError(f"{path} is damaged or lacks epochs that {LAST} has")
+    return rows
 
 
 def _write_history(path: Path, rows: Sequence[HistoryRow]) -> None:

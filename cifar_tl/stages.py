@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cifar_tl import report, run
-from cifar_tl.checkpoint import load_model_and_settings, save_model
+from cifar_tl.checkpoint import CheckpointError, load_model_and_settings
 from cifar_tl.data import (
     BASE_CLASSES,
     CIFAR10_CLASS_NAMES,
@@ -27,6 +27,7 @@ from cifar_tl.data import (
     split_validation,
     stratified_prefix,
 )
+from cifar_tl.lock import locked
 from cifar_tl.model import (
     CifarNet,
     count_parameters,
@@ -91,12 +92,13 @@ def run_stage(
         progress: Show bars on standard error.
 
     Returns:
-        The content of ``result.json``.
+        The content of ``result.json``, but for its checksum.
 
     Raises:
         ValueError: If there is no such stage, or the fraction is out of range or not 1 for base.
-        RunError: If the stage that it starts from is missing, or the folder holds another run.
-        CheckpointError: If a checkpoint is damaged.
+        RunError: If the stage that it starts from is missing or damaged, or the folder holds
+            another run or a damaged one.
+        LockedError: If another process is at work in the folder.
         DataError: If the test images are damaged; the epochs are kept, and the same call goes on.
         TrainingError: If the training diverges.
         OSError: If a file cannot be written.
@@ -115,7 +117,7 @@ def run_stage(
         log(f"{stage}: finished before, in {folder}")
         return result
     folder.mkdir(parents=True, exist_ok=True)
-    with run.locked(folder):
+    with locked(folder):
         return _run_unfinished(
             folder,
             settings,
@@ -145,9 +147,8 @@ def load_parent(
 
     Raises:
         ValueError: If a base model is given to another stage.
-        RunError: If there is no such model, or it was made by another stage, for other classes, or
-            from other CIFAR-10 images than these.
-        CheckpointError: If it is damaged.
+        RunError: If there is no such model, or it is damaged, or was made by another stage, for
+            other classes, or from other CIFAR-10 images than these.
     """
     if base is not None and stage != "transfer":
         raise ValueError(f"only transfer takes another base model, not {stage}")
@@ -158,20 +159,31 @@ def load_parent(
     remedy = {"stage": parent_stage, "base": None, "restart": False}
     if not path.exists():
         raise run.RunError(f"there is no {parent_stage} model {path}: make it first", **remedy)
-    model, settings = load_model_and_settings(path)
+    digest = _file_digest(path)
+    try:
+        model, settings = load_model_and_settings(path)
+    except CheckpointError as error:
+        raise run.RunError(f"{error}; or make it anew", **remedy) from error
+    if _file_digest(path) != digest:
+        raise run.RunError(f"{path} was written while it was read: try again")
     wanted: dict[str, Any] = {"stage": parent_stage, "classes": list(_classes(parent_stage))}
-    names = settings.get("class_names", [])
-    if set(names) <= set(CIFAR10_CLASS_NAMES) and data.class_names == CIFAR10_CLASS_NAMES:
+    names = settings.get("class_names")
+    is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
+    if is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES:
         wanted["fingerprint"] = data.fingerprint  # its images may be among these
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
         words = {"fingerprint": "data with the fingerprint"}
         sides = (
-            ", ".join(f"{words.get(key, key)} {side.get(key)}" for key in differences)
+            ", ".join(f"{words.get(key, key)} {side.get(key)!r}" for key in differences)
             for side in (settings, wanted)
         )
         remedy["restart"] = base is None
         raise run.RunError(f"{path} was made for {' and not for '.join(sides)}: make one", **remedy)
-    return model, hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, digest
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _run_unfinished(
@@ -249,7 +261,6 @@ def _run_unfinished(
     with autocast(recipe, torch.device(device)):
         confusion = confusion_matrix(optimized, val_inputs, validation.labels)[classes]
         tested = evaluate(model, test.images, test.labels)
-    save_model(folder / run.MODEL, model, settings)
     parameters_total = count_parameters(model)
     parameters_trainable = count_parameters(model, trainable_only=True)
     result = {
@@ -273,7 +284,8 @@ def _run_unfinished(
         "environment": _environment(device),
         "surroundings": surroundings,
     }
-    run.save_result(folder, result, report.results_text(result, rows, layers(model)))
+    text = report.results_text(result, rows, layers(model))
+    run.save_finished(folder, settings, model, result, text)
     return result
 
 

@@ -294,8 +294,9 @@ def _train_epoch(
     module.train()
     with seeded(derive_seed(seed, epoch), device):
         batches = _batches(views, labels, recipe.batch_size)
-        progress = tqdm(batches, bar, steps, leave=False, disable=bar is None, ascii=True)
-        for step, (inputs, targets) in enumerate(progress, start=(epoch - 1) * steps):
+        if bar is not None:  # even an invisible bar would start a thread
+            batches = iter(tqdm(batches, bar, steps, leave=False, ascii=True))
+        for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, recipe.epochs * steps)
             with autocast(recipe, device):
@@ -316,8 +317,8 @@ def _check_finite(
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {name} became {value} in epoch {epoch} with a learning rate of "
-                f"{recipe.lr:g}: try a lower one"
+                f"the {name} became {value} in epoch {epoch} with lr {recipe.lr:g} and "
+                f"weight_decay {recipe.weight_decay:g}: try a lower learning rate"
             )
 
 

@@ -18,10 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from torchvision.datasets import CIFAR10
 
 import train
 from cifar_tl import run
 from cifar_tl.checkpoint import load_checkpoint
+from cifar_tl.data import download_cifar10
+from cifar_tl.lock import locked
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -29,19 +32,24 @@ STAGES = train.STAGES
 SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1"]
 
 # Imports once and runs the command in a process of its own for each line, so that a kill costs no
-# seconds of imports: prints the process's number, then how it ended.
+# seconds of imports: kills it after the seconds given, unless it has ended; prints how it ended.
 ZYGOTE = """
-import json, os, sys
+import json, os, signal, sys, threading
 sys.path.insert(0, sys.argv[1])
 import cifar_tl, torch, train
 torch.optim.SGD([torch.zeros(1)])
 for line in sys.stdin:
+    arguments, seconds = json.loads(line)
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
-        os._exit(train.main(json.loads(line)))
-    print(pid, flush=True)
+        os._exit(train.main(arguments))
+    alarm = threading.Timer(seconds, lambda: os.kill(pid, signal.SIGKILL))
+    alarm.start()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the number is its own
+    alarm.cancel()
+    alarm.join()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
@@ -53,7 +61,7 @@ import train
 fsync = os.fsync
 def slow_fsync(descriptor):
     print("saving", flush=True)
-    time.sleep(0.5)
+    time.sleep(0.2)
     fsync(descriptor)
 os.fsync = slow_fsync
 train.signal.signal(train.signal.SIGINT, train.signal.default_int_handler)
@@ -111,22 +119,12 @@ def zygote() -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def go(parent: subprocess.Popen[str], arguments: Sequence[str], kill_after: float = 60) -> int:
+def go(parent: subprocess.Popen[str], arguments: Sequence[str], kill_after: float = 300) -> int:
     """Runs the command in a process from a zygote; returns its exit code."""
     assert parent.stdin is not None
     assert parent.stdout is not None
-    print(json.dumps(arguments), file=parent.stdin, flush=True)
-    pid = int(parent.stdout.readline())
-    with subprocess.Popen(["sleep", str(kill_after)]) as sleep:
-        answer = parent.stdout.readline
-        if kill_after == 60:
-            code = int(answer())
-            sleep.kill()
-            return code
-        sleep.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        return int(answer())
+    print(json.dumps([arguments, kill_after]), file=parent.stdin, flush=True)
+    return int(parent.stdout.readline())
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
@@ -140,13 +138,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
         duration = time.perf_counter() - started
         killed, finished = 0, 0
         while killed < kills or not finished:
-            killed_enough = killed >= kills
             output_dir = Path(f"killed{finished}")
-            code = go(
-                parent,
-                [*arguments, "--output-dir", str(output_dir)],
-                60 if killed_enough else generator.uniform(0, duration),
-            )
+            seconds = generator.uniform(0, duration) if killed < kills else 300
+            code = go(parent, [*arguments, "--output-dir", str(output_dir)], seconds)
             killed += code == -signal.SIGKILL
             if code == -signal.SIGKILL:
                 continue
@@ -164,18 +158,31 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     print(f"{killed} kills, {finished} runs finished")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "saving", "epoch", "saved"),
+    [
+        # A file is synced, then its folder: the history of the first of three epochs, ...
+        (signal.SIGINT, 130, 1, 1, {run.HISTORY, run.LAST}),
+        (signal.SIGTERM, 143, 3, 1, {run.HISTORY, run.LAST}),
+        # ... and after all epochs the model.
+        (signal.SIGINT, 130, 13, 3, {run.HISTORY, run.LAST, run.MODEL, run.RESULT, run.RESULTS}),
+    ],
+)
 def test_a_signal_during_a_save_lets_it_complete(
-    arguments: list[str], number: signal.Signals, code: int
+    arguments: list[str],
+    number: signal.Signals,
+    code: int,
+    saving: int,
+    epoch: int,
+    saved: set[str],
 ) -> None:
     process = start([*arguments, "--stage", "base"], SLOW_DISK)
-    wait_for(process, "saving")  # the history of the first epoch, then its checkpoint
+    wait_for(process, "saving", times=saving)
     process.send_signal(number)
     errors = end(process, code)
     assert "what was finished is saved. To go on: python train.py --stage base" in errors
-    assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == 1
-    names = {path.name for path in Path("runs/small.npz/base").iterdir()}
-    assert names == {run.LAST, run.HISTORY}
+    assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == epoch
+    assert {path.name for path in Path("runs/small.npz/base").iterdir()} == saved
 
 
 def test_a_second_signal_ends_it_at_once(arguments: list[str]) -> None:
@@ -293,9 +300,32 @@ def test_too_little_memory_is_one_line(arguments: list[str]) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux")
     errors = end(start([*arguments, "--stage", "base", "--batch-size", "160"], limit), 1)
-    assert (
-        errors == "train.py: out of memory: close other programs, or try a smaller --batch-size\n"
-    )
+    assert errors.startswith("train.py: out of memory: close other programs, or try a smaller")
+
+
+def test_errors_never_go_to_standard_output() -> None:
+    command = f"exec {sys.executable} {ROOT / 'train.py'} --epochs none 2>&-"
+    process = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (2, "")
+
+
+def test_restart_of_all_stages_deletes_nothing_while_one_is_at_work(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*arguments, "--epochs", "1"]) == 0
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*.*") if path.is_file()}
+    with locked(Path("runs/small.npz/scratch")):  # flock holds between two openings, too
+        assert train.main([*arguments, "--epochs", "1", "--restart"]) == 1
+    assert "another process is at work in runs/small.npz/scratch" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_killed_download_leaves_nothing_behind(tmp_path: Path, archive: bytes) -> None:
+    partial = tmp_path / f"{CIFAR10.filename}.0123456789abcdef.partial"  # as torch.hub names it
+    partial.write_bytes(archive[:1000])
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)
+    assert not partial.exists()
 
 
 @pytest.mark.filterwarnings("default:going on")

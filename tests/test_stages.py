@@ -2,6 +2,7 @@ import copy
 import csv
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from cifar_tl import run
-from cifar_tl.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
+from cifar_tl.checkpoint import load_checkpoint, load_model, save_checkpoint
 from cifar_tl.data import (
     TRANSFER_CLASSES,
     Data,
@@ -23,9 +24,10 @@ from cifar_tl.data import (
     select_classes,
     split_validation,
 )
+from cifar_tl.lock import LockedError, locked
 from cifar_tl.recipe import ORIGINAL, TUNED
 from cifar_tl.stages import STAGES, run_stage
-from cifar_tl.training import evaluate
+from cifar_tl.training import TrainingError, evaluate
 
 SMALL = dataclasses.replace(TUNED, epochs=2, batch_size=20, finetune_epochs=2)
 
@@ -278,7 +280,9 @@ def test_finished_stage_is_read_and_not_touched(finished: Path, small_data: Data
     before = {path: path.stat().st_mtime_ns for path in (finished / "transfer").iterdir()}
     lines: list[str] = []
     result = run_stage("transfer", small_data, SMALL, output_dir=finished.parent, log=lines.append)
-    assert result == json.loads((finished / "transfer" / "result.json").read_text())
+    written = json.loads((finished / "transfer" / "result.json").read_text())
+    del written["sha256"]
+    assert result == written
     assert lines == [f"transfer: finished before, in {finished / 'transfer'}"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -334,7 +338,7 @@ def test_child_of_a_model_that_was_trained_anew_is_stale(
     for stage in ("base", "transfer"):
         copy_run(finished / stage, tmp_path / "small.npz" / stage)
     assert run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
-    run.discard(tmp_path / "small.npz" / "base")
+    run.discard([tmp_path / "small.npz" / "base"])
     run_stage("base", small_data, SMALL, output_dir=tmp_path, seed=1)
     with pytest.raises(run.RunError, match="was made from another base model") as error:
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
@@ -353,14 +357,14 @@ def test_base_model_of_another_stage_is_refused(
     finished: Path, small_data: Data, tmp_path: Path, stage: str
 ) -> None:
     base = finished / stage / "model.pt"
-    with pytest.raises(run.RunError, match=f"made for stage {stage}.* and not for stage base"):
+    with pytest.raises(run.RunError, match=f"made for stage '{stage}'.* and not for stage 'base'"):
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=base)
 
 
 def test_checkpoint_that_is_no_model_is_refused_as_base(
     finished: Path, small_data: Data, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="holds no finished model"):
+    with pytest.raises(run.RunError, match="holds no finished model"):
         run_stage(
             "transfer",
             small_data,
@@ -378,7 +382,7 @@ def test_a_base_from_other_images_of_cifar10_is_refused(
     base = finished / "base" / "model.pt"
     with pytest.raises(run.RunError) as error:
         run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
-    assert f"fingerprint {small_data.fingerprint} and not for data" in str(error.value)
+    assert f"fingerprint '{small_data.fingerprint}' and not for data" in str(error.value)
     assert others.fingerprint in str(error.value)
     assert error.value.remedy == {"stage": "base", "base": None, "restart": False}
     copy_run(finished / "base", tmp_path / "small.npz" / "base")
@@ -390,7 +394,7 @@ def test_a_base_from_other_images_of_cifar10_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage": "scratch"}, "made for stage scratch and not for stage base"),
+        ({"stage": "scratch"}, "made for stage 'scratch' and not for stage 'base'"),
         (
             {"classes": [0, 1, 2, 3, 9]},
             r"made for classes \[0, 1, 2, 3, 9\] and not for classes \[0, 1, 2, 3, 4\]",
@@ -407,33 +411,130 @@ def test_a_base_of_another_kind_is_refused(
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=tmp_path / "model.pt")
 
 
-def test_damaged_files_of_a_run_are_named(finished: Path, small_data: Data, tmp_path: Path) -> None:
-    folder = tmp_path / "small.npz" / "base"
-    copy_run(finished / "base", folder)
-    for content in ("{", "[]"):
-        (folder / "result.json").write_text(content)
-        with pytest.raises(run.RunError, match=r"result\.json is damaged"):
-            run_stage("base", small_data, SMALL, output_dir=tmp_path)
-    (folder / "result.json").unlink()
-    for content in ("", "epoch,x\n1,2\n", "epoch\nx\n"):
-        (folder / "history.csv").write_text(content)
-        with pytest.raises(run.RunError, match=r"history\.csv is damaged or lacks epochs"):
-            run_stage("base", small_data, SMALL, output_dir=tmp_path)
-    (folder / "last.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path)
-
-
-def test_a_result_that_knows_less_is_of_other_settings(
-    finished: Path, small_data: Data, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("result.json", lambda _: b"{"),
+        ("result.json", lambda _: b"[]"),
+        ("result.json", lambda content: content.replace(b'val_accuracy": 0', b'val_accuracy": 4')),
+        ("result.json", lambda content: content.replace(b'"seconds_train"', b'"seconds_trbin"')),
+        ("model.pt", lambda content: content[:-1]),
+        ("model.pt", lambda _: b""),
+    ],
+)
+def test_a_damaged_result_is_named_and_made_anew(
+    finished: Path,
+    small_data: Data,
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[bytes], bytes],
 ) -> None:
     folder = tmp_path / "small.npz" / "base"
     copy_run(finished / "base", folder)
-    result = json.loads((folder / "result.json").read_text())
-    del result["train_fraction"]  # as an earlier version wrote it
-    (folder / "result.json").write_text(json.dumps(result))
-    with pytest.raises(run.RunError, match=r"other settings \(train_fraction None there, 1.0 now"):
+    before = contents(folder)
+    expected = run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    (folder / name).write_bytes(damage(before[name]))
+    assert contents(folder) != before
+    with pytest.warns(run.RunWarning, match=rf"{name} is damaged.* is made anew"):
+        result = run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    assert contents(folder)["model.pt"] == before["model.pt"]
+    for key in ("val_accuracy", "test_accuracy", "seconds_train", "val_confusion"):
+        assert result[key] == expected[key]
+    assert run_stage("base", small_data, SMALL, output_dir=tmp_path) == result
+
+
+def damage_history(folder: Path, content: str) -> None:
+    (folder / "history.csv").write_text(content)
+
+
+def damage_checkpoint(folder: Path, **changes: object) -> None:
+    content = load_checkpoint(folder / "last.pt")
+    save_checkpoint(folder / "last.pt", content | changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: damage_history(folder, ""), r"history\.csv is damaged or lacks epochs"),
+        (lambda folder: damage_history(folder, "epoch,x\n1,2\n"), r"history\.csv is damaged"),
+        (lambda folder: damage_history(folder, "epoch\nx\n"), r"history\.csv is damaged"),
+        (lambda folder: (folder / "history.csv").unlink(), r"history\.csv is damaged"),
+        (lambda folder: (folder / "last.pt").write_bytes(b""), r"last\.pt is damaged"),
+        (lambda folder: damage_checkpoint(folder, model={}), r"last\.pt does not hold"),
+        (lambda folder: damage_checkpoint(folder, optimizer={}), r"last\.pt does not hold"),
+        (lambda folder: damage_checkpoint(folder, settings=3), r"last\.pt does not hold"),
+        (lambda folder: damage_checkpoint(folder, surroundings=[]), r"last\.pt does not hold"),
+        (lambda folder: damage_checkpoint(folder, epoch=None), r"last\.pt does not hold"),
+    ],
+)
+def test_what_it_cannot_go_on_from_is_named_with_the_command_that_helps(
+    finished: Path,
+    small_data: Data,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    folder = tmp_path / "small.npz" / "base"
+    copy_run(finished / "base", folder)
+    (folder / "result.json").unlink()
+    damage(folder)
+    with pytest.raises(run.RunError, match=message) as error:
         run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    assert error.value.remedy == {"stage": "base", "restart": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": {"stage": "base", "classes": 3, "class_names": 3}},
+        {"settings": {"stage": "ba\nse"}},
+        {"network": "OtherNet"},
+        {"state_dict": {1: torch.zeros(1)}},
+    ],
+)
+def test_a_crafted_base_is_one_line(
+    finished: Path, small_data: Data, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    content = load_checkpoint(finished / "base" / "model.pt") | changes
+    save_checkpoint(tmp_path / "model.pt", content)
+    with pytest.raises(run.RunError, match=r"model\.pt") as error:
+        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=tmp_path / "model.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_divergence_keeps_the_last_good_epoch(small_data: Data, tmp_path: Path) -> None:
+    with pytest.raises(StopError):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path, log=stop_at("epoch 1/2"))
+    folder = tmp_path / "small.npz" / "base"
+    weights = load_checkpoint(folder / "last.pt")["model"]
+    weights["classifier.linear2.weight"].fill_(1e38)
+    damage_checkpoint(folder, model=weights)
+    before = contents(folder)
+    with pytest.raises(TrainingError, match=r"became (nan|inf) in epoch 2 with lr 0\.02"):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    assert contents(folder) == before
+
+
+def test_times_are_not_negative_when_the_clock_is_set_back(
+    small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(2e9, -1000)
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    result = run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    parts = [value for key, value in result.items() if key.startswith("seconds_")]
+    assert len(parts) == 4
+    assert all(0 <= seconds < 100 for seconds in parts)
+
+
+def test_restart_deletes_nothing_while_another_process_is_at_work(
+    finished: Path, tmp_path: Path
+) -> None:
+    for stage in ("base", "transfer"):
+        copy_run(finished / stage, tmp_path / stage)
+    before = contents(tmp_path / "base")
+    with locked(tmp_path / "transfer"), pytest.raises(LockedError, match=r"at work in .*transfer"):
+        run.discard([tmp_path / "base", tmp_path / "transfer"])
+    assert contents(tmp_path / "base") == before
 
 
 def test_a_fraction_of_the_images_trains_and_all_validate(

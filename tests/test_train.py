@@ -200,9 +200,12 @@ def test_results_on_cifar10_are_never_joined_by_shapes(capsys: pytest.CaptureFix
         (["--epochs", "2.5"], "--epochs: must be a whole number"),
         (["--batch-size", "-1"], "--batch-size: must be a whole number from 1"),
         (["--lr", "0"], "--lr: must be a number above 0"),
-        (["--lr", "nan"], "--lr: must be a number, at least 0, not 'nan'"),
+        (["--lr", "nan"], "--lr: must be a number from 0 to 1e30, not 'nan'"),
+        (["--lr", "1e39"], "--lr: must be a number from 0 to 1e30, not '1e39'"),
+        (["--data", ""], "--data: is empty"),
+        (["--device", "hpu"], "--device hpu: cannot be used here"),
         (["--lr", "fast"], "--lr: must be a number"),
-        (["--weight-decay", "-1"], "--weight-decay: must be a number, at least 0"),
+        (["--weight-decay", "-1"], "--weight-decay: must be a number from 0"),
         (["--weight-decay", "inf"], "--weight-decay: must be a number"),
         (["--seed", "-1"], "--seed: must be a whole number from 0"),
         (["--threads", "0"], "--threads: must be a whole number from 1 to 256"),
@@ -316,13 +319,14 @@ def test_bad_data_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]
         assert len(errors.splitlines()) == 1
 
 
-def test_divergence_is_one_line_and_keeps_what_was_good(
+def test_divergence_is_one_line_with_a_command_that_is_lower(
     small_npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--stage", "base", "--lr", "1e30", "--data", str(small_npz)]) == 1
     errors = capsys.readouterr().err
-    assert "in epoch 1 with a learning rate of 1e+30: try a lower one" in errors
-    assert len(errors.splitlines()) == 1
+    assert "in epoch 1 with lr 1e+30 and weight_decay 0.2: try a lower learning rate" in errors
+    assert main(remedy(errors)) == 1
+    assert "with lr 1e+29" in capsys.readouterr().err
 
 
 def test_names_written_twice_agree() -> None:
