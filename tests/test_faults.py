@@ -3,7 +3,6 @@
 Real processes, real signals, real write errors. The long versions: ``python -m pytest -m slow``.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -31,21 +30,32 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pro
 STAGES = train.STAGES
 SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1"]
 
-# Imports once and runs the command in a process of its own for each line, so that a kill costs no
-# seconds of imports: kills it after the seconds given, unless it has ended; prints how it ended.
+# Imports once, then runs the command in a process of its own for each line, so that none costs
+# seconds of imports; prints the process's number, then how it ended.
 ZYGOTE = """
-import json, os, signal, sys, threading
+import json, os, resource, signal, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 import cifar_tl, torch, train
 torch.optim.SGD([torch.zeros(1)])
+fsync = os.fsync
+def slow_fsync(descriptor):
+    print("saving", flush=True)
+    time.sleep(0.2)
+    fsync(descriptor)
 for line in sys.stdin:
-    arguments, seconds = json.loads(line)
+    request = json.loads(line)
     pid = os.fork()
     if pid == 0:
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        os.dup2(0, 1)
-        os._exit(train.main(arguments))
-    alarm = threading.Timer(seconds, lambda: os.kill(pid, signal.SIGKILL))
+        os.chdir(request["folder"])
+        os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        if request["slow_disk"]:
+            os.fsync = slow_fsync
+        if request["file_size"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
+        os._exit(train.main(request["arguments"]))
+    print(pid, flush=True)
+    alarm = threading.Timer(request["kill_after"], lambda: os.kill(pid, signal.SIGKILL))
     alarm.start()
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the number is its own
     alarm.cancel()
@@ -53,20 +63,63 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
-# A disk on which every file takes a while to be written.
-SLOW_DISK = """
-import os, sys, time
-sys.path.insert(0, sys.argv.pop(1))
-import train
-fsync = os.fsync
-def slow_fsync(descriptor):
-    print("saving", flush=True)
-    time.sleep(0.2)
-    fsync(descriptor)
-os.fsync = slow_fsync
-train.signal.signal(train.signal.SIGINT, train.signal.default_int_handler)
-sys.exit(train.main())
-"""
+
+class Command:
+    """The command in a process of its own, in the present folder; one at a time."""
+
+    def __init__(
+        self,
+        zygote: subprocess.Popen[str],
+        arguments: Sequence[str],
+        *,
+        kill_after: float = 300,
+        slow_disk: bool = False,  # every file takes a while to be written
+        file_size: int = 0,  # in bytes: no file may be longer
+    ) -> None:
+        request = {"folder": str(Path.cwd()), "arguments": arguments, "kill_after": kill_after}
+        request |= {"slow_disk": slow_disk, "file_size": file_size}
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+        print(json.dumps(request), file=zygote.stdin, flush=True)
+        self.answers = zygote.stdout
+        self.pid = int(self.answers.readline())
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait_until_saving(self, times: int = 1) -> None:
+        """Waits until so many files and folders have begun to be synced to the slow disk."""
+        for _ in range(6000):
+            if Path("out.txt").exists() and Path("out.txt").read_text().count("saving") >= times:
+                return
+            time.sleep(0.01)
+        pytest.fail("it saves nothing")
+
+    def exit_code(self) -> int:
+        return int(self.answers.readline())
+
+    def end(self, code: int) -> str:
+        """Waits for its end with a code; returns its one line of errors."""
+        assert self.exit_code() == code, Path("errors.txt").read_text()
+        return one_line(Path("errors.txt").read_text())
+
+
+def one_line(errors: str) -> str:
+    assert len(errors.splitlines()) == 1, errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE, str(ROOT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        yield process
 
 
 @pytest.fixture(autouse=True)
@@ -79,82 +132,34 @@ def arguments(small_npz: Path) -> list[str]:
     return ["--data", str(small_npz), "--quiet", *SHORT]
 
 
-def start(arguments: Sequence[str], script: str | None = None) -> subprocess.Popen[str]:
-    program = [str(ROOT / "train.py")] if script is None else ["-c", script, str(ROOT)]
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell in the background ignores the signal, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def end(process: subprocess.Popen[str], code: int) -> str:
-    """Waits for a process to end with a code; returns its one line of errors."""
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
-    assert len(errors.splitlines()) == 1, errors
-    return errors
-
-
-def wait_for(process: subprocess.Popen[str], text: str, times: int = 1) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        times -= text in line
-        if times == 0:
-            return
-    pytest.fail(f"it ended without {text!r}: {process.stderr and process.stderr.read()}")
-
-
-@contextlib.contextmanager
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", ZYGOTE, str(ROOT)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process
-
-
-def go(parent: subprocess.Popen[str], arguments: Sequence[str], kill_after: float = 300) -> int:
-    """Runs the command in a process from a zygote; returns its exit code."""
-    assert parent.stdin is not None
-    assert parent.stdout is not None
-    print(json.dumps([arguments, kill_after]), file=parent.stdin, flush=True)
-    return int(parent.stdout.readline())
-
-
 @pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
-    arguments: list[str], kills: int
+    zygote: subprocess.Popen[str], arguments: list[str], kills: int
 ) -> None:
     generator = random.Random(kills)
-    with zygote() as parent:
-        started = time.perf_counter()
-        assert go(parent, [*arguments, "--output-dir", "whole"]) == 0
-        duration = time.perf_counter() - started
-        killed, finished = 0, 0
-        while killed < kills or not finished:
-            output_dir = Path(f"killed{finished}")
-            seconds = generator.uniform(0, duration) if killed < kills else 300
-            code = go(parent, [*arguments, "--output-dir", str(output_dir)], seconds)
-            killed += code == -signal.SIGKILL
-            if code == -signal.SIGKILL:
-                continue
-            assert code == 0
-            finished += 1
-            for stage in STAGES:
-                folder = output_dir / "small.npz" / stage
-                whole = Path("whole/small.npz") / stage
-                for name in (run.MODEL, run.LAST):
-                    assert (folder / name).read_bytes() == (whole / name).read_bytes()
-                rows = (folder / run.HISTORY).read_text().splitlines()[1:]
-                assert [row.split(",")[0] for row in rows] == ["1", "2", "3"]
-                names = {path.name for path in folder.iterdir()}
-                assert names == {path.name for path in whole.iterdir()}
+    started = time.perf_counter()
+    assert Command(zygote, [*arguments, "--output-dir", "whole"]).exit_code() == 0
+    duration = time.perf_counter() - started
+    killed, finished = 0, 0
+    while killed < kills or not finished:
+        output_dir = Path(f"killed{finished}")
+        kill_after = generator.uniform(0, duration) if killed < kills else 300
+        command = [*arguments, "--output-dir", str(output_dir)]
+        code = Command(zygote, command, kill_after=kill_after).exit_code()
+        if code == -signal.SIGKILL:
+            killed += 1
+            continue
+        assert code == 0
+        finished += 1
+        for stage in STAGES:
+            folder = output_dir / "small.npz" / stage
+            whole = Path("whole/small.npz") / stage
+            for name in (run.MODEL, run.LAST):
+                assert (folder / name).read_bytes() == (whole / name).read_bytes()
+            rows = (folder / run.HISTORY).read_text().splitlines()[1:]
+            assert [row.split(",")[0] for row in rows] == ["1", "2", "3"]
+            names = {path.name for path in folder.iterdir()}
+            assert names == {path.name for path in whole.iterdir()}
     print(f"{killed} kills, {finished} runs finished")
 
 
@@ -169,6 +174,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     ],
 )
 def test_a_signal_during_a_save_lets_it_complete(
+    zygote: subprocess.Popen[str],
     arguments: list[str],
     number: signal.Signals,
     code: int,
@@ -176,46 +182,46 @@ def test_a_signal_during_a_save_lets_it_complete(
     epoch: int,
     saved: set[str],
 ) -> None:
-    process = start([*arguments, "--stage", "base"], SLOW_DISK)
-    wait_for(process, "saving", times=saving)
-    process.send_signal(number)
-    errors = end(process, code)
+    process = Command(zygote, [*arguments, "--stage", "base"], slow_disk=True)
+    process.wait_until_saving(saving)
+    process.send(number)
+    errors = process.end(code)
     assert "what was finished is saved. To go on: python train.py --stage base" in errors
     assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == epoch
     assert {path.name for path in Path("runs/small.npz/base").iterdir()} == saved
 
 
-def test_a_second_signal_ends_it_at_once(arguments: list[str]) -> None:
-    process = start([*arguments, "--stage", "base"], SLOW_DISK)
-    wait_for(process, "saving", times=5)  # two for each file, one for the folder: the second epoch
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.1)  # two equal signals in one moment are one
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+def test_a_second_signal_ends_it_at_once(
+    zygote: subprocess.Popen[str], arguments: list[str]
+) -> None:
+    process = Command(zygote, [*arguments, "--stage", "base"], slow_disk=True)
+    process.wait_until_saving(5)  # two for each file and its folder: this is the second epoch
+    process.send(signal.SIGINT)
+    time.sleep(0.05)  # two equal signals in one moment are one
+    process.send(signal.SIGINT)
+    assert process.exit_code() == 130
     assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == 1
 
 
-def test_a_write_error_keeps_what_was_there(arguments: list[str]) -> None:
+def test_a_write_error_keeps_what_was_there(
+    zygote: subprocess.Popen[str], arguments: list[str]
+) -> None:
     arguments += ["--stage", "base"]
-    process = start(arguments, SLOW_DISK)
-    wait_for(process, "saving")
-    process.send_signal(signal.SIGTERM)
-    end(process, 143)
+    stop_after_an_epoch(zygote, arguments)
     folder = Path("runs/small.npz/base")
     before = (folder / run.LAST).read_bytes()
-    limit = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "sys.path.insert(0, sys.argv.pop(1))\n"
-        "import train\n"
-        "sys.exit(train.main())\n"
-    )
-    errors = end(start(arguments, limit), 1)
+    errors = Command(zygote, arguments, file_size=100_000).end(1)
     assert f"{folder / run.LAST}: {os.strerror(errno.EFBIG)}; what was finished is saved" in errors
     assert (folder / run.LAST).read_bytes() == before
     assert {path.name for path in folder.iterdir()} == {run.LAST, run.HISTORY}
     assert train.main(arguments) == 0
+
+
+def stop_after_an_epoch(zygote: subprocess.Popen[str], arguments: list[str]) -> None:
+    process = Command(zygote, arguments, slow_disk=True)
+    process.wait_until_saving()
+    process.send(signal.SIGTERM)
+    process.end(143)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -229,20 +235,23 @@ def test_a_full_disk_under_the_output_is_one_line(arguments: list[str]) -> None:
             check=False,
         )
     assert process.returncode == 1
-    assert len(process.stderr.splitlines()) == 1
-    assert os.strerror(errno.ENOSPC) in process.stderr
+    assert os.strerror(errno.ENOSPC) in one_line(process.stderr)
 
 
 def test_nobody_reads_the_output(arguments: list[str]) -> None:
     arguments.remove("--quiet")
-    with start([*arguments, "--stage", "base"]) as process:
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, "--stage", "base"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
         errors = process.stderr.read()
     assert process.returncode == 1
-    assert errors.startswith("train.py: nobody reads the output any more; what was finished is")
-    assert len(errors.splitlines()) == 1
+    assert one_line(errors).startswith("train.py: nobody reads the output any more; what was")
 
 
 def test_a_name_that_the_terminal_cannot_show(arguments: list[str]) -> None:
@@ -259,18 +268,17 @@ def test_a_name_that_the_terminal_cannot_show(arguments: list[str]) -> None:
 
 
 def test_two_processes_never_share_a_folder(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    zygote: subprocess.Popen[str], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments += ["--stage", "base"]
-    process = start([*arguments, "--epochs", "1000"], SLOW_DISK)
-    wait_for(process, "saving", times=2)
+    process = Command(zygote, [*arguments, "--epochs", "1000"], slow_disk=True)
+    process.wait_until_saving(2)
     for extra in ([], ["--restart"]):
         assert train.main([*arguments, *extra]) == 1
         errors = capsys.readouterr().err
-        assert "another process is at work in runs/small.npz/base: wait until" in errors
-        assert len(errors.splitlines()) == 1
-    process.kill()
-    process.communicate()
+        assert "another process is at work in runs/small.npz/base: wait until" in one_line(errors)
+    process.send(signal.SIGKILL)
+    assert process.exit_code() == -signal.SIGKILL
     assert train.main([*arguments, "--restart"]) == 0  # a killed process blocks nobody
 
 
@@ -299,8 +307,15 @@ def test_too_little_memory_is_one_line(arguments: list[str]) -> None:
     )
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux")
-    errors = end(start([*arguments, "--stage", "base", "--batch-size", "160"], limit), 1)
-    assert errors.startswith("train.py: out of memory: close other programs, or try a smaller")
+    arguments += ["--stage", "base", "--batch-size", "160"]
+    process = subprocess.run(
+        [sys.executable, "-c", limit, str(ROOT), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert one_line(process.stderr).startswith("train.py: out of memory: close other programs, or")
 
 
 def test_errors_never_go_to_standard_output() -> None:
@@ -330,17 +345,13 @@ def test_a_killed_download_leaves_nothing_behind(tmp_path: Path, archive: bytes)
 
 @pytest.mark.filterwarnings("default:going on")
 def test_going_on_with_other_threads_warns_and_is_recorded(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    zygote: subprocess.Popen[str], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments += ["--stage", "base"]
-    process = start(arguments, SLOW_DISK)
-    wait_for(process, "saving")
-    process.send_signal(signal.SIGTERM)
-    end(process, 143)
+    stop_after_an_epoch(zygote, arguments)
     assert train.main([*arguments, "--threads", "2"]) == 0
     errors = capsys.readouterr().err
-    assert "warning: going on in other surroundings (threads 1 before, 2 now)" in errors
-    assert len(errors.splitlines()) == 1
+    assert "warning: going on in other surroundings (threads 1 before, 2 now)" in one_line(errors)
     folder = Path("runs/small.npz/base")
     result = json.loads((folder / "result.json").read_text())
     version = str(torch.__version__)
