@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        advice = "close other programs, or try a smaller --batch-size"
+        advice = "close other programs, or try smaller batches"
         return fail(f"out of memory: {advice}; {how_to_go_on(options)}", 1)
 
 
@@ -131,7 +131,9 @@ def train(options: argparse.Namespace) -> int:
         )
         if options.restart:
             if options.stage != "all":  # delete nothing if it could not be made anew
-                cifar_tl.stages.load_parent(options.stage, folder, data, options.base)
+                cifar_tl.stages.load_parent(
+                    options.stage, folder, data, options.base, options.train_fraction
+                )
             run.discard(folder / stage for stage in stages)
             options.restart = False  # so that a command to go on does not delete again
         results = {}
@@ -274,9 +276,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--batch-size",
         metavar="N",
         type=at_least_one,
-        help="images in a batch, in all stages but transfer, which has its own as for --lr",
+        help="images in a batch of base, finetune and scratch, or of the one --stage that is named",
     )
-    add("--weight-decay", metavar="X", type=not_negative, help="L2 penalty")
+    add("--weight-decay", metavar="X", type=not_negative, help="as the recipe's optimizer means it")
     add(
         "--precision",
         choices=PRECISIONS,

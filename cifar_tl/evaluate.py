@@ -1,11 +1,14 @@
-"""A trained model on the images of a data source: ``python -m cifar_tl.evaluate MODEL``."""
+"""A trained model on the images of a data source: ``python -m cifar_tl.evaluate MODEL``.
+
+A command, not to be imported: as a module it would hide the function `cifar_tl.evaluate`.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_tl.checkpoint import CheckpointError, load_model_and_classes
+from cifar_tl.checkpoint import CheckpointError, load_model_and_classes, load_model_and_settings
 from cifar_tl.data import SHAPES, DataError, load_data, select_classes, split_validation
 from cifar_tl.report import class_lines
 from cifar_tl.training import confusion_matrix, evaluate
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         model, classes = load_model_and_classes(options.model)
+        _, settings = load_model_and_settings(options.model)
         data = load_data(options.data)
         expected = {label: data.class_names[label] for label in range(len(data.class_names))}
         if not classes.items() <= expected.items():
@@ -47,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if options.split == "test":
             examples = select_classes(data.test, classes)
+        elif settings.get("fingerprint") != data.fingerprint:
+            raise DataError(
+                f"{options.model} was trained on other images than {options.data}: its training "
+                "images may be anywhere among these; use --split test"
+            )
         else:
             parts = split_validation(select_classes(data.train, classes))
             examples = parts[options.split == "validation"]

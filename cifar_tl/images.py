@@ -46,7 +46,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         levels = np.asarray(image, dtype=np.float64)
         top = 65535 if levels.max() > 255 else 255
         image = Image.fromarray((levels.clip(0, top) * (255 / top)).astype(np.uint8))
-    if image.has_transparency_data:
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)

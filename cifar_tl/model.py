@@ -125,11 +125,13 @@ class CifarNet(nn.Module):
 
 @torch.no_grad()
 def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
-    """Initialises the first layer in place so that its outputs start uncorrelated, of variance 1.
+    """Initialises the first layer in place: uncorrelated outputs, their negatives, variance 1.
 
     Its kernels become the principal components of the images' patches, each divided by the root of
-    its variance, and their negatives, since a ReLU keeps only one sign. After Jordan 2024, "94% on
-    CIFAR-10 in 3.29 seconds on a single GPU", who freezes them; here they go on to train.
+    its variance, and their negatives, since a ReLU keeps only one sign. Variances are those about
+    zero, so preprocessing should have brought the mean there; flat images keep less than 1. After
+    Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", who freezes these kernels; here
+    they go on to train.
 
     Args:
         model: Its preprocessing is set.
@@ -137,9 +139,10 @@ def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
     """
     kernels = model.get_parameter("features.conv1.weight")
     size = kernels[0].numel()
-    moments = torch.zeros(size, size, dtype=torch.float64)
+    moments = torch.zeros(size, size, dtype=torch.float64, device=kernels.device)
     for batch in images.split(100):  # all patches at once would take gigabytes
-        patches = nn.functional.unfold(model.preprocess(batch), kernels.shape[-1])
+        inputs = model.preprocess(batch.to(kernels.device))
+        patches = nn.functional.unfold(inputs, kernels.shape[-1])
         patches = patches.transpose(0, 1).flatten(1)
         moments += patches @ patches.t() / patches.shape[1] * (len(batch) / len(images))
     variances, components = torch.linalg.eigh(moments)  # in ascending order

@@ -10,14 +10,14 @@ class Muon(torch.optim.Optimizer):
     """SGD with Nesterov momentum whose updates of weights are orthogonalised.
 
     A layer's gradient is dominated by few directions. Taken as a matrix with a row for each output,
-    its momentum is replaced by the nearest matrix whose singular values are all about 1, so that
-    rare directions count as much as common ones. After Jordan et al. 2024, "Muon: An optimizer for
+    its momentum becomes the nearest matrix whose singular values are all about 1, so that rare
+    directions count as much as common ones. After Jordan et al. 2024, "Muon: An optimizer for
     hidden layers in neural networks"; here it trains the first and the last layer, too. Biases,
-    which are no matrices, are trained by plain SGD, without weight decay.
+    which are no matrices, are trained by SGD with Nesterov momentum, without weight decay.
 
     Args:
         parameters: What to train.
-        lr: The learning rate: the spectral norm of a weight's update.
+        lr: The learning rate: about the spectral norm of a weight's update.
         momentum: Of the gradients.
         weight_decay: The part of a weight that a step takes away, in learning rates.
     """
@@ -76,9 +76,9 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     square = matrix @ matrix.t()
     product = torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
     for _ in range(steps):
-        step = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        step.diagonal().add_(3.4445)
-        product = step @ product
-        square = step @ square @ step
+        polynomial = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        polynomial.diagonal().add_(3.4445)
+        product = polynomial @ product
+        square = polynomial @ square @ polynomial
     orthogonal: Tensor = product @ matrix
     return orthogonal

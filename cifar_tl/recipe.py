@@ -8,7 +8,8 @@ from typing import Literal
 class Recipe:
     """Everything that decides how a model is trained, apart from the data and the seed.
 
-    ``dataclasses.replace(TUNED, lr=0.1)`` makes a variation.
+    ``dataclasses.replace(TUNED, lr=0.1)`` makes a variation, here of base and scratch: transfer and
+    finetuning have learning rates of their own.
     """
 
     name: str
@@ -40,6 +41,11 @@ class Recipe:
         for name in ("epochs", "finetune_epochs", "batch_size", "transfer_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "transfer_lr", "finetune_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not (self.weight_decay >= 0 and 0 <= self.momentum < 1):
+            raise ValueError("weight_decay must be at least 0, and momentum from 0 to below 1")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
 
@@ -47,7 +53,8 @@ class Recipe:
         """Returns the recipe with the stage's own values, if it has any, in place of the others.
 
         Args:
-            stage: Such as ``"finetune"``: then ``finetune_lr`` becomes ``lr``.
+            stage: Such as ``"finetune"``: then ``finetune_lr`` becomes ``lr``. Base and scratch
+                have none of their own.
         """
         prefix = f"{stage}_"
         values = {

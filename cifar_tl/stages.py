@@ -79,7 +79,7 @@ def run_stage(
     Args:
         stage: One of `STAGES`.
         data: From `load_data`.
-        recipe: How to train; finetuning takes its own epochs and learning rate from it.
+        recipe: How to train; the stage takes from it what it has of its own: `Recipe.for_stage`.
         output_dir: The stage's files are in ``output_dir / data.name / stage``, and so are those
             of the stage that it starts from.
         seed: Decides the fresh weights and all other randomness.
@@ -110,7 +110,7 @@ def run_stage(
     start = time.perf_counter() - seconds_reading
     folder = Path(output_dir) / data.name / stage
     recipe = recipe.for_stage(stage)
-    parent, parent_digest = load_parent(stage, folder.parent, data, base)
+    parent, parent_digest = load_parent(stage, folder.parent, data, base, train_fraction)
     settings = _settings(stage, data, recipe, int(seed), train_fraction, parent_digest)
     result = run.finished_result(folder, settings)
     if result is not None:
@@ -132,7 +132,7 @@ def run_stage(
 
 
 def load_parent(
-    stage: str, folder: Path, data: Data, base: Path | None = None
+    stage: str, folder: Path, data: Data, base: Path | None = None, train_fraction: float = 1.0
 ) -> tuple[CifarNet | None, str | None]:
     """Loads the model that a stage starts from.
 
@@ -141,6 +141,7 @@ def load_parent(
         folder: Holds the stages' folders.
         data: What the stage will train on.
         base: Another base model for transfer.
+        train_fraction: The part of the images to train on; finetuning goes on with the same part.
 
     Returns:
         The model and the SHA-256 of its file, or None and None if the stage starts afresh.
@@ -167,6 +168,8 @@ def load_parent(
     if _file_digest(path) != digest:
         raise run.RunError(f"{path} was written while it was read: try again")
     wanted: dict[str, Any] = {"stage": parent_stage, "classes": list(_classes(parent_stage))}
+    if stage == "finetune":
+        wanted["train_fraction"] = train_fraction
     names = settings.get("class_names")
     is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
     if is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES:

@@ -27,6 +27,7 @@ def model(tmp_path: Path) -> Path:
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
+    (folder / "album.png").mkdir()  # a folder all the same
     for name, colour in {"b.png": "red", "a.JPG": "green", "more/c.png": "blue"}.items():
         Image.new("RGB", (50, 40), colour).save(folder / name)
     (folder / "notes.txt").write_text("no picture")

@@ -10,6 +10,7 @@ def test_original_is_the_documented_recipe() -> None:
     values = dataclasses.asdict(ORIGINAL)
     documented = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "epochs": 10}
     documented |= {"batch_size": 100, "weight_decay": 0.0, "normalize": False}
+    documented |= {"momentum": 0.9, "precision": "float32"}
     documented |= {"whiten": False, "mirror": False}
     assert {key: values[key] for key in documented} == documented
 
@@ -44,7 +45,13 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
         ({"optimizer": "adamw"}, "optimizer must be"),
         ({"schedule": "cosine"}, "schedule must be"),
         ({"precision": "fp16"}, "precision must be"),
-        ({"epochs": 0}, "must be at least 1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"finetune_epochs": 0}, "finetune_epochs must be at least 1"),
+        ({"transfer_batch_size": 0}, "transfer_batch_size must be at least 1"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"finetune_lr": float("nan")}, "finetune_lr must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+        ({"momentum": 1.0}, "momentum from 0 to below 1"),
         ({"warmup": 0.0}, "warmup must be a fraction"),
     ],
 )

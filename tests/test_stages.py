@@ -29,7 +29,9 @@ from cifar_tl.recipe import ORIGINAL, TUNED
 from cifar_tl.stages import STAGES, run_stage
 from cifar_tl.training import TrainingError, evaluate
 
-SMALL = dataclasses.replace(TUNED, epochs=2, batch_size=20, finetune_epochs=2)
+SMALL = dataclasses.replace(
+    TUNED, epochs=2, batch_size=20, transfer_batch_size=20, finetune_epochs=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -545,6 +547,11 @@ def test_a_fraction_of_the_images_trains_and_all_validate(
         result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, train_fraction=0.25)
         images = [result[f"images_{part}"] for part in ("train", "validation", "test")]
         assert images == [40, 40, 50]
+    with pytest.raises(
+        run.RunError, match=r"for train_fraction 0\.25 and not for .* 0\.5"
+    ) as error:
+        run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
+    assert error.value.remedy["stage"] == "transfer"
     with pytest.raises(run.RunError, match=r"train_fraction 0\.25 there, 0\.5 now"):
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
     with pytest.raises(ValueError, match="base trains on all images"):
