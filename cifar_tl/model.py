@@ -75,8 +75,13 @@ class CifarNet(nn.Module):
         """Replaces the classifier by a new one with fresh weights.
 
         Args:
-            num_classes: Number of outputs.
+            num_classes: Number of outputs, at least 1.
+
+        Raises:
+            ValueError: If it is less.
         """
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         self.num_classes = num_classes
         self.classifier = nn.Sequential(
             OrderedDict(

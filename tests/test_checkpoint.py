@@ -106,6 +106,7 @@ def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
         {"num_classes": "ten"},
         {"num_classes": 11},
         {"num_classes": -1},
+        {"num_classes": 0},
         {"state_dict": {}},
         {"state_dict": None},
         {"settings": 3},
