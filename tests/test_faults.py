@@ -143,7 +143,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     killed, finished = 0, 0
     while killed < kills or not finished:
         output_dir = Path(f"killed{finished}")
-        kill_after = generator.uniform(0, duration) if killed < kills else 300
+        # Half of the time of a whole run, so that most runs are killed more than once.
+        kill_after = generator.uniform(0, duration / 2) if killed < kills else 300
         command = [*arguments, "--output-dir", str(output_dir)]
         code = Command(zygote, command, kill_after=kill_after).exit_code()
         if code == -signal.SIGKILL:
