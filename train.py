@@ -31,13 +31,13 @@ STAGES = ("base", "transfer", "finetune", "scratch")
 RECIPES = ("original", "tuned")
 PRECISIONS = ("float32", "bf16")
 SHAPES = "shapes"
-OUT_OF_MEMORY = re.compile(
-    "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
-)
 OWN_SETTINGS = {"transfer": ("lr", "batch_size"), "finetune": ("epochs", "lr")}  # of a recipe
 
 DATA_FOLDER = "data"
 MAX_THREADS = 256  # torch.set_num_threads(100000) crashes the process
+OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
+    "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
+)
 
 
 class UsageError(Exception):
@@ -106,7 +106,6 @@ def train(options: argparse.Namespace) -> int:
 
         import cifar_tl
         from cifar_tl import report, run
-        from cifar_tl.lock import LockedError
 
         torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports more, also for seconds
 
@@ -163,7 +162,7 @@ def train(options: argparse.Namespace) -> int:
     except cifar_tl.TrainingError as error:
         lower = f"{recipe.for_stage(stage).lr / 10:g}"
         return fail(f"{error}: {command(options, stage=stage, lr=lower, restart=True)}", 1)
-    except (cifar_tl.DataError, cifar_tl.CheckpointError, LockedError) as error:
+    except (cifar_tl.DataError, cifar_tl.CheckpointError, cifar_tl.LockedError) as error:
         return fail(error, 1)
     return 0
 

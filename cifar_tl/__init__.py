@@ -25,6 +25,7 @@ from cifar_tl.data import (
     split_validation,
     stratified_prefix,
 )
+from cifar_tl.lock import LockedError
 from cifar_tl.memory import keep_freed_memory
 from cifar_tl.model import (
     CifarNet,
@@ -61,6 +62,7 @@ __all__ = [
     "DataError",
     "DownloadError",
     "EpochRecord",
+    "LockedError",
     "Metrics",
     "MissingDataError",
     "Muon",

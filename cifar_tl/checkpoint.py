@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cifar_tl.model import CifarNet
 
-# torch.load does not notice a flipped bit, so a SHA-256 follows the archive that torch.save
-# writes. Plain torch.load ignores what follows an archive.
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
+# torch.load does not notice a flipped bit, so a SHA-256 follows the archive that torch.save
+# writes. Plain torch.load ignores what follows an archive.
 _MARK = b"cifar_tl sha256:"
 _TRAILER_SIZE = len(_MARK) + hashlib.sha256().digest_size
 
@@ -154,6 +154,23 @@ def load_model_and_classes(path: Path) -> tuple[CifarNet, dict[int, str]]:
         CheckpointError: If the file is missing, damaged, holds no model or does not name classes.
     """
     model, settings = load_model_and_settings(path)
+    return model, known_classes(path, model, settings)
+
+
+def known_classes(path: Path, model: CifarNet, settings: dict[str, Any]) -> dict[int, str]:
+    """Finds out which classes a model was trained on; see `load_model_and_classes`.
+
+    Args:
+        path: The file, for the message.
+        model: The model in it.
+        settings: The settings stored with it.
+
+    Returns:
+        A name for each label that the model knows.
+
+    Raises:
+        CheckpointError: If the settings do not tell.
+    """
     labels, names = settings.get("classes"), settings.get("class_names")
     if (
         not isinstance(labels, list)
@@ -162,7 +179,7 @@ def load_model_and_classes(path: Path) -> tuple[CifarNet, dict[int, str]]:
         or not all(label in range(model.num_classes) for label in labels)
     ):
         raise CheckpointError(f"{path} does not say which classes it knows: use another")
-    return model, dict(zip(labels, names, strict=True))
+    return dict(zip(labels, names, strict=True))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_tl.checkpoint import CheckpointError, load_model_and_classes, load_model_and_settings
+from cifar_tl.checkpoint import CheckpointError, known_classes, load_model_and_settings
 from cifar_tl.data import SHAPES, DataError, load_data, select_classes, split_validation
 from cifar_tl.report import class_lines
 from cifar_tl.training import confusion_matrix, evaluate
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
-        model, classes = load_model_and_classes(options.model)
-        _, settings = load_model_and_settings(options.model)
+        model, settings = load_model_and_settings(options.model)
+        classes = known_classes(options.model, model, settings)
         data = load_data(options.data)
         expected = {label: data.class_names[label] for label in range(len(data.class_names))}
         if not classes.items() <= expected.items():

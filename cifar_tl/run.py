@@ -155,8 +155,8 @@ def resume(
         the run so far, the present ones included, each with its ``from_epoch``.
 
     Raises:
-        RunError: If the folder holds a run with other settings, or its history is damaged.
-        CheckpointError: If ``last.pt`` is damaged.
+        RunError: If the folder holds a run with other settings, or what it would go on from is
+            damaged.
     """
     path = folder / LAST
     if not path.exists():
@@ -170,13 +170,13 @@ def resume(
         optimizer.load_state_dict(content["optimizer"])
         surroundings = [dict(part) for part in content["surroundings"]]
         before = surroundings[-1]
+    except RunError:  # other settings
+        raise
     except CheckpointError as error:
         raise RunError(f"{error}; or train again", **again) from error
     except HistoryError as error:
         raise RunError(f"{error}: train again", **again) from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, RunError):
-            raise
         raise RunError(
             f"{path} does not hold an unfinished run of this version: train again", **again
         ) from error
@@ -249,7 +249,7 @@ def save_finished(
 
 
 def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None:
-    """Writes a comparison of runs beside their folders.
+    """Writes a comparison of runs beside their folders, to the end even on Ctrl-C.
 
     Args:
         folder: Holds the runs' folders.
@@ -258,7 +258,7 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
     """
     json_name, text_name = COMPARISON
     with locked(folder, wait=True):
-        _write_report(folder / json_name, folder / text_name, comparison, text)
+        _to_the_end(lambda: _write_report(folder / json_name, folder / text_name, comparison, text))
 
 
 def _to_the_end(function: Callable[[], None]) -> None:

@@ -50,8 +50,8 @@ from cifar_tl.training import (
 from cifar_tl.version import __version__
 
 STAGES = ("base", "transfer", "finetune", "scratch")  # in an order in which they can run
-WHITENING_IMAGES = 2000
 PARENTS = {"transfer": "base", "finetune": "transfer"}
+WHITENING_IMAGES = 2000  # hold more than a million patches
 
 
 def run_stage(
