@@ -31,7 +31,6 @@ STAGES = ("base", "transfer", "finetune", "scratch")
 RECIPES = ("original", "tuned")
 PRECISIONS = ("float32", "bf16")
 SHAPES = "shapes"
-OWN_SETTINGS = {"transfer": ("lr", "batch_size"), "finetune": ("epochs", "lr")}  # of a recipe
 
 DATA_FOLDER = "data"
 MAX_THREADS = 256  # torch.set_num_threads(100000) crashes the process
@@ -117,7 +116,7 @@ def train(options: argparse.Namespace) -> int:
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
     progress = sys.stderr is not None and sys.stderr.isatty() and not options.quiet
     recipe = choose_recipe(options)
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = stages_to_run(options)
     try:
         data, seconds_reading = read_data(options, log, progress)
         folder = options.output_dir / data.name
@@ -129,10 +128,10 @@ def train(options: argparse.Namespace) -> int:
             f"{torch.get_num_threads()} threads on {options.device}"
         )
         if options.restart:
-            if options.stage != "all":  # delete nothing if it could not be made anew
-                cifar_tl.stages.load_parent(
-                    options.stage, folder, data, options.base, options.train_fraction
-                )
+            # Delete nothing if it could not be made anew.
+            cifar_tl.stages.load_parent(
+                stages[0], folder, data, options.base, options.train_fraction
+            )
             run.discard(folder / stage for stage in stages)
             options.restart = False  # so that a command to go on does not delete again
         results = {}
@@ -144,7 +143,7 @@ def train(options: argparse.Namespace) -> int:
                 output_dir=options.output_dir,
                 seed=options.seed,
                 device=options.device,
-                base=options.base,
+                base=options.base if stage == "transfer" else None,
                 train_fraction=1.0 if stage == "base" else options.train_fraction,
                 seconds_reading=seconds_reading,
                 log=log,
@@ -176,7 +175,7 @@ def read_data(
     source = options.data or DATA_FOLDER
     start = time.perf_counter()
     try:
-        return cifar_tl.load_data(source), time.perf_counter() - start
+        return cifar_tl.load_data(source, progress=progress), time.perf_counter() - start
     except cifar_tl.MissingDataError:
         log(f"getting CIFAR-10 into {source}, 170 MB if it must be downloaded")
     try:
@@ -201,20 +200,35 @@ def choose_recipe(options: argparse.Namespace) -> "Recipe":
     from cifar_tl import RECIPES
 
     recipe = RECIPES[options.recipe]
-    changes = {}
-    for name in ("epochs", "lr", "batch_size", "weight_decay", "precision"):
-        value = getattr(options, name)
-        if value is not None:
-            own = name in OWN_SETTINGS.get(options.stage, ())
-            changes[f"{options.stage}_{name}" if own else name] = value
-    return dataclasses.replace(recipe, **changes)
+    given = {
+        field.name: value
+        for field in dataclasses.fields(recipe)
+        if field.name != "name" and (value := getattr(options, field.name, None)) is not None
+    }
+    own = {
+        f"{options.stage}_{name}": value
+        for name, value in given.items()
+        if f"{options.stage}_{name}" in vars(options)
+    }
+    return dataclasses.replace(recipe, **(own | given))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments and checks what can be checked without importing torch."""
     options = make_parser().parse_args(argv)
+    if has_own_classes(options):
+        if options.stage == "base":
+            raise UsageError(
+                f"--stage base: a base model learns classes 0-4 of CIFAR-10, not {options.data}; "
+                "its features then serve any classes: --stage transfer --base FILE"
+            )
+        if options.stage in ("all", "transfer") and options.base is None:
+            raise UsageError(
+                f"--data {options.data}: name the base model whose features to use, such as "
+                "--base runs/cifar10/base/model.pt (python train.py --stage base makes it)"
+            )
     if options.base is not None:
-        if options.stage != "transfer":
+        if "transfer" not in stages_to_run(options) or "base" in stages_to_run(options):
             raise UsageError("--base names the base model of a transfer: add --stage transfer")
         if not options.base.is_file():
             raise UsageError(f"--base {options.base}: there is no such file")
@@ -232,6 +246,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if path.is_file() and path.suffix != ".npz":
             raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")
     return options
+
+
+def has_own_classes(options: argparse.Namespace) -> bool:
+    """Tells whether the data is a folder with classes of the user's own."""
+    return options.data not in (None, SHAPES) and (Path(options.data) / "train").is_dir()
+
+
+def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
+    """Lists the stages in their order; there is no base model of one's own classes."""
+    if options.stage != "all":
+        return (options.stage,)
+    return tuple(stage for stage in STAGES if stage != "base" or not has_own_classes(options))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -254,16 +280,17 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--data",
         metavar="SOURCE",
-        help=f"a folder with CIFAR-10, downloaded if missing (default: {DATA_FOLDER}); a .npz file "
-        f"in the Keras layout; or {SHAPES}: built-in images",
+        help=f"a folder with CIFAR-10, downloaded if missing (default: {DATA_FOLDER}); a folder "
+        "with classes of your own, images in train/CLASS/ and maybe val/CLASS/ and test/CLASS/; "
+        f"a .npz file in the Keras layout; or {SHAPES}: built-in images",
     )
-    add("--base", metavar="FILE", type=Path, help="another base model for --stage transfer")
+    add("--base", metavar="FILE", type=Path, help="another base model for transfer")
     add(
         "--epochs",
         metavar="N",
         type=at_least_one,
-        help="epochs of base, transfer and scratch, with --stage finetune those of finetuning "
-        "(default, as for the next four: the recipe's)",
+        help="epochs of base, transfer and scratch, or of the one --stage that is named (default, "
+        "as of all that follow: the recipe's)",
     )
     add(
         "--lr",
@@ -277,6 +304,10 @@ def make_parser() -> argparse.ArgumentParser:
         type=at_least_one,
         help="images in a batch of base, finetune and scratch, or of the one --stage that is named",
     )
+    add("--transfer-lr", metavar="X", type=positive, help="transfer's own")
+    add("--transfer-batch-size", metavar="N", type=at_least_one, help="transfer's own")
+    add("--finetune-epochs", metavar="N", type=at_least_one, help="finetuning's own")
+    add("--finetune-lr", metavar="X", type=positive, help="finetuning's own")
     add("--weight-decay", metavar="X", type=not_negative, help="as the recipe's optimizer means it")
     add(
         "--precision",
@@ -312,7 +343,7 @@ def command(options: argparse.Namespace, **changes: Any) -> str:
     values = vars(options).copy()
     stages = {options.stage, changes.get("stage", options.stage)}
     if len(stages) > 1:  # what has another meaning in the other stage is left out
-        values |= {name: None for stage in stages for name in OWN_SETTINGS.get(stage, ())}
+        values |= {name: None for stage in stages for name in values if f"{stage}_{name}" in values}
     values |= changes
     if values["stage"] == "base":
         values["train_fraction"] = 1.0

@@ -51,7 +51,6 @@ VARIANTS = {
 ALL_STAGES = ("tuned", "original")  # the others are judged by base and transfer
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
-LONGEST = 10  # with few images, at most so many times as many epochs
 
 
 def main() -> None:
@@ -67,6 +66,8 @@ def main() -> None:
     add("--output-dir", type=Path, default=Path("runs/recipe"), metavar="DIR")
     add("--threads", type=int, metavar="N")
     options = parser.parse_args()
+    if options.only and options.fractions:
+        parser.error("--only chooses among the variants, and --fractions has none: leave one out")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -95,11 +96,11 @@ def variants_table(
 
 
 def fractions_table(data: Data, seeds: Iterable[int], output_dir: Path) -> str:
-    """With few images there are more epochs, at most ``LONGEST`` times as many, for every way."""
+    """With few images there are more epochs: as many steps of training as with all of them."""
     ways = ("transfer", "finetune", "scratch")
     lines = [f"| images | epochs | {' | '.join(ways)} |", "|---|---|---|---|---|"]
     for fraction in FRACTIONS:
-        longer = round(min(1 / fraction, LONGEST))
+        longer = round(1 / fraction)
         recipe = dataclasses.replace(
             TUNED, epochs=TUNED.epochs * longer, finetune_epochs=TUNED.finetune_epochs * longer
         )

@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import itertools
 import math
 import socket
 import ssl
 import urllib.error
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from cifar_tl import shapes
+from cifar_tl.images import ImageError, is_image_file, read_images
 from cifar_tl.lock import locked
 
 CIFAR10_CLASS_NAMES = (
@@ -68,33 +70,48 @@ class LabeledImages(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """The images of all ten classes."""
+    """The images of all classes."""
 
     name: str  # the folder of its results
     description: str  # for people
     class_names: tuple[str, ...]
-    train: LabeledImages  # training and validation images
+    train: LabeledImages  # and validation images at the end of each half, unless they are apart
     read_test: Callable[[], LabeledImages]  # what `test` calls once
     fingerprint: str  # SHA-256 of what identifies all images and labels
+    validation: LabeledImages | None = None
+    base_classes: range | None = BASE_CLASSES
+    new_classes: range = TRANSFER_CLASSES
 
     @cached_property
     def test(self) -> LabeledImages:
-        """The test images, read when they are first asked for: training can start earlier."""
+        """The test images, maybe none; read when first asked for: training can start earlier."""
         return self.read_test()
 
+    def train_and_validation(self, classes: Iterable[int]) -> tuple[LabeledImages, LabeledImages]:
+        """Selects the training and the validation images of some classes, as a stage uses them."""
+        train = select_classes(self.train, classes)
+        if self.validation is None:
+            return split_validation(train)
+        return train, select_classes(self.validation, classes)
 
-def load_data(source: str | Path) -> Data:
+
+def load_data(source: str | Path, *, progress: bool = False) -> Data:
     """Reads one of the data sources and checks it.
 
     Args:
-        source: ``"shapes"`` for the built-in images, a folder for the official CIFAR-10, or a
+        source: ``"shapes"`` for the built-in images; a folder for the official CIFAR-10; a
             ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test`` in the Keras
-            layout: images ``(N, 32, 32, 3)`` uint8 and integer labels 0..9, ``(N,)`` or
-            ``(N, 1)``.
+            layout, images ``(N, 32, 32, 3)`` uint8 and integer labels 0..9, ``(N,)`` or
+            ``(N, 1)``; or a folder with classes of your own, image files
+            ``train/CLASS/*`` and maybe ``val/CLASS/*`` and ``test/CLASS/*``, each read by
+            `read_image`. Without ``val/``, the first 80 % of each class train, in the order of
+            their names, and the last 20 % validate.
+        progress: Show a bar on standard error while image files are read.
 
     Returns:
-        The images, with every class in every part. The test images are read when they are first
-        asked for, and damage to their pixels is found then, too.
+        The images, with every class among the training and the validation images. The test images
+        of the first three are read when they are first asked for, and damage to their pixels is
+        found then, too.
 
     Raises:
         MissingDataError: If CIFAR-10 is not in the folder: see `download_cifar10`.
@@ -102,11 +119,14 @@ def load_data(source: str | Path) -> Data:
     """
     if source == SHAPES:
         return _shapes_data()
-    if Path(source).suffix == ".npz":
-        return _npz_data(Path(source))
-    if Path(source).is_file():
-        raise DataError(f"{source} is neither a folder nor a .npz file: name one of these")
-    return _cifar10_data(Path(source))
+    path = Path(source)
+    if path.suffix == ".npz":
+        return _npz_data(path)
+    if path.is_file():
+        raise DataError(f"{path} is neither a folder nor a .npz file: name one of these")
+    if (path / "train").is_dir():
+        return _folder_data(path, progress=progress)
+    return _cifar10_data(path)
 
 
 def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledImages:
@@ -325,6 +345,12 @@ def _cifar10_data(folder: Path) -> Data:
     """Reads the official data through torchvision, which verifies every file's checksum."""
     from torchvision.datasets import CIFAR10  # here, since the import takes time
 
+    if folders := [path.parent for path in folder.glob("*/*") if is_image_file(path)]:
+        raise DataError(
+            f"{folders[0]} holds images, but there is no folder {folder / 'train'}: move the "
+            "folders of your classes there"
+        )
+
     def read(is_train: bool) -> LabeledImages:
         try:
             dataset = CIFAR10(folder, train=is_train)
@@ -380,6 +406,83 @@ def _npz_data(path: Path) -> Data:
         read_test=read_test,
         fingerprint=_fingerprint(*image_checksums, y_train, y_test),
     )
+
+
+def _folder_data(folder: Path, *, progress: bool) -> Data:
+    """Reads classes of image files, as torchvision's ImageFolder finds them."""
+    from torchvision.datasets import ImageFolder
+
+    name = folder.resolve().name
+    if name in (SHAPES, OFFICIAL):
+        raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
+    try:
+        found = ImageFolder(folder / "train", is_valid_file=is_image_file)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder / 'train'}: every class needs a folder with its images "
+            f"({str(error).partition(' Supported')[0].rstrip('.')})"
+        ) from error
+    paths = {"train": _by_class(found.samples, found.classes)}
+    for part in ("val", "test"):
+        if not (folder / part).is_dir():
+            continue
+        present = {path.name for path in (folder / part).iterdir() if path.is_dir()}
+        if unknown := sorted(present.difference(found.classes)):
+            raise DataError(f"{folder / part / unknown[0]} is a class that train does not have")
+        samples = ImageFolder.make_dataset(
+            str(folder / part), found.class_to_idx, is_valid_file=is_image_file, allow_empty=True
+        )
+        paths[part] = _by_class(samples, found.classes)
+    if "val" not in paths:
+        train = paths["train"]
+        paths["val"] = [of_class[len(of_class) * 4 // 5 :] for of_class in train]
+        paths["train"] = [of_class[: len(of_class) * 4 // 5] for of_class in train]
+    for part, use in (("train", "training"), ("val", "validation")):
+        for class_name, of_class in zip(found.classes, paths[part], strict=True):
+            if not of_class:
+                raise DataError(f"{folder}: class {class_name} has no {use} image: add some")
+    parts = _read_parts(paths, progress=progress)
+    return Data(
+        name=name,
+        description=f"{len(found.classes)} classes of image files",
+        class_names=tuple(found.classes),
+        train=parts["train"],
+        read_test=lambda: parts["test"],
+        fingerprint=_fingerprint(
+            *found.classes,
+            *(array.numpy() for part in parts.values() for array in part),
+        ),
+        validation=parts["val"],
+        base_classes=None,
+        new_classes=range(len(found.classes)),
+    )
+
+
+def _by_class(samples: Iterable[tuple[str, int]], classes: Sequence[str]) -> list[list[str]]:
+    return [[path for path, label in samples if label == number] for number in range(len(classes))]
+
+
+def _read_parts(
+    paths: Mapping[str, Sequence[Sequence[str]]], *, progress: bool
+) -> dict[str, LabeledImages]:
+    """Reads the images of each part; the classes take turns, in case only the first are used."""
+    samples = [
+        (part, path, label)
+        for part, by_class in paths.items()
+        for row in itertools.zip_longest(*by_class)
+        for label, path in enumerate(row)
+        if path is not None
+    ]
+    try:
+        images = read_images([path for _, path, _ in samples], progress=progress)
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    labels = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
+    parts = {}
+    for part in ("train", "val", "test"):
+        rows = torch.tensor([sample[0] == part for sample in samples])
+        parts[part] = LabeledImages(images[rows], labels[rows])
+    return parts
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_tl.checkpoint import CheckpointError, known_classes, load_model_and_settings
-from cifar_tl.data import SHAPES, DataError, load_data, select_classes, split_validation
+from cifar_tl.data import SHAPES, DataError, load_data, select_classes
 from cifar_tl.report import class_lines
 from cifar_tl.training import confusion_matrix, evaluate
 
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data",
         metavar="SOURCE",
         default="data",
-        help=f"a folder with CIFAR-10 (default: %(default)s), a .npz file, or {SHAPES}",
+        help=f"a folder with CIFAR-10 (default: %(default)s) or with classes of your own, "
+        f"a .npz file, or {SHAPES}",
     )
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -51,13 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if options.split == "test":
             examples = select_classes(data.test, classes)
+            if not len(examples.labels):
+                raise DataError(f"{options.data} has no test images: use --split validation")
         elif settings.get("fingerprint") != data.fingerprint:
             raise DataError(
                 f"{options.model} was trained on other images than {options.data}: its training "
                 "images may be anywhere among these; use --split test"
             )
         else:
-            parts = split_validation(select_classes(data.train, classes))
+            parts = data.train_and_validation(classes)
             examples = parts[options.split == "validation"]
     except (CheckpointError, DataError) as error:
         print(f"evaluate: {error}", file=sys.stderr)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from cifar_tl.checkpoint import CheckpointError, load_model_and_classes
-from cifar_tl.images import ImageError, read_image
+from cifar_tl.images import ImageError, is_image_file, read_image
 from cifar_tl.model import CifarNet
 
 MODEL = Path("runs/cifar10/transfer/model.pt")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class Prediction(NamedTuple):
@@ -58,11 +57,7 @@ def image_files(paths: Sequence[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            yield from sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in SUFFIXES and file.is_file()
-            )
+            yield from sorted(filter(is_image_file, path.rglob("*")))
         else:
             yield path
 

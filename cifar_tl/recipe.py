@@ -89,6 +89,7 @@ TUNED = Recipe(
     weight_decay=0.2,
     transfer_lr=0.05,
     transfer_batch_size=500,
+    finetune_epochs=4,
     finetune_lr=0.02,
 )
 

@@ -40,7 +40,7 @@ def summary(result: Mapping[str, Any]) -> str:
     return (
         f"{result['stage']} on {result['data']}: "
         f"validation accuracy {result['val_accuracy']:.2%}, "
-        f"test accuracy {result['test_accuracy']:.2%}, {result['seconds_total']:.1f} s in all"
+        f"test accuracy {_percent(result['test_accuracy'])}, {result['seconds_total']:.1f} s in all"
     )
 
 
@@ -101,8 +101,11 @@ def results_text(
         "times are training + validation)",
         "",
         f"Validation: accuracy {result['val_accuracy']:.2%}, loss {result['val_loss']:.4f}",
-        f"Test:       accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}",
     ]
+    if result["images_test"]:
+        lines.append(
+            f"Test:       accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}"
+        )
     lines += ["", *class_lines(result["val_confusion"], result["classes"], result["class_names"])]
     if result["num_classes"] > len(result["classes"]):
         lines.append(
@@ -164,21 +167,23 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     transfer is cheaper than training from scratch if base + n * transfer < n * scratch.
 
     Args:
-        results: The content of ``result.json`` of each stage by its name.
+        results: The content of ``result.json`` of each stage by its name; base may be missing.
 
     Returns:
         The content of ``comparison.json``: for each way to a model of the new classes its accuracy,
         its seconds, the differences from scratch, and ``pays_from``, the number of transfers from
-        which on it takes less time than scratch, base included (None: never; and for scratch).
+        which on it takes less time than scratch, base included (None: never, or there is no base;
+        and for scratch).
     """
-    base, scratch = results["base"], results["scratch"]
+    scratch = results["scratch"]
+    seconds_base = results["base"]["seconds_total"] if "base" in results else None
     ways = {"transfer": ("transfer",), "transfer+finetune": ("transfer", "finetune")}
     ways["scratch"] = ("scratch",)
     comparison: dict[str, Any] = {
-        "data": base["data"],
-        "data_description": base["data_description"],
-        "recipe": base["recipe"],
-        "seed": base["seed"],
+        "data": scratch["data"],
+        "data_description": scratch["data_description"],
+        "recipe": scratch["recipe"],
+        "seed": scratch["seed"],
         "stages": {
             stage: {
                 "val_accuracy": result["val_accuracy"],
@@ -191,20 +196,23 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             }
             for stage, result in results.items()
         },
-        "seconds_base": base["seconds_total"],
+        "seconds_base": seconds_base,
         "ways": {},
     }
     for way, stages in ways.items():
         last = results[stages[-1]]
         seconds = sum(results[stage]["seconds_total"] for stage in stages)
         saved = scratch["seconds_total"] - seconds
+        pays_from = None
+        if seconds_base is not None and saved > 0:
+            pays_from = math.floor(seconds_base / saved) + 1
         comparison["ways"][way] = {
             "val_accuracy": last["val_accuracy"],
             "test_accuracy": last["test_accuracy"],
             "seconds": seconds,
             "val_accuracy_above_scratch": last["val_accuracy"] - scratch["val_accuracy"],
             "seconds_saved": saved,
-            "pays_from": math.floor(base["seconds_total"] / saved) + 1 if saved > 0 else None,
+            "pays_from": pays_from,
         }
     return comparison
 
@@ -229,7 +237,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
             (
                 stage,
                 f"{result['val_accuracy']:.2%}",
-                f"{result['test_accuracy']:.2%}",
+                _percent(result["test_accuracy"]),
                 str(result["epochs"]),
                 f"{result['seconds_per_epoch']:.2f}",
                 f"{result['seconds_total']:.1f}",
@@ -243,8 +251,8 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         "",
         *_align(table, "<>>>>>>>"),
         "",
-        "base: the old classes 0-4; all others: the new classes 5-9. Accuracies are of validation",
-        "and test images; s/epoch is training and validation; total s also has reading, frozen",
+        "base: the old classes; all others: the new classes. Accuracies are of validation and",
+        "test images; s/epoch is training and validation; total s also has reading, frozen",
         "features, testing and saving. finetune goes on from transfer: its seconds do not include",
         "transfer's. Times compare only if nothing else ran on the machine; accuracies are of one",
         "seed.",
@@ -265,6 +273,9 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
             f"accuracy and {'saves' if saved > 0 else 'takes'} {abs(saved):.1f} s"
             f"{'' if saved > 0 else ' longer'}."
         )
+        if comparison["seconds_base"] is None:
+            lines.append("  The base model was there before: its time is not counted.")
+            continue
         pays_from = result["pays_from"]
         base = f"  Counting the base model's {comparison['seconds_base']:.1f} s, it is "
         if pays_from is None:
@@ -274,6 +285,10 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         else:
             lines.append(base + f"faster than scratch once {pays_from} transfers share that base.")
     return "\n".join(lines) + "\n"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.2%}"
 
 
 def _seconds_per_epoch(result: Mapping[str, Any]) -> float:

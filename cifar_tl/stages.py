@@ -17,14 +17,11 @@ import torch
 from cifar_tl import report, run
 from cifar_tl.checkpoint import CheckpointError, load_model_and_settings
 from cifar_tl.data import (
-    BASE_CLASSES,
     CIFAR10_CLASS_NAMES,
-    TRANSFER_CLASSES,
     Data,
     channel_statistics,
     make_views,
     select_classes,
-    split_validation,
     stratified_prefix,
 )
 from cifar_tl.lock import locked
@@ -71,10 +68,11 @@ def run_stage(
     """Runs one stage, goes on with an unfinished one, or reads the result of a finished one.
 
     - base: the documented network on classes 0-4.
-    - transfer: the base model's features, frozen, under a new classifier, on classes 5-9.
-    - finetune: the transfer model with nothing frozen, a few epochs on, on classes 5-9.
-    - scratch: the transfer model's network with fresh weights and nothing frozen, on classes 5-9:
-      the control without which nobody can say what transfer saves or costs.
+    - transfer: the base model's features, frozen, under a new classifier, on the new classes: 5-9,
+      or all classes of a folder of your own, for which there is no base stage.
+    - finetune: the transfer model with nothing frozen, a few epochs on, on the new classes.
+    - scratch: the transfer model's network with fresh weights and nothing frozen, on the new
+      classes: the control without which nobody can say what transfer saves or costs.
 
     Args:
         stage: One of `STAGES`.
@@ -85,8 +83,8 @@ def run_stage(
         seed: Decides the fresh weights and all other randomness.
         device: Where to compute, as torch names it.
         base: Another base model for transfer.
-        train_fraction: The part of the training images of classes 5-9 to train on, the first of
-            each class: new classes often come with few images. Base always has all of its own.
+        train_fraction: The part of the training images of the new classes to train on, the first
+            of each class: new classes often come with few. Base always has all of its own.
         seconds_reading: How long reading the data took: a part of the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
@@ -95,7 +93,8 @@ def run_stage(
         The content of ``result.json``, but for its checksum.
 
     Raises:
-        ValueError: If there is no such stage, or the fraction is out of range or not 1 for base.
+        ValueError: If there is no such stage, or not for this data, or the fraction is out of range
+            or not 1 for base.
         RunError: If the stage that it starts from is missing or damaged, or the folder holds
             another run or a damaged one.
         LockedError: If another process is at work in the folder.
@@ -105,6 +104,8 @@ def run_stage(
     """
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
+    if stage == "base" and data.base_classes is None:
+        raise ValueError(f"there is no base stage on {data.name}: its classes are all new ones")
     if stage == "base" and train_fraction != 1:
         raise ValueError("base trains on all images of its classes: train_fraction must be 1")
     start = time.perf_counter() - seconds_reading
@@ -147,17 +148,23 @@ def load_parent(
         The model and the SHA-256 of its file, or None and None if the stage starts afresh.
 
     Raises:
-        ValueError: If a base model is given to another stage.
-        RunError: If there is no such model, or it is damaged, or was made by another stage, for
-            other classes, or from other CIFAR-10 images than these.
+        ValueError: If a base model is given to another stage, or missing for classes of one's own.
+        RunError: If there is no such model, or it is damaged, or was made by another stage, or, for
+            finetuning and from CIFAR-10 to CIFAR-10, from other images than these.
     """
     if base is not None and stage != "transfer":
         raise ValueError(f"only transfer takes another base model, not {stage}")
     if stage not in PARENTS:
         return None, None
     parent_stage = PARENTS[stage]
+    if stage == "transfer" and data.base_classes is None and base is None:
+        raise ValueError(
+            f"name the base model whose features to use for the classes of {data.name}"
+        )
     path = base or folder / parent_stage / run.MODEL
-    remedy = {"stage": parent_stage, "base": None, "restart": False}
+    remedy: dict[str, Any] = {"stage": parent_stage, "base": None, "restart": False}
+    if not _classes(parent_stage, data):
+        remedy = {}  # this data cannot make it
     if not path.exists():
         raise run.RunError(f"there is no {parent_stage} model {path}: make it first", **remedy)
     digest = _file_digest(path)
@@ -167,20 +174,24 @@ def load_parent(
         raise run.RunError(f"{error}; or make it anew", **remedy) from error
     if _file_digest(path) != digest:
         raise run.RunError(f"{path} was written while it was read: try again")
-    wanted: dict[str, Any] = {"stage": parent_stage, "classes": list(_classes(parent_stage))}
+    wanted: dict[str, Any] = {"stage": parent_stage}
+    if classes := _classes(parent_stage, data):
+        wanted["classes"] = list(classes)
     if stage == "finetune":
         wanted["train_fraction"] = train_fraction
     names = settings.get("class_names")
     is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
-    if is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES:
-        wanted["fingerprint"] = data.fingerprint  # its images may be among these
+    if stage == "finetune" or (is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES):
+        # Of another base model on CIFAR-10, the images may be among these.
+        wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
         words = {"fingerprint": "data with the fingerprint"}
         sides = (
             ", ".join(f"{words.get(key, key)} {side.get(key)!r}" for key in differences)
             for side in (settings, wanted)
         )
-        remedy["restart"] = base is None
+        if remedy:
+            remedy["restart"] = base is None
         raise run.RunError(f"{path} was made for {' and not for '.join(sides)}: make one", **remedy)
     return model, digest
 
@@ -203,11 +214,11 @@ def _run_unfinished(
 ) -> dict[str, Any]:
     """Does what `run_stage` has decided to do, from where it stopped before to the result."""
     stage, classes = settings["stage"], settings["classes"]
-    train, validation = split_validation(select_classes(data.train, classes))
+    train, validation = data.train_and_validation(classes)
     if settings["train_fraction"] != 1:
         train = stratified_prefix(train, settings["train_fraction"])
     with seeded(derive_seed(settings["seed"], stage, "weights"), torch.device("cpu")):
-        model = _initial_model(stage, parent, recipe, train.images).to(device)
+        model = _initial_model(stage, parent, recipe, data, train.images).to(device)
     optimized = model.classifier if stage == "transfer" else model
     optimizer = make_optimizer(optimized, recipe)
     rows, surroundings = run.resume(folder, settings, model, optimizer, run.surroundings(device))
@@ -263,7 +274,7 @@ def _run_unfinished(
     test = select_classes(data.test, classes)
     with autocast(recipe, torch.device(device)):
         confusion = confusion_matrix(optimized, val_inputs, validation.labels)[classes]
-        tested = evaluate(model, test.images, test.labels)
+        tested = evaluate(model, test.images, test.labels) if len(test.labels) else None
     parameters_total = count_parameters(model)
     parameters_trainable = count_parameters(model, trainable_only=True)
     result = {
@@ -276,8 +287,8 @@ def _run_unfinished(
         "val_accuracy": rows[-1].val_accuracy,
         "val_loss": rows[-1].val_loss,
         "val_confusion": confusion.tolist(),  # rows: the classes; columns: all outputs
-        "test_accuracy": tested.accuracy,
-        "test_loss": tested.loss,
+        "test_accuracy": tested.accuracy if tested else None,  # None: there are no test images
+        "test_loss": tested.loss if tested else None,
         "seconds_train": sum(row.seconds_train for row in rows),
         "seconds_validation": sum(row.seconds_validation for row in rows),
         "seconds_features": seconds_features,
@@ -292,8 +303,8 @@ def _run_unfinished(
     return result
 
 
-def _classes(stage: str) -> range:
-    return BASE_CLASSES if stage == "base" else TRANSFER_CLASSES
+def _classes(stage: str, data: Data) -> range:
+    return (data.base_classes or range(0)) if stage == "base" else data.new_classes
 
 
 def _settings(
@@ -305,7 +316,7 @@ def _settings(
     parent_digest: str | None,
 ) -> dict[str, Any]:
     """Everything that decides the outcome of a stage, and so identifies a run: plain values."""
-    classes = _classes(stage)
+    classes = list(_classes(stage, data))
     unused = {"name"}
     if stage in PARENTS:
         unused |= {"normalize", "whiten"}  # they belong to the model that it starts from
@@ -313,7 +324,7 @@ def _settings(
     settings = {
         "stage": stage,
         "data": data.name,
-        "classes": list(classes),
+        "classes": classes,
         "class_names": [data.class_names[label] for label in classes],
         "fingerprint": data.fingerprint,
         "parent_stage": PARENTS.get(stage),
@@ -332,11 +343,12 @@ def _settings(
 
 
 def _initial_model(
-    stage: str, parent: CifarNet | None, recipe: Recipe, images: torch.Tensor
+    stage: str, parent: CifarNet | None, recipe: Recipe, data: Data, images: torch.Tensor
 ) -> CifarNet:
+    num_classes = len(data.class_names)  # as documented: the old classes have outputs, too
     if parent is not None:
-        return transfer_model(parent, num_classes=10) if stage == "transfer" else parent
-    model = CifarNet(num_classes=5 if stage == "base" else 10)
+        return transfer_model(parent, num_classes) if stage == "transfer" else parent
+    model = CifarNet(len(_classes(stage, data)) if stage == "base" else num_classes)
     if recipe.normalize:
         model.mean, model.std = channel_statistics(images)
     if recipe.whiten:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from cifar_tl.data import CIFAR10_CLASS_NAMES
@@ -35,6 +36,21 @@ def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
         y_test=y_test[:, None],
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def own_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of image files of different sizes, 25, 10 and 5 of them; nothing held out."""
+    images, labels, _, _ = draw_shapes(400, 0)
+    folder = tmp_path_factory.mktemp("data") / "own"
+    for label, (name, count) in enumerate({"ash": 25, "Birch": 10, "cedar tree": 5}.items()):
+        (folder / "train" / name).mkdir(parents=True)
+        for number, image in enumerate(images[labels == label][:count]):
+            pixels = Image.fromarray(image.transpose(1, 2, 0))
+            size = (40 + number, 50)
+            suffix = ("png", "jpg", "webp")[number % 3]
+            pixels.resize(size).save(folder / "train" / name / f"{number:02}.{suffix}")
+    return folder
 
 
 @pytest.fixture(autouse=True)

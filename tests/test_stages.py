@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from cifar_tl import run
-from cifar_tl.checkpoint import load_checkpoint, load_model, save_checkpoint
+from cifar_tl.checkpoint import (
+    load_checkpoint,
+    load_model,
+    load_model_and_classes,
+    save_checkpoint,
+)
 from cifar_tl.data import (
     TRANSFER_CLASSES,
     Data,
@@ -614,3 +619,47 @@ def test_checkpoint_to_go_on_from_holds_no_times(finished: Path) -> None:
     content = copy.deepcopy(load_checkpoint(finished / "base" / "last.pt"))
     assert set(content) == {"settings", "epoch", "model", "optimizer", "surroundings"}
     assert not any("seconds" in key for key in content["settings"])
+
+
+def test_own_classes_have_outputs_of_their_own_and_maybe_no_test_images(
+    finished: Path, own_classes: Path, tmp_path: Path
+) -> None:
+    own = load_data(own_classes)
+    base = finished / "base" / "model.pt"
+    for stage in STAGES[1:]:
+        result = run_stage(
+            stage, own, SMALL, output_dir=tmp_path, base=base if stage == "transfer" else None
+        )
+        assert (result["num_classes"], result["classes"]) == (3, [0, 1, 2])
+        assert (result["images_train"], result["images_validation"]) == (32, 8)
+        assert (result["test_accuracy"], result["images_test"]) == (None, 0)
+        folder = tmp_path / "own" / stage
+        assert "Test:" not in (folder / "results.txt").read_text()
+        _, classes = load_model_and_classes(folder / "model.pt")
+        assert classes == {0: "Birch", 1: "ash", 2: "cedar tree"}
+    features = load_model(base).features.state_dict()
+    for key, value in load_model(tmp_path / "own/transfer/model.pt").features.state_dict().items():
+        assert torch.equal(value, features[key])
+
+
+def test_own_classes_have_no_base_stage(own_classes: Path, tmp_path: Path) -> None:
+    own = load_data(own_classes)
+    with pytest.raises(ValueError, match="there is no base stage on own"):
+        run_stage("base", own, SMALL, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="name the base model"):
+        run_stage("transfer", own, SMALL, output_dir=tmp_path)
+    with pytest.raises(run.RunError, match="there is no base model") as error:
+        run_stage("transfer", own, SMALL, output_dir=tmp_path, base=tmp_path / "none.pt")
+    assert error.value.remedy == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_finetuning_goes_on_with_the_same_images_only(
+    finished: Path, own_classes: Path, tmp_path: Path
+) -> None:
+    own = load_data(own_classes)
+    base = finished / "base" / "model.pt"
+    run_stage("transfer", own, SMALL, output_dir=tmp_path, base=base)
+    others = dataclasses.replace(own, fingerprint="f" * 64)
+    with pytest.raises(run.RunError, match="was made for data with the fingerprint"):
+        run_stage("finetune", others, SMALL, output_dir=tmp_path)

@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10
 
 import cifar_tl
 import train
-from cifar_tl import data
+from cifar_tl import data, predict
 from train import main
 
 FAST = ["--epochs", "2", "--batch-size", "50"]
@@ -50,7 +50,7 @@ def test_all_runs_every_stage_and_compares(
     folder = Path("runs/small.npz")
     assert output.isascii()
     assert output.count("epoch 1/2") == 3
-    assert output.count("epoch 3/3") == 1  # --epochs does not mean finetuning
+    assert output.count("epoch 4/4") == 1  # --epochs does not mean finetuning
     assert f"Everything was written to {folder}" in output
     text = (folder / "comparison.txt").read_text()
     assert text in output
@@ -98,7 +98,7 @@ def test_options_reach_the_training(small_npz: Path) -> None:
 
 def test_what_a_stage_has_of_its_own_is_meant_only_where_it_is_named(small_npz: Path) -> None:
     settings = ["--data", str(small_npz), "--lr", "0.01", *FAST]
-    assert main(settings) == 0
+    assert main([*settings, "--finetune-epochs", "3"]) == 0
     found = {s: result(f"runs/small.npz/{s}/result.json") for s in train.STAGES}
     assert [found[s]["lr"] for s in train.STAGES] == [0.01, 0.05, 0.02, 0.01]
     assert [found[s]["epochs"] for s in train.STAGES] == [2, 2, 3, 2]
@@ -107,6 +107,50 @@ def test_what_a_stage_has_of_its_own_is_meant_only_where_it_is_named(small_npz: 
         assert main(["--stage", stage, "--restart", *settings]) == 0
         again = result(f"runs/small.npz/{stage}/result.json")
         assert (again["lr"], again["epochs"], again["batch_size"]) == (0.01, 2, 50)
+
+
+def test_own_classes_from_a_base_model_to_a_prediction(
+    small_npz: Path, own_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--stage", "base", "--data", str(small_npz), *FAST]) == 0
+    own = ["--data", str(own_classes), "--epochs", "20", "--finetune-epochs", "1"]
+    own += ["--base", "runs/small.npz/base/model.pt"]
+    assert main(own) == 0
+    assert "The base model was there before" in capsys.readouterr().out
+    assert not Path("runs/own/base").exists()
+    comparison = json.loads(Path("runs/own/comparison.json").read_text())
+    assert set(comparison["stages"]) == {"transfer", "finetune", "scratch"}
+    assert comparison["seconds_base"] is None
+    assert main(own) == 0
+    assert capsys.readouterr().out.count("finished before") == 3
+    model = "runs/own/transfer/model.pt"
+    assert predict.main([str(own_classes / "train" / "ash"), "--model", model, "--top", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.partition(": ")[2].startswith("ash ") for line in lines) > len(lines) / 2
+    command = [sys.executable, "-m", "cifar_tl.evaluate", model, "--data", str(own_classes)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for arguments, code in ((["--split", "validation"], 0), ([], 1)):
+        process = subprocess.run(
+            [*command, *arguments], env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == code, process.stderr
+    assert "has no test images: use --split validation" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "base"], "a base model learns classes 0-4 of CIFAR-10"),
+        (["--stage", "transfer"], "name the base model whose features to use"),
+        ([], "name the base model whose features to use"),
+        (["--stage", "scratch", "--base", "model.pt"], "add --stage transfer"),
+    ],
+)
+def test_own_classes_need_a_base_model_and_make_none(
+    own_classes: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(own_classes), *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_fraction_of_the_new_images_on_a_base_of_all(
@@ -332,9 +376,10 @@ def test_divergence_is_one_line_with_a_command_that_is_lower(
 def test_names_written_twice_agree() -> None:
     assert train.STAGES == cifar_tl.STAGES
     assert train.SHAPES == data.SHAPES
-    fields = {field.name for field in dataclasses.fields(cifar_tl.Recipe)}
-    own = {f"{stage}_{name}" for stage, names in train.OWN_SETTINGS.items() for name in names}
-    assert own == {name for name in fields if name.startswith(tuple(f"{s}_" for s in train.STAGES))}
+    options = vars(train.make_parser().parse_args([]))
+    for name in (field.name for field in dataclasses.fields(cifar_tl.Recipe)):
+        if name.startswith(tuple(f"{stage}_" for stage in train.STAGES)):
+            assert name in options
     assert set(train.RECIPES) == set(cifar_tl.RECIPES)
     precisions = get_args(get_type_hints(cifar_tl.Recipe)["precision"])
     assert precisions == train.PRECISIONS
