@@ -8,6 +8,7 @@ imported only when the arguments are known to be good: torch takes seconds to im
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import math
 import os
@@ -149,11 +150,13 @@ def train(options: argparse.Namespace) -> int:
                 log=log,
                 progress=progress,
             )
+            draw(folder / stage, data)
             say(f"{report.summary(results[stage])}; files in {folder / stage}")
         if options.stage == "all":
             comparison = report.compare(results)
             text = report.comparison_text(comparison)
             run.save_comparison(folder, comparison, text)
+            draw(folder)
             say(f"\n{text}\nEverything was written to {folder}")
     except cifar_tl.RunError as error:
         remedy = f": {command(options, **error.remedy)}" if error.remedy else ""
@@ -163,7 +166,31 @@ def train(options: argparse.Namespace) -> int:
         return fail(f"{error}: {command(options, stage=stage, lr=lower, restart=True)}", 1)
     except (cifar_tl.DataError, cifar_tl.CheckpointError, cifar_tl.LockedError) as error:
         return fail(error, 1)
+    if not has_matplotlib():
+        log("For pictures of all this: pip install matplotlib, then the same command again")
     return 0
+
+
+def draw(folder: Path, data: "Data | None" = None) -> None:
+    """Draws the pictures of a stage, or without data the comparison's, if they are missing."""
+    from cifar_tl import run
+
+    names = (run.COMPARISON_PICTURE,) if data is None else run.PICTURES
+    if not has_matplotlib() or all((folder / name).exists() for name in names):
+        return
+    from cifar_tl import plots
+
+    try:
+        if data is None:
+            plots.draw_comparison(folder)
+        else:
+            plots.draw_stage(folder, data)
+    except run.HistoryError as error:  # costs pictures, nothing else
+        warn(f"train.py: warning: no pictures in {folder}: {error}")
+
+
+def has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def read_data(

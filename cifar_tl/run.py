@@ -37,7 +37,9 @@ HISTORY = "history.csv"  # a row for each epoch
 RESULT = "result.json"  # for programs; written last, so that its presence means finished
 RESULTS = "results.txt"  # for people
 DIGEST = "sha256"  # in result.json: of all the rest of it
+PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
+COMPARISON_PICTURE = "comparison.png"
 
 
 class RunError(RuntimeError):
@@ -82,10 +84,10 @@ def discard(folders: Iterable[Path]) -> None:
         for folder in present:
             stack.enter_context(locked(folder))
         for folder in present:
-            for name in (RESULT, MODEL, LAST, HISTORY, RESULTS):
+            for name in (RESULT, MODEL, LAST, HISTORY, RESULTS, *PICTURES):
                 (folder / name).unlink(missing_ok=True)
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-            for name in COMPARISON:
+            for name in (*COMPARISON, COMPARISON_PICTURE):
                 (folder.parent / name).unlink(missing_ok=True)
 
 
@@ -165,7 +167,7 @@ def resume(
     try:
         content = load_checkpoint(path)
         _check_settings(folder, dict(content["settings"]), settings)
-        rows = _read_history(folder / HISTORY, int(content["epoch"]))
+        rows = read_history(folder / HISTORY, int(content["epoch"]))
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         surroundings = [dict(part) for part in content["surroundings"]]
@@ -300,8 +302,19 @@ def _check_settings(folder: Path, found: dict[str, Any], wanted: dict[str, Any])
     raise RunError(message, stage=wanted["stage"], restart=True)
 
 
-def _read_history(path: Path, epochs: int) -> list[HistoryRow]:
-    """Reads the first epochs; the history is written first, so it may be one ahead."""
+def read_history(path: Path, epochs: int) -> list[HistoryRow]:
+    """Reads the rows of a ``history.csv``.
+
+    Args:
+        path: The file.
+        epochs: How many of its rows: it is written before ``last.pt``, so it may be one ahead.
+
+    Returns:
+        A row for each epoch.
+
+    Raises:
+        HistoryError: If it is damaged or has fewer rows.
+    """
     try:
         with path.open(newline="", encoding="ascii") as file:
             rows = [

@@ -56,6 +56,8 @@ def own_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _same_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("no_proxy", "*")  # the servers of these tests are on loopback
+    # Pictures take a second a stage: as if matplotlib were not installed, but in their own tests.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

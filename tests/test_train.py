@@ -113,7 +113,7 @@ def test_own_classes_from_a_base_model_to_a_prediction(
     small_npz: Path, own_classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--stage", "base", "--data", str(small_npz), *FAST]) == 0
-    own = ["--data", str(own_classes), "--epochs", "20", "--finetune-epochs", "1"]
+    own = ["--data", str(own_classes), "--epochs", "8", "--finetune-epochs", "1"]
     own += ["--base", "runs/small.npz/base/model.pt"]
     assert main(own) == 0
     assert "The base model was there before" in capsys.readouterr().out

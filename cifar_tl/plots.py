@@ -1,0 +1,385 @@
+"""Pictures of finished runs, drawn from their files with matplotlib, an optional extra.
+
+Colours are those of Okabe and Ito (2008, "Color Universal Design"), which colour-blind people can
+tell apart; lines differ in markers and dashes, too, so that they can be told apart in grey.
+"""
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cifar_tl.checkpoint import load_model, write_atomically
+from cifar_tl.data import CIFAR10_CLASS_NAMES, Data
+from cifar_tl.lock import locked
+from cifar_tl.model import CifarNet
+from cifar_tl.run import (
+    COMPARISON,
+    COMPARISON_PICTURE,
+    HISTORY,
+    MODEL,
+    PICTURES,
+    RESULT,
+    HistoryRow,
+    read_history,
+)
+from cifar_tl.training import EpochRecord, extract_features
+
+BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#777777"
+STYLES: dict[str, dict[str, Any]] = {  # of the ways to a model of the new classes
+    "transfer": {"color": BLUE, "marker": "o"},
+    "transfer+finetune": {"color": ORANGE, "marker": "^"},
+    "scratch": {"color": BLACK, "marker": "s"},
+}
+# Validation accuracy and seconds of the documented run: its transfer, and its base before that.
+DOCUMENTED_ACCURACY, DOCUMENTED_SECONDS, DOCUMENTED_BASE_SECONDS = 0.7606, 409, 974
+SAMPLES = (5, 8)  # rows and columns
+DOTS_PER_INCH = 120
+SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+
+
+def draw_stage(folder: Path, data: Data) -> None:
+    """Draws the pictures of a finished stage into its folder, over those that are there.
+
+    Args:
+        folder: Where `run_stage` put the stage's files.
+        data: What the stage was trained on.
+
+    Raises:
+        HistoryError: If the history is damaged.
+        CheckpointError: If the model is damaged.
+        OSError: If a file cannot be read or written.
+    """
+    result, rows = _read(folder)
+    model = load_model(folder / MODEL)
+    _, validation = data.train_and_validation(result["classes"])
+    logits = extract_features(model, validation.images)
+    known = logits[:, result["classes"]]
+    labels = validation.labels - result["classes"][0]
+    title = f"{result['stage']} on {result['data']}"
+    figures = (
+        curves(rows, title),
+        confusion(result["val_confusion"], result["classes"], result["class_names"], title),
+        samples(validation.images, labels, known, result["class_names"], title),
+        filters(model, title),
+    )
+    with locked(folder, wait=True):
+        for name, figure in zip(PICTURES, figures, strict=True):
+            save(figure, folder / name)
+
+
+def draw_comparison(folder: Path) -> None:
+    """Draws the comparison of all stages into the folder that holds the stages' folders.
+
+    Args:
+        folder: Holds ``comparison.json``, too.
+
+    Raises:
+        HistoryError: If a stage's history is damaged.
+        OSError: If a file cannot be read or written.
+    """
+    content = json.loads((folder / COMPARISON[0]).read_text(encoding="utf-8"))
+    stages = {stage: _read(folder / stage) for stage in ("transfer", "finetune", "scratch")}
+    result = stages["scratch"][0]
+    rows = {stage: rows for stage, (_, rows) in stages.items()}
+    is_cifar10 = tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
+    title = f"{result['data']}, recipe {result['recipe']}, seed {result['seed']}"
+    figure = comparison(rows, content["seconds_base"], title, documented=is_cifar10)
+    with locked(folder, wait=True):
+        save(figure, folder / COMPARISON_PICTURE)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG file, whole or not at all.
+
+    Args:
+        figure: Any figure.
+        path: The file; its folder exists.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    write_atomically(path, buffer.getvalue())
+
+
+def curves(records: Sequence[EpochRecord], title: str) -> Figure:
+    """Draws loss and accuracy by epoch, training and validation.
+
+    Args:
+        records: All epochs.
+        title: What they are of.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, 2)
+    epochs = [record.epoch for record in records]
+    for part, name, style in (
+        ("train", "training (with dropout, while weights move)", {"color": ORANGE, "marker": "^"}),
+        ("val", "validation", {"color": BLUE, "marker": "o"}),
+    ):
+        if len(epochs) > 30:
+            style["marker"] = ""
+        style["linestyle"] = "--" if part == "train" else "-"
+        losses = [getattr(record, f"{part}_loss") for record in records]
+        accuracies = [getattr(record, f"{part}_accuracy") for record in records]
+        axes[0].plot(epochs, losses, label=name, **style)
+        axes[1].plot(epochs, accuracies, label=name, **style)
+    axes[0].set_ylabel("loss (cross-entropy)")
+    axes[1].set_ylabel("accuracy")
+    axes[1].yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        _plain(ax)
+    return figure
+
+
+def confusion(
+    counts: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str], title: str
+) -> Figure:
+    """Draws which class is taken for which, in percent of each class.
+
+    Args:
+        counts: A row for each class, a column for each output of the model.
+        classes: The labels of the rows.
+        names: Their names.
+        title: What they are of.
+
+    Returns:
+        The figure.
+    """
+    table = torch.tensor(counts, dtype=torch.float64)
+    columns = list(names)
+    shown = table[:, list(classes)]
+    others = table.sum(1, keepdim=True) - shown.sum(1, keepdim=True)
+    if others.any():  # outputs that were never trained
+        shown, columns = torch.cat([shown, others], 1), [*names, "another output"]
+    shares = 100 * shown / table.sum(1, keepdim=True).clamp_min(1)
+    size = 2.2 + 0.62 * len(names)
+    figure = Figure(figsize=(size + 0.5, size), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    for row, values in enumerate(shares.tolist() if len(names) <= 20 else ()):
+        for column, share in enumerate(values):
+            text = f"{share:.0f}" if share >= 0.5 else ""
+            ax.text(
+                *(column, row, text),
+                ha="center",
+                va="center",
+                color="white" if share > 55 else "black",
+            )
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    ax.set_title(f"{title}\nvalidation, percent of each class", fontsize="medium")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return figure
+
+
+def samples(
+    images: Tensor, labels: Tensor, logits: Tensor, names: Sequence[str], title: str
+) -> Figure:
+    """Draws images with predicted and true names, the most confident mistakes first.
+
+    Args:
+        images: ``(N, 3, 32, 32)`` uint8.
+        labels: ``(N,)`` int64, each a column of the logits.
+        logits: ``(N, K)``.
+        names: Of the K classes.
+        title: What they are of.
+
+    Returns:
+        The figure: mistakes in orange, then, if there is room, the least certain of the right
+        answers in blue.
+    """
+    confidences, predicted = logits.double().softmax(1).max(1)
+    mistaken = predicted != labels
+    order = torch.where(mistaken, -1 - confidences, confidences).argsort()
+    rows, columns = SAMPLES
+    chosen = order[: rows * columns].tolist()
+    figure = Figure(figsize=(1.15 * columns, 1.5 * rows + 0.6))
+    counted = f"{int(mistaken.sum()):,} of {len(labels):,} validation images are mistaken"
+    figure.suptitle(f"{title}: {counted}\n(predicted class and its probability)")
+    ax = figure.add_axes((0.01, 0, 0.98, 1 - 0.6 / figure.get_figheight()))
+    _tiles(ax, images[chosen], columns, gap=0.08, gap_above=0.4)
+    for place, number in enumerate(chosen):
+        name, truth = (_short(names[int(which[number])]) for which in (predicted, labels))
+        ax.text(
+            *(place % columns * 1.08 + 0.5, place // columns * 1.4 - 0.04),
+            f"{name} {confidences[number]:.0%}\ntrue: {truth}",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=ORANGE if mistaken[number] else BLUE,
+        )
+    return figure
+
+
+def filters(model: CifarNet, title: str) -> Figure:
+    """Draws the kernels of the first layer as colour images.
+
+    Args:
+        model: Any model.
+        title: What it is.
+
+    Returns:
+        The figure: grey is zero, and the largest weight of each kernel is black or full colour.
+    """
+    kernels = model.get_parameter("features.conv1.weight").detach()
+    scaled = 0.5 + kernels / kernels.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12) / 2
+    columns = 8
+    figure = Figure(figsize=(columns, math.ceil(len(kernels) / columns) + 0.5))
+    figure.suptitle(f"{title}: first-layer kernels, grey is zero")
+    ax = figure.add_axes((0.01, 0.01, 0.98, 0.98 - 0.5 / figure.get_figheight()))
+    _tiles(ax, scaled, columns, gap=0.1)
+    return figure
+
+
+def comparison(
+    histories: Mapping[str, Sequence[HistoryRow]],
+    seconds_base: float | None,
+    title: str,
+    *,
+    documented: bool = False,
+) -> Figure:
+    """Draws validation accuracy against time for transfer, transfer and finetuning, and scratch.
+
+    Args:
+        histories: The epochs of the stages transfer, finetune and scratch.
+        seconds_base: How long the base model took, or None if it was there before.
+        title: What they are of.
+        documented: Mark the documented result.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    ax = figure.subplots()
+    transfer, finetune, scratch = (histories[s] for s in ("transfer", "finetune", "scratch"))
+    transfer_end = transfer[-1].seconds_total_so_far
+    ways = {  # each goes on from the point before it
+        "scratch": [_point(row) for row in scratch],
+        "transfer": [_point(row) for row in transfer],
+        "transfer+finetune": [
+            _point(transfer[-1]),
+            *(_point(row, transfer_end) for row in finetune),
+        ],
+    }
+    for way, points in ways.items():
+        last = f"{points[-1][1]:.1%} in {points[-1][0]:.0f} s"
+        ax.plot(*zip(*points, strict=True), label=f"{way}: {last}", **STYLES[way])
+    first = transfer[0]
+    features_end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
+    features = (features_end - first.seconds_features_so_far, features_end)
+    low = min(accuracy for points in ways.values() for _, accuracy in points)
+    computed = f"transfer's features, computed once: {features[1] - features[0]:.1f} s"
+    bar: dict[str, Any] = {"color": BLUE, "linewidth": 6, "alpha": 0.4, "solid_capstyle": "butt"}
+    ax.plot(features, (low, low), label=computed, **bar)
+    if seconds_base is not None:
+        ax.axvline(seconds_base, color=GREY, linestyle=":", linewidth=1)
+        trained = f"base trained: {seconds_base:.0f} s"
+        at_foot = (seconds_base, ax.get_ylim()[0])
+        ax.annotate(trained, at_foot, xytext=(-11, 4), **SMALL, color=GREY, rotation=90)
+        for way in ("transfer", "transfer+finetune"):
+            later = [(seconds + seconds_base, accuracy) for seconds, accuracy in ways[way]]
+            label = f"{way}, and its base before: {later[-1][0]:.0f} s"
+            hollow: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
+            ax.plot(*zip(*later, strict=True), label=label, **STYLES[way], **hollow)
+    ax.set_xlim(0)
+    if documented:
+        seconds = min(DOCUMENTED_SECONDS, ax.get_xlim()[1])
+        marker = "*" if seconds == DOCUMENTED_SECONDS else ">"  # further to the right
+        place = (seconds, DOCUMENTED_ACCURACY)
+        ax.plot(*place, color=BLUE, marker=marker, markersize=9, clip_on=False)
+        total = DOCUMENTED_SECONDS + DOCUMENTED_BASE_SECONDS
+        mark = (
+            f"documented transfer: {DOCUMENTED_ACCURACY:.1%}\n"
+            f"in {DOCUMENTED_SECONDS} s, {total:,} s with its base"
+        )
+        ax.annotate(mark, place, xytext=(-8, 0), **SMALL, color=BLUE, ha="right", va="center")
+    ax.set_xlabel("seconds since the start, reading and features included")
+    ax.set_ylabel("validation accuracy, new classes")
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    ax.set_title(f"What transfer saves and costs: {title}")
+    _plain(ax)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: str) -> Figure:
+    """Draws validation accuracy against the number of labelled training images.
+
+    Args:
+        accuracies: For each way, for each number of images, one accuracy a seed.
+        title: What they are of.
+
+    Returns:
+        The figure, with means and standard deviations.
+    """
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    ax = figure.subplots()
+    for way, by_images in accuracies.items():
+        spreads = [stdev(values) if len(values) > 1 else 0 for values in by_images.values()]
+        means = [mean(values) for values in by_images.values()]
+        ax.errorbar(list(by_images), means, spreads, label=way, capsize=3, **STYLES[way])
+    ax.set_xscale("log")
+    images = sorted({number for by_images in accuracies.values() for number in by_images})
+    ax.set_xticks(images, [f"{number:,}" for number in images])
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.set_xlabel("labelled training images of the new classes (logarithmic)")
+    ax.set_ylabel("validation accuracy")
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    ax.set_title(title)
+    ax.legend(frameon=False, loc="lower right")
+    _plain(ax)
+    return figure
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[HistoryRow]]:
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return result, read_history(folder / HISTORY, result["epochs"])
+
+
+def _point(row: HistoryRow, seconds_before: float = 0.0) -> tuple[float, float]:
+    return row.seconds_total_so_far + seconds_before, row.val_accuracy
+
+
+def _tiles(
+    ax: Axes, images: Tensor, columns: int, *, gap: float, gap_above: float | None = None
+) -> None:
+    """Shows images ``(N, 3, height, width)`` in rows, each one unit wide and high."""
+    above = gap if gap_above is None else gap_above
+    for place, image in enumerate(images):
+        left, top = place % columns * (1 + gap), place // columns * (1 + above)
+        ax.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + 1, top))
+    rows = math.ceil(len(images) / columns)
+    ax.set_xlim(0, columns * (1 + gap) - gap)
+    ax.set_ylim(rows * (1 + above) - above, gap - above)
+    ax.set_axis_off()
+
+
+def _short(name: str, most: int = 12) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}."
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)

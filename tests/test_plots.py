@@ -1,0 +1,215 @@
+"""Pictures: what they show is checked where it is a matter of figures, the rest was looked at."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from PIL import Image
+
+import train
+from cifar_tl import plots, run
+from cifar_tl.model import CifarNet
+from cifar_tl.run import HistoryRow
+
+FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _with_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", MATPLOTLIB)
+        yield
+
+
+MATPLOTLIB = sys.modules["matplotlib"]
+
+
+@pytest.fixture(scope="module")
+def drawn(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all stages, as the command leaves it."""
+    output_dir = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", MATPLOTLIB)
+        arguments = ["--data", str(small_npz), "--output-dir", str(output_dir), "--quiet", *FAST]
+        assert train.main(arguments) == 0
+    return output_dir / "small.npz"
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+
+
+def points(line: Line2D) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in np.asarray(line.get_xydata()).tolist()]
+
+
+def row(epoch: int, accuracy: float, total: float, features: float = 0.0) -> HistoryRow:
+    return HistoryRow(epoch, 1.0, 0.5, 0.9, accuracy, 1.0, 0.5, features, total)
+
+
+HISTORIES = {
+    "transfer": [row(1, 0.6, 4.0, 2.0), row(2, 0.7, 6.0, 2.0)],
+    "finetune": [row(1, 0.8, 5.0)],
+    "scratch": [row(1, 0.65, 10.0), row(2, 0.9, 20.0)],
+}
+
+
+def test_command_leaves_readable_pictures(drawn: Path) -> None:
+    for stage in train.STAGES:
+        for name in run.PICTURES:
+            with Image.open(drawn / stage / name) as picture:
+                assert picture.format == "PNG"
+                pixels = np.asarray(picture.convert("RGB"))
+            assert min(pixels.shape[:2]) > 300
+            assert 0 < (pixels != 255).any(2).mean() < 1, name  # neither empty nor without margin
+    assert (drawn / "comparison.png").stat().st_size < 200_000
+
+
+def test_missing_pictures_are_drawn_by_the_same_command_and_the_others_left(
+    drawn: Path, small_npz: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "small.npz"
+    shutil.copytree(drawn, folder)
+    (folder / "base" / "samples.png").unlink()
+    (folder / "comparison.png").unlink()
+    kept = folder / "scratch" / "curves.png"
+    before = kept.stat().st_mtime_ns
+    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST]
+    assert train.main(arguments) == 0
+    assert (folder / "base" / "samples.png").exists()
+    assert (folder / "comparison.png").exists()
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_restart_deletes_pictures(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "runs")
+    run.discard([tmp_path / "runs" / "transfer"])
+    assert not list((tmp_path / "runs" / "transfer").iterdir())
+    assert not (tmp_path / "runs" / "comparison.png").exists()
+
+
+def test_damaged_history_costs_pictures_and_nothing_else(
+    drawn: Path, small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(drawn / "base", tmp_path / "small.npz" / "base")
+    (tmp_path / "small.npz" / "base" / "history.csv").unlink()
+    (tmp_path / "small.npz" / "base" / "curves.png").unlink()
+    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST]
+    assert train.main([*arguments, "--stage", "base"]) == 0
+    assert "warning: no pictures in" in capsys.readouterr().err
+
+
+def test_without_matplotlib_one_line_says_how_to_get_pictures(
+    small_npz: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, sys.argv.pop(1))\n"
+        "import train; sys.exit(train.main())"
+    )
+    command = [sys.executable, "-c", script, str(ROOT), "--stage", "base", "--epochs", "1"]
+    process = subprocess.run(
+        [*command, "--data", str(small_npz)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stderr == ""
+    assert process.stdout.splitlines()[-1].startswith("For pictures of all this: pip install")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_curves_show_every_epoch() -> None:
+    figure = plots.curves(HISTORIES["scratch"], "title")
+    lines = {line.get_label(): points(line) for line in figure.axes[1].lines}
+    assert lines["validation"] == [(1, 0.65), (2, 0.9)]
+    assert len(lines) == 2
+
+
+def test_confusion_is_in_percent_of_each_class_with_other_outputs_only_if_they_occur() -> None:
+    figure = plots.confusion([[0, 0, 3, 1], [0, 0, 0, 8]], [2, 3], ["dog", "frog"], "title")
+    shares = figure.axes[0].images[0].get_array()
+    assert shares is not None
+    assert shares.tolist() == [[75, 25], [0, 100]]
+    figure = plots.confusion([[2, 0, 1, 1], [0, 0, 0, 8]], [2, 3], ["dog", "frog"], "title")
+    shares = figure.axes[0].images[0].get_array()
+    assert shares is not None
+    assert shares.tolist() == [[25, 25, 50], [0, 100, 0]]
+    assert "another output" in texts(figure)
+
+
+def test_most_confident_mistakes_come_first() -> None:
+    logits = torch.tensor([[9.0, 0], [1, 0], [0, 2], [5, 0], [0, 0.5]])
+    labels = torch.tensor([0, 1, 0, 1, 1])  # right, wrong, wrong, wrong, right
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 32, 32)
+    figure = plots.samples(images, labels, logits, ["ash", "oak"], "title")
+    shown = [int(np.asarray(image.get_array()).max()) for image in figure.axes[0].images]
+    assert shown == [3, 2, 1, 4, 0]
+    assert "3 of 5 validation images are mistaken" in texts(figure)
+    captions = [text.get_text() for text in figure.axes[0].texts]
+    assert captions[0] == "ash 99%\ntrue: oak"
+    assert captions[-1] == "ash 100%\ntrue: ash"
+
+
+def test_filters_show_every_kernel_with_grey_as_zero() -> None:
+    model = CifarNet(5)
+    with torch.no_grad():
+        model.get_parameter("features.conv1.weight")[3].zero_()
+    images = plots.filters(model, "title").axes[0].images
+    assert len(images) == 32
+    arrays = [np.asarray(image.get_array()) for image in images]
+    assert (arrays[3] == 0.5).all()
+    for array in arrays[:3] + arrays[4:]:
+        assert abs(array - 0.5).max() == pytest.approx(0.5)
+
+
+def test_comparison_counts_what_came_before() -> None:
+    figure = plots.comparison(HISTORIES, 30.0, "title", documented=True)
+    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
+    assert lines["scratch: 90.0% in 20 s"] == [(10, 0.65), (20, 0.9)]
+    assert lines["transfer: 70.0% in 6 s"] == [(4, 0.6), (6, 0.7)]
+    assert lines["transfer+finetune: 80.0% in 11 s"] == [(6, 0.7), (11, 0.8)]
+    assert lines["transfer, and its base before: 36 s"] == [(34, 0.6), (36, 0.7)]
+    assert lines["transfer+finetune, and its base before: 41 s"] == [(36, 0.7), (41, 0.8)]
+    features = lines["transfer's features, computed once: 2.0 s"]
+    assert [seconds for seconds, _ in features] == [0.5, 2.5]
+    assert "documented transfer: 76.1%\nin 409 s, 1,383 s with its base" in texts(figure)
+    alone = plots.comparison(HISTORIES, None, "title")
+    assert len(alone.axes[0].lines) == 4
+    assert "documented" not in texts(alone)
+
+
+def test_only_cifar10_is_compared_with_the_documented_run(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "runs")
+    before, after = drawn / "comparison.png", tmp_path / "runs" / "comparison.png"
+    plots.draw_comparison(tmp_path / "runs")
+    assert after.read_bytes() == before.read_bytes()
+    path = tmp_path / "runs" / "scratch" / "result.json"
+    path.write_text(path.read_text().replace('"dog"', '"wolf"'))
+    plots.draw_comparison(tmp_path / "runs")
+    assert after.read_bytes() != before.read_bytes()
+
+
+def test_few_images_show_means_and_spreads() -> None:
+    accuracies = {"transfer": {200: [0.7, 0.8], 2000: [0.9]}, "scratch": {200: [0.5], 2000: [0.8]}}
+    figure = plots.few_images(accuracies, "title")
+    lines = [points(line) for line in figure.axes[0].lines]
+    assert [(200, 0.75), (2000, 0.9)] in lines
+    assert [(200, 0.5), (2000, 0.8)] in lines
+    assert "2,000" in texts(figure)
+
+
+def test_long_histories_have_no_markers() -> None:
+    rows = [dataclasses.replace(HISTORIES["scratch"][0], epoch=n) for n in range(1, 41)]
+    for line in plots.curves(rows, "title").axes[0].lines:
+        assert line.get_marker() == ""
