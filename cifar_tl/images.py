@@ -48,8 +48,9 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tenso
 
     with ThreadPoolExecutor() as executor:
         done = executor.map(read, range(len(paths)))
-        bar = tqdm(done, "images", len(paths), leave=False, ascii=True, disable=not progress)
-        damaged = [str(path) for path, good in zip(paths, bar, strict=True) if not good]
+        if progress:
+            done = iter(tqdm(done, "images", len(paths), leave=False, ascii=True))
+        damaged = [str(path) for path, good in zip(paths, done, strict=True) if not good]
     if damaged:
         raise ImageError(
             f"{len(damaged)} of {len(paths):,} images cannot be read: {', '.join(damaged)}: "

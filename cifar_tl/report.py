@@ -37,10 +37,11 @@ def summary(result: Mapping[str, Any]) -> str:
     Returns:
         The line, without a line break.
     """
+    tested = f"test accuracy {result['test_accuracy']:.2%}" if result["images_test"] else "no test"
     return (
         f"{result['stage']} on {result['data']}: "
         f"validation accuracy {result['val_accuracy']:.2%}, "
-        f"test accuracy {_percent(result['test_accuracy'])}, {result['seconds_total']:.1f} s in all"
+        f"{tested}, {result['seconds_total']:.1f} s in all"
     )
 
 
@@ -237,7 +238,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
             (
                 stage,
                 f"{result['val_accuracy']:.2%}",
-                _percent(result["test_accuracy"]),
+                f"{result['test_accuracy']:.2%}" if result["test_accuracy"] is not None else "-",
                 str(result["epochs"]),
                 f"{result['seconds_per_epoch']:.2f}",
                 f"{result['seconds_total']:.1f}",
@@ -285,10 +286,6 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         else:
             lines.append(base + f"faster than scratch once {pays_from} transfers share that base.")
     return "\n".join(lines) + "\n"
-
-
-def _percent(accuracy: float | None) -> str:
-    return "-" if accuracy is None else f"{accuracy:.2%}"
 
 
 def _seconds_per_epoch(result: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -238,10 +239,10 @@ def _run_unfinished(
         # The frozen layers have no randomness: one pass through them serves all epochs.
         started = time.perf_counter()
         with autocast(recipe, views.device):
-            val_inputs = extract_features(model.forward_features, val_inputs)
-            views = extract_features(model.forward_features, views.flatten(0, 1)).unflatten(
-                0, views.shape[:2]
-            )
+            bar = f"{stage} features" if progress else None
+            extract = functools.partial(extract_features, model.forward_features, progress=bar)
+            val_inputs = extract(val_inputs)
+            views = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         seconds = time.perf_counter() - started
         seconds_features += seconds
         log(f"{stage}: frozen features of all these images in {seconds:.2f} s")

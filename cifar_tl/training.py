@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from cifar_tl.muon import Muon
 from cifar_tl.recipe import Recipe, learning_rate
+
+Item = TypeVar("Item")
 
 
 class TrainingError(RuntimeError):
@@ -166,7 +168,11 @@ def confusion_matrix(
 
 
 def extract_features(
-    forward: Callable[[Tensor], Tensor], images: Tensor, *, batch_size: int = 100
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    batch_size: int = 100,
+    progress: str | None = None,
 ) -> Tensor:
     """Computes the features of many images without gradients.
 
@@ -175,6 +181,7 @@ def extract_features(
             runs must be in evaluation mode.
         images: ``(N, ...)``, on the device that ``forward`` expects.
         batch_size: Images at a time; it changes the result only by rounding.
+        progress: Text before a progress bar on standard error; by default there is no bar.
 
     Returns:
         ``(N, ...)``, what ``forward`` returned for all images.
@@ -184,7 +191,7 @@ def extract_features(
     """
     features = None
     with torch.no_grad():  # not inference_mode, whose tensors no classifier could train on
-        for start in range(0, len(images), batch_size):
+        for start in _with_bar(range(0, len(images), batch_size), progress):
             batch = forward(images[start : start + batch_size])
             if features is None:  # collecting batches and joining them would take twice the memory
                 features = batch.new_empty(len(images), *batch.shape[1:])
@@ -293,9 +300,7 @@ def _train_epoch(
     outputs = []
     module.train()
     with seeded(derive_seed(seed, epoch), device):
-        batches = _batches(views, labels, recipe.batch_size)
-        if bar is not None:  # even an invisible bar would start a thread
-            batches = iter(tqdm(batches, bar, steps, leave=False, ascii=True))
+        batches = _with_bar(_batches(views, labels, recipe.batch_size), bar, steps)
         for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, recipe.epochs * steps)
@@ -349,6 +354,13 @@ def _logits(module: nn.Module, inputs: Tensor, batch_size: int) -> Iterator[Tens
     finally:
         for submodule, was_training in modes:
             submodule.training = was_training
+
+
+def _with_bar(items: Iterable[Item], text: str | None, total: int | None = None) -> Iterable[Item]:
+    if text is None:  # even an invisible bar would start a thread
+        return items
+    bar: Iterable[Item] = tqdm(items, text, total, leave=False, ascii=True)
+    return bar
 
 
 def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:

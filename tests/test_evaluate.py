@@ -79,3 +79,17 @@ def test_it_runs_as_a_module() -> None:
     assert process.returncode == 1
     assert process.stderr.startswith("evaluate: cannot read checkpoint none.pt")
     assert cifar_tl.evaluate is training.evaluate  # no import of the module has hidden it
+
+
+def test_own_classes_may_have_no_test_images(
+    own_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = dataclasses.replace(TUNED, epochs=1)
+    result = run_stage("scratch", load_data(own_classes), recipe, output_dir=tmp_path)
+    arguments = [str(tmp_path / "own/scratch/model.pt"), "--data", str(own_classes)]
+    assert main(arguments) == 1
+    assert "has no test images: use --split validation" in capsys.readouterr().err
+    assert main([*arguments, "--split", "validation"]) == 0
+    output = capsys.readouterr().out
+    assert f"on 8 validation images of own: accuracy {result['val_accuracy']:.2%}" in output
+    assert "cedar tree" in output

@@ -1,0 +1,82 @@
+"""A frozen torchvision backbone in place of our network: freeze, cached views and fit serve any.
+
+    python examples/backbone.py --data shapes --backbone mobilenet_v3_small
+
+The backbone sees every image and its mirror image once; ten epochs then train a head on what it
+said. By default its weights are random, since nothing is downloaded unasked; ``--weights DEFAULT``
+takes those that torchvision has for it, trained on ImageNet.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import get_model
+
+from cifar_tl import TUNED, extract_features, fit, freeze, load_data, make_views
+from cifar_tl.training import EpochRecord
+
+# What torchvision's models were trained with.
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="data", help="as train.py takes it (default: data)")
+    parser.add_argument("--backbone", default="mobilenet_v3_small", help="a torchvision model")
+    parser.add_argument("--weights", help="such as DEFAULT (default: random)")
+    parser.add_argument("--size", type=int, default=64, help="images are scaled to it")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--log", type=Path, help="write a JSON object for each epoch to this file")
+    options = parser.parse_args()
+
+    data = load_data(options.data)
+    train, validation = data.train_and_validation(data.new_classes)
+    torch.manual_seed(0)
+    # Frozen, its batch normalisation and dropout stay in evaluation mode whatever is called.
+    backbone = freeze(without_classifier(get_model(options.backbone, weights=options.weights)))
+
+    def forward(images: Tensor) -> Tensor:
+        images = functional.interpolate(images / 255, options.size, mode="bilinear")
+        features: Tensor = backbone((images - MEAN) / STD)
+        return features.flatten(1)
+
+    views = make_views(train.images, mirror=True)
+    features = extract_features(forward, views.flatten(0, 1), progress="training images")
+    features = features.unflatten(0, views.shape[:2])
+    val_features = extract_features(forward, validation.images, progress="validation images")
+
+    def on_epoch(record: EpochRecord) -> None:
+        """Called after each epoch: print, write to a file, or feed TensorBoard.
+
+        With its SummaryWriter, the last lines would be ``writer.add_scalar("accuracy",
+        record.val_accuracy, record.epoch)``.
+        """
+        print(f"epoch {record.epoch}: validation accuracy {record.val_accuracy:.2%}")
+        if options.log is not None:
+            with options.log.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+
+    num_classes = len(data.class_names)
+    head = nn.Sequential(nn.BatchNorm1d(features.shape[-1]), nn.LazyLinear(num_classes))
+    head(features[0, :2])  # gives the lazy layer its size
+    recipe = dataclasses.replace(TUNED.for_stage("transfer"), epochs=options.epochs, lr=0.02)
+    fit(head, features, train.labels, val_features, validation.labels, recipe, on_epoch=on_epoch)
+
+
+def without_classifier(model: nn.Module) -> nn.Module:
+    """Replaces the last layers, whatever this family of models calls them."""
+    for name in ("classifier", "fc", "head", "heads"):
+        if hasattr(model, name):
+            setattr(model, name, nn.Identity())
+            return model
+    raise ValueError(f"{type(model).__name__} has no classifier under a name known here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The features of a base model as an embedding: other classifiers on classes it has never seen.
+
+    python train.py --stage base --data shapes
+    python examples/embedding.py runs/shapes/base/model.pt --data shapes
+
+No gradient is computed here: nearest class mean, nearest neighbours and least squares, each a few
+lines on features that are computed once.
+"""
+
+import argparse
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cifar_tl import extract_features, load_data, load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a model.pt of the base stage")
+    parser.add_argument("--data", default="data", help="as train.py takes it (default: data)")
+    options = parser.parse_args()
+
+    data = load_data(options.data)
+    train, validation = data.train_and_validation(data.new_classes)
+    model = load_model(options.model)
+    features = extract_features(model.forward_features, train.images)
+    queries = extract_features(model.forward_features, validation.images)
+
+    # Standardise by what the training images show, so that no feature counts more than another.
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    features, queries = (features - mean) / std, (queries - mean) / std
+
+    for classify in (nearest_class_mean, nearest_neighbours, least_squares):
+        predicted = classify(features, train.labels, queries)
+        accuracy = (predicted == validation.labels).double().mean()
+        print(f"{classify.__name__.replace('_', ' ')}: validation accuracy {accuracy:.2%}")
+
+
+def nearest_class_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    classes: Tensor = torch.unique(labels)
+    means = torch.stack([features[labels == label].mean(0) for label in classes])
+    nearest: Tensor = torch.cdist(queries, means).argmin(1)
+    return classes[nearest]
+
+
+def nearest_neighbours(features: Tensor, labels: Tensor, queries: Tensor, k: int = 15) -> Tensor:
+    """The most frequent class among the k nearest images, by the angle between features."""
+    features, queries = functional.normalize(features), functional.normalize(queries)
+    batches = [(batch @ features.t()).topk(k).indices for batch in queries.split(500)]
+    return labels[torch.cat(batches)].mode(1).values
+
+
+def least_squares(
+    features: Tensor, labels: Tensor, queries: Tensor, penalty: float = 100.0
+) -> Tensor:
+    """Ridge regression to one-hot labels."""
+    classes: Tensor = torch.unique(labels)
+    one_hot = functional.one_hot(torch.searchsorted(classes, labels)).to(features.dtype)
+    gram = features.t() @ features + penalty * torch.eye(features.shape[1])
+    weights = torch.linalg.solve(gram, features.t() @ (one_hot - one_hot.mean(0)))
+    scores: Tensor = queries @ weights + one_hot.mean(0)
+    return classes[scores.argmax(1)]
+
+
+if __name__ == "__main__":
+    main()

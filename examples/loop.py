@@ -1,0 +1,59 @@
+"""A training loop of one's own around ``class_subset``, with torch's DataLoader and transforms.
+
+    python train.py --stage base          # once: downloads CIFAR-10 into data/
+    python examples/loop.py --root data --epochs 1
+
+For whoever wants torchvision's transforms and workers, or has a loop already: only the network and
+the choice of classes are ours. It is several times slower than ``fit``, which keeps all images as
+one tensor.
+"""
+
+import argparse
+
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR10
+from torchvision.transforms import v2
+
+from cifar_tl import CifarNet, class_subset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", default="data", help="the folder with CIFAR-10 (default: data)")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=0)
+    options = parser.parse_args()
+
+    transform = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=2)])
+    # Only the labels are read here; images are decoded when the loader asks for them.
+    train = class_subset(CIFAR10(options.root, train=True, transform=transform), range(5))
+    test = class_subset(CIFAR10(options.root, train=False, transform=v2.ToImage()), range(5))
+    loader = DataLoader(train, batch_size=100, shuffle=True, num_workers=options.workers)
+
+    torch.manual_seed(0)
+    model = CifarNet(num_classes=5)  # takes uint8 images: it does its own preprocessing
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for epoch in range(1, options.epochs + 1):
+        model.train()
+        total = 0.0
+        for images, labels in loader:
+            loss = functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(labels)
+        print(f"epoch {epoch}: training loss {total / len(train):.4f}")
+
+    model.eval()
+    with torch.inference_mode():
+        correct = sum(
+            int((model(images).argmax(1) == labels).sum())
+            for images, labels in DataLoader(test, batch_size=500)
+        )
+    print(f"test accuracy {correct / len(test):.2%}")
+
+
+if __name__ == "__main__":
+    main()

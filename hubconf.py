@@ -1,0 +1,51 @@
+"""For ``torch.hub.load``: the documented networks, fresh or trained."""
+
+dependencies = ["torch", "numpy", "tqdm"]
+
+from pathlib import Path
+
+from cifar_tl.checkpoint import CheckpointError, load_model_and_settings
+from cifar_tl.model import CifarNet
+
+
+def base_net(weights: str | Path | None = None) -> CifarNet:
+    """Makes the base network for classes 0-4.
+
+    Args:
+        weights: A ``model.pt`` of the base stage; by default the weights are fresh.
+
+    Returns:
+        The model; from a file, it is in evaluation mode.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another stage.
+    """
+    return CifarNet(num_classes=5) if weights is None else _load(weights, ("base",))
+
+
+def transfer_net(weights: str | Path | None = None) -> CifarNet:
+    """Makes the network with ten outputs for classes 5-9.
+
+    Args:
+        weights: A ``model.pt`` of the transfer, finetune or scratch stage, whose number of outputs
+            it then has; by default the weights are fresh.
+
+    Returns:
+        The model, nothing frozen; from a file, it is in evaluation mode.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another stage.
+    """
+    if weights is None:
+        return CifarNet(num_classes=10)
+    return _load(weights, ("transfer", "finetune", "scratch"))
+
+
+def _load(weights: str | Path, stages: tuple[str, ...]) -> CifarNet:
+    model, settings = load_model_and_settings(Path(weights))
+    if settings.get("stage") not in stages:
+        raise CheckpointError(
+            f"{weights} is a model of the stage {settings.get('stage')!r} and not of "
+            f"{' or '.join(stages)}: use another"
+        )
+    return model
