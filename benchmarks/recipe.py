@@ -63,6 +63,7 @@ def main() -> None:
     add("--only", nargs="+", choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
     add("--seeds", nargs="+", type=int, default=range(5), metavar="N", help="(default: 0 to 4)")
     add("--fractions", action="store_true", help="the tuned recipe with few labelled images")
+    add("--picture", type=Path, metavar="FILE", help="draw the table of --fractions, too")
     add("--output-dir", type=Path, default=Path("runs/recipe"), metavar="DIR")
     add("--threads", type=int, metavar="N")
     options = parser.parse_args()
@@ -73,7 +74,7 @@ def main() -> None:
     keep_freed_memory()
     data = load_data(options.data)
     if options.fractions:
-        print(fractions_table(data, options.seeds, options.output_dir))
+        print(fractions_table(data, options.seeds, options.output_dir, options.picture))
     else:
         variants = {name: VARIANTS[name] for name in options.only or VARIANTS}
         print(variants_table(data, variants, options.seeds, options.output_dir))
@@ -95,10 +96,13 @@ def variants_table(
     return "\n".join(lines)
 
 
-def fractions_table(data: Data, seeds: Iterable[int], output_dir: Path) -> str:
+def fractions_table(
+    data: Data, seeds: Iterable[int], output_dir: Path, picture: Path | None
+) -> str:
     """With few images there are more epochs: as many steps of training as with all of them."""
-    ways = ("transfer", "finetune", "scratch")
-    lines = [f"| images | epochs | {' | '.join(ways)} |", "|---|---|---|---|---|"]
+    ways = {"transfer": "transfer", "transfer+finetune": "finetune", "scratch": "scratch"}
+    lines = [f"| images | epochs (finetuning) | {' | '.join(ways)} |", "|---|---|---|---|---|"]
+    found: dict[str, dict[int, list[float]]] = {way: {} for way in ways}
     for fraction in FRACTIONS:
         longer = round(1 / fraction)
         recipe = dataclasses.replace(
@@ -110,14 +114,22 @@ def fractions_table(data: Data, seeds: Iterable[int], output_dir: Path) -> str:
             run("base", data, TUNED, tuned, seed)
             base = tuned / data.name / "base" / "model.pt"
             folder = tuned if fraction == 1 else output_dir / f"{fraction:g}" / str(seed)
-            for way in ways:
+            for way, stage in ways.items():
                 extra: dict[str, Any] = {"train_fraction": fraction}
-                if way == "transfer" and fraction != 1:
+                if stage == "transfer" and fraction != 1:
                     extra["base"] = base
-                results[way].append(run(way, data, recipe, folder, seed, **extra))
+                results[way].append(run(stage, data, recipe, folder, seed, **extra))
         images = results["scratch"][0]["images_train"]
+        for way in ways:
+            found[way][images] = [result["val_accuracy"] for result in results[way]]
         cells = " | ".join(accuracies(results[way]) for way in ways)
-        lines.append(f"| {images:,} ({fraction:.0%}) | {recipe.epochs} | {cells} |")
+        epochs = f"{recipe.epochs} ({recipe.finetune_epochs})"
+        lines.append(f"| {images:,} ({fraction:.0%}) | {epochs} | {cells} |")
+    if picture is not None:
+        from cifar_tl import plots  # needs matplotlib
+
+        figure = plots.few_images(found, "Where transfer pays: validation accuracy by images")
+        plots.save(figure, picture)
     return "\n".join(lines)
 
 

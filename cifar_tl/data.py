@@ -2,13 +2,12 @@
 
 import contextlib
 import hashlib
-import itertools
 import math
 import socket
 import ssl
 import urllib.error
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
@@ -22,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from cifar_tl import shapes
-from cifar_tl.images import ImageError, is_image_file, read_images
 from cifar_tl.lock import locked
 
 CIFAR10_CLASS_NAMES = (
@@ -125,7 +123,9 @@ def load_data(source: str | Path, *, progress: bool = False) -> Data:
     if path.is_file():
         raise DataError(f"{path} is neither a folder nor a .npz file: name one of these")
     if (path / "train").is_dir():
-        return _folder_data(path, progress=progress)
+        from cifar_tl.own_classes import read_own_classes  # here, since it imports this module
+
+        return read_own_classes(path, progress=progress)
     return _cifar10_data(path)
 
 
@@ -337,13 +337,15 @@ def _shapes_data() -> Data:
         class_names=shapes.CLASS_NAMES,
         train=_labeled_images(x_train, y_train),
         read_test=lambda: _labeled_images(x_test, y_test),
-        fingerprint=_fingerprint(x_train, y_train, x_test, y_test),
+        fingerprint=fingerprint_of(x_train, y_train, x_test, y_test),
     )
 
 
 def _cifar10_data(folder: Path) -> Data:
     """Reads the official data through torchvision, which verifies every file's checksum."""
     from torchvision.datasets import CIFAR10  # here, since the import takes time
+
+    from cifar_tl.images import is_image_file
 
     if folders := [path.parent for path in folder.glob("*/*") if is_image_file(path)]:
         raise DataError(
@@ -367,7 +369,7 @@ def _cifar10_data(folder: Path) -> Data:
         class_names=CIFAR10_CLASS_NAMES,
         train=read(is_train=True),
         read_test=lambda: read(is_train=False),
-        fingerprint=_fingerprint(*checksums),
+        fingerprint=fingerprint_of(*checksums),
     )
 
 
@@ -404,85 +406,8 @@ def _npz_data(path: Path) -> Data:
         class_names=CIFAR10_CLASS_NAMES,
         train=_labeled_images(x_train.transpose(0, 3, 1, 2), y_train),
         read_test=read_test,
-        fingerprint=_fingerprint(*image_checksums, y_train, y_test),
+        fingerprint=fingerprint_of(*image_checksums, y_train, y_test),
     )
-
-
-def _folder_data(folder: Path, *, progress: bool) -> Data:
-    """Reads classes of image files, as torchvision's ImageFolder finds them."""
-    from torchvision.datasets import ImageFolder
-
-    name = folder.resolve().name
-    if name in (SHAPES, OFFICIAL):
-        raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
-    try:
-        found = ImageFolder(folder / "train", is_valid_file=is_image_file)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder / 'train'}: every class needs a folder with its images "
-            f"({str(error).partition(' Supported')[0].rstrip('.')})"
-        ) from error
-    paths = {"train": _by_class(found.samples, found.classes)}
-    for part in ("val", "test"):
-        if not (folder / part).is_dir():
-            continue
-        present = {path.name for path in (folder / part).iterdir() if path.is_dir()}
-        if unknown := sorted(present.difference(found.classes)):
-            raise DataError(f"{folder / part / unknown[0]} is a class that train does not have")
-        samples = ImageFolder.make_dataset(
-            str(folder / part), found.class_to_idx, is_valid_file=is_image_file, allow_empty=True
-        )
-        paths[part] = _by_class(samples, found.classes)
-    if "val" not in paths:
-        train = paths["train"]
-        paths["val"] = [of_class[len(of_class) * 4 // 5 :] for of_class in train]
-        paths["train"] = [of_class[: len(of_class) * 4 // 5] for of_class in train]
-    for part, use in (("train", "training"), ("val", "validation")):
-        for class_name, of_class in zip(found.classes, paths[part], strict=True):
-            if not of_class:
-                raise DataError(f"{folder}: class {class_name} has no {use} image: add some")
-    parts = _read_parts(paths, progress=progress)
-    return Data(
-        name=name,
-        description=f"{len(found.classes)} classes of image files",
-        class_names=tuple(found.classes),
-        train=parts["train"],
-        read_test=lambda: parts["test"],
-        fingerprint=_fingerprint(
-            *found.classes,
-            *(array.numpy() for part in parts.values() for array in part),
-        ),
-        validation=parts["val"],
-        base_classes=None,
-        new_classes=range(len(found.classes)),
-    )
-
-
-def _by_class(samples: Iterable[tuple[str, int]], classes: Sequence[str]) -> list[list[str]]:
-    return [[path for path, label in samples if label == number] for number in range(len(classes))]
-
-
-def _read_parts(
-    paths: Mapping[str, Sequence[Sequence[str]]], *, progress: bool
-) -> dict[str, LabeledImages]:
-    """Reads the images of each part; the classes take turns, in case only the first are used."""
-    samples = [
-        (part, path, label)
-        for part, by_class in paths.items()
-        for row in itertools.zip_longest(*by_class)
-        for label, path in enumerate(row)
-        if path is not None
-    ]
-    try:
-        images = read_images([path for _, path, _ in samples], progress=progress)
-    except ImageError as error:
-        raise DataError(str(error)) from error
-    labels = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
-    parts = {}
-    for part in ("train", "val", "test"):
-        rows = torch.tensor([sample[0] == part for sample in samples])
-        parts[part] = LabeledImages(images[rows], labels[rows])
-    return parts
 
 
 @contextlib.contextmanager
@@ -566,7 +491,8 @@ def _labeled_images(images: NDArray[np.uint8], labels: NDArray[Any]) -> LabeledI
     return LabeledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
-def _fingerprint(*parts: NDArray[Any] | int | str) -> str:
+def fingerprint_of(*parts: NDArray[Any] | int | str) -> str:
+    """Computes a SHA-256 of arrays and plain values, for `Data`."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

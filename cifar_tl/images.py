@@ -47,10 +47,14 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tenso
         return True
 
     with ThreadPoolExecutor() as executor:
-        done = executor.map(read, range(len(paths)))
-        if progress:
-            done = iter(tqdm(done, "images", len(paths), leave=False, ascii=True))
-        damaged = [str(path) for path, good in zip(paths, done, strict=True) if not good]
+        try:
+            done = executor.map(read, range(len(paths)))
+            if progress:
+                done = iter(tqdm(done, "images", len(paths), leave=False, ascii=True))
+            damaged = [str(path) for path, good in zip(paths, done, strict=True) if not good]
+        except BaseException:  # Ctrl-C must not wait for all of them
+            executor.shutdown(cancel_futures=True)
+            raise
     if damaged:
         raise ImageError(
             f"{len(damaged)} of {len(paths):,} images cannot be read: {', '.join(damaged)}: "

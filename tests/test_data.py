@@ -639,10 +639,12 @@ def test_folders_with_other_classes_are_explained(
 
 def test_folders_of_other_kinds_are_explained(own_classes: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "train").mkdir(parents=True)
+    add_image(tmp_path / "one" / "train" / "oak" / "a.png", "red")
     shutil.copytree(own_classes / "train", tmp_path / "classes")
     shutil.copytree(own_classes, tmp_path / "cifar10")
     for name, message in {
         "empty": "every class needs a folder with its images",
+        "one": "holds only one class",
         "classes": "there is no folder .*train: move the folders of your classes there",
         "cifar10": "a folder cifar10 are of other data: rename it",
     }.items():

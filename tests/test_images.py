@@ -1,11 +1,13 @@
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cifar_tl.images import ImageError, read_image
+from cifar_tl.images import ImageError, read_image, read_images
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -104,3 +106,35 @@ def test_cut_images_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     with pytest.raises(ImageError, match="is no readable image"):
         read_image(tmp_path)
+
+
+def test_many_images_are_read_in_their_order(tmp_path: Path) -> None:
+    paths = [save(Image.new("L", (32, 32), n), tmp_path / f"{n}.png") for n in range(100, 0, -1)]
+    images = read_images(paths)
+    assert images[:, 0, 0, 0].tolist() == list(range(100, 0, -1))
+    assert read_images([]).shape == (0, 3, 32, 32)
+
+
+def test_ctrl_c_does_not_wait_for_images_that_remain(tmp_path: Path) -> None:
+    path = save(Image.effect_noise((600, 600), 50), tmp_path / "a.png")
+    read = 0
+
+    class Paths(list[Path]):
+        def __getitem__(self, number: Any) -> Any:
+            nonlocal read
+            read += 1
+            if read == 20:
+                signal.raise_signal(signal.SIGINT)
+            return super().__getitem__(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        read_images(Paths([path] * 1000))
+    assert read < 1000
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
+    y, x = np.mgrid[:2000, :3000]
+    pixels = np.stack([x * 255 // 3000, y * 255 // 2000, 0 * x], -1).astype(np.uint8)
+    large = read_image(save(Image.fromarray(pixels), tmp_path / "a.jpg", quality=95))
+    small = read_image(save(Image.fromarray(pixels).resize((96, 64)), tmp_path / "b.png"))
+    assert (large.int() - small.int()).abs().max() < 8

@@ -1,0 +1,101 @@
+"""Classes of your own: folders of image files, found as torchvision's ImageFolder finds them."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torchvision.datasets import ImageFolder
+
+from cifar_tl.data import OFFICIAL, SHAPES, Data, DataError, LabeledImages, fingerprint_of
+from cifar_tl.images import ImageError, is_image_file, read_images
+
+
+def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
+    """Reads classes of image files; see `load_data`, which calls this.
+
+    Args:
+        folder: Holds ``train/CLASS/*``, which numbers the classes by name, and maybe
+            ``val/CLASS/*`` and ``test/CLASS/*``.
+        progress: Show a bar on standard error.
+
+    Returns:
+        The images; all classes are new ones.
+
+    Raises:
+        DataError: If a class has no image to train or to validate with, another class than those
+            of ``train`` turns up, or images are damaged, all of which the message names.
+    """
+    name = folder.resolve().name
+    if name in (SHAPES, OFFICIAL):
+        raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
+    try:
+        found = ImageFolder(folder / "train", is_valid_file=is_image_file)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder / 'train'}: every class needs a folder with its images "
+            f"({str(error).partition(' Supported')[0].rstrip('.')})"
+        ) from error
+    if len(found.classes) < 2:
+        raise DataError(f"{folder / 'train'} holds only one class: there must be two or more")
+    paths = {"train": _by_class(found.samples, found.classes)}
+    for part in ("val", "test"):
+        if not (folder / part).is_dir():
+            continue
+        present = {path.name for path in (folder / part).iterdir() if path.is_dir()}
+        if unknown := sorted(present.difference(found.classes)):
+            raise DataError(f"{folder / part / unknown[0]} is a class that train does not have")
+        samples = ImageFolder.make_dataset(
+            str(folder / part), found.class_to_idx, is_valid_file=is_image_file, allow_empty=True
+        )
+        paths[part] = _by_class(samples, found.classes)
+    if "val" not in paths:
+        train = paths["train"]
+        paths["val"] = [of_class[len(of_class) * 4 // 5 :] for of_class in train]
+        paths["train"] = [of_class[: len(of_class) * 4 // 5] for of_class in train]
+    for part, use in (("train", "training"), ("val", "validation")):
+        for class_name, of_class in zip(found.classes, paths[part], strict=True):
+            if not of_class:
+                raise DataError(f"{folder}: class {class_name} has no {use} image: add some")
+    parts = _read_parts(paths, progress=progress)
+    return Data(
+        name=name,
+        description=f"{len(found.classes)} classes of image files",
+        class_names=tuple(found.classes),
+        train=parts["train"],
+        read_test=lambda: parts["test"],
+        fingerprint=fingerprint_of(
+            *found.classes,
+            *(array.numpy() for part in parts.values() for array in part),
+        ),
+        validation=parts["val"],
+        base_classes=None,
+        new_classes=range(len(found.classes)),
+    )
+
+
+def _by_class(samples: Iterable[tuple[str, int]], classes: Sequence[str]) -> list[list[str]]:
+    return [[path for path, label in samples if label == number] for number in range(len(classes))]
+
+
+def _read_parts(
+    paths: Mapping[str, Sequence[Sequence[str]]], *, progress: bool
+) -> dict[str, LabeledImages]:
+    """Reads the images of each part; the classes take turns, in case only the first are used."""
+    samples = [
+        (part, path, label)
+        for part, by_class in paths.items()
+        for row in itertools.zip_longest(*by_class)
+        for label, path in enumerate(row)
+        if path is not None
+    ]
+    try:
+        images = read_images([path for _, path, _ in samples], progress=progress)
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    labels = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
+    parts = {}
+    for part in ("train", "val", "test"):
+        rows = torch.tensor([sample[0] == part for sample in samples])
+        parts[part] = LabeledImages(images[rows], labels[rows])
+    return parts
