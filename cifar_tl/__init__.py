@@ -3,12 +3,28 @@
 Train a network on classes 0-4, freeze its features, train a new classifier on classes 5-9, and
 compare with a control what that saves and costs. The parts, in the order in which data flows:
 
-- data: `load_data`, `download_cifar10`, `select_classes`, `split_validation`,
-  `stratified_prefix`, `make_views`, and `class_subset` for any torchvision-style dataset
+- data: `load_data` for all sources, classes of your own among them, `download_cifar10`,
+  `select_classes`, `split_validation`, `stratified_prefix`, `make_views`, and `class_subset` for
+  any torchvision-style dataset
 - model: `CifarNet`, `whiten_first_layer`, `transfer_model`, `freeze`, `unfreeze`
-- training: `TUNED` and `ORIGINAL` recipes, `Muon`, `fit`, `evaluate`, `extract_features`
+- training: `TUNED` and `ORIGINAL` recipes, `Muon`, `extract_features`, `fit`, `evaluate`,
+  `confusion_matrix`
 - results: `run_stage`, `load_model`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
+
+A whole transfer in a few lines, without files::
+
+    data = load_data("shapes")
+    train, validation = data.train_and_validation(data.new_classes)
+    model = transfer_model(load_model("runs/shapes/base/model.pt"))
+    features = extract_features(model.forward_features, train.images)
+    val_features = extract_features(model.forward_features, validation.images)
+    recipe = TUNED.for_stage("transfer")
+    fit(model.classifier, features[None], train.labels, val_features, validation.labels, recipe)
+
+Images are uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``, accuracies fractions, times seconds.
+Not imported here: `cifar_tl.images` and `cifar_tl.predict` for image files, `cifar_tl.plots` for
+pictures with matplotlib, `cifar_tl.export` for ``torch.export`` and ONNX.
 """
 
 from cifar_tl.checkpoint import CheckpointError, load_model

@@ -37,7 +37,8 @@ def summary(result: Mapping[str, Any]) -> str:
     Returns:
         The line, without a line break.
     """
-    tested = f"test accuracy {result['test_accuracy']:.2%}" if result["images_test"] else "no test"
+    accuracy = result["test_accuracy"]
+    tested = "no test images" if accuracy is None else f"test accuracy {accuracy:.2%}"
     return (
         f"{result['stage']} on {result['data']}: "
         f"validation accuracy {result['val_accuracy']:.2%}, "

@@ -28,7 +28,7 @@ from cifar_tl.lock import locked
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
 STAGES = train.STAGES
-SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1"]
+SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1", "--finetune-epochs", "3"]
 
 # Imports once, then runs the command in a process of its own for each line, so that none costs
 # seconds of imports; prints the process's number, then how it ended.

@@ -3,6 +3,8 @@
 import inspect
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from torchvision.datasets import CIFAR10
 
 import cifar_tl
 import train
+from cifar_tl import predict
 from cifar_tl.data import download_cifar10
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("base", "transfer"):
         arguments = ["--stage", stage, "--data", "shapes", "--epochs", "1", "--quiet"]
         assert train.main([*arguments, "--output-dir", str(folder / "runs")]) == 0
+    (folder / "hubconf.py").symlink_to(ROOT / "hubconf.py")  # as in a clone
     return folder
 
 
@@ -56,14 +60,55 @@ def test_readme_example_runs(
     exec(EXAMPLES[number], {"__name__": "__main__"})
 
 
+def test_example_of_the_docstring_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    example = "\n".join(re.findall(r"^    (.*)", cifar_tl.__doc__ or "", flags=re.MULTILINE))
+    assert "fit(" in example
+    exec(f"from cifar_tl import *\n{example}", {})
+
+
 def test_readme_commands_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10.npz").touch()
+    (tmp_path / "flowers" / "train").mkdir(parents=True)
+    (tmp_path / "runs" / "cifar10" / "base").mkdir(parents=True)
+    (tmp_path / "runs" / "cifar10" / "base" / "model.pt").touch()
     assert len(COMMANDS) > 3
     for command in COMMANDS:
         if "--help" in command:
             continue  # argparse would exit
         train.parse_arguments(command.split()[2:])
+
+
+def test_readme_commands_for_own_classes_run(
+    own_classes: Path,
+    archive: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    (Path("data") / CIFAR10.filename).write_bytes(archive)
+    shutil.copytree(own_classes, "flowers")
+    shutil.copy(own_classes / "train" / "ash" / "01.jpg", "photo.jpg")
+    section = README[README.index("### Your own classes") : README.index("### A trained model")]
+    commands = [shlex.split(line) for line in re.findall("^python .*", section, flags=re.MULTILINE)]
+    assert len(commands) == 3
+    for _, program, *arguments in commands[:2]:
+        assert program == "train.py"
+        assert train.main(arguments) == 0
+    _, _, program, *arguments = commands[2]
+    assert program == "cifar_tl.predict"
+    assert predict.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("photo.jpg: ")
+
+
+def test_readme_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len(links) > 5
+    for link in links:
+        assert (ROOT / link).exists(), link
 
 
 def test_readme_has_what_was_promised() -> None:
