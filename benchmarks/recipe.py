@@ -12,9 +12,10 @@ and what is there is not trained again. Several processes can share the work by 
 
 import argparse
 import dataclasses
+import math
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +82,35 @@ def main() -> None:
 
 
 def variants_table(
-    data: Data, variants: Mapping[str, Recipe], seeds: Iterable[int], output_dir: Path
+    data: Data, variants: Mapping[str, Recipe], seeds: Sequence[int], output_dir: Path
 ) -> str:
-    lines = [f"| recipe | {' | '.join(STAGES)} |", "|---|---|---|---|---|"]
+    """Means and standard deviations; differences from tuned with their standard errors."""
+    judged = STAGES[:2]
+    lines = [
+        f"| recipe | {' | '.join([*STAGES, *(f'{stage} - tuned' for stage in judged)])} |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    tuned: dict[str, list[float]] = {}
     for name, recipe in variants.items():
-        stages = STAGES if name in ALL_STAGES else STAGES[:2]
-        results: dict[str, list[dict[str, Any]]] = {stage: [] for stage in STAGES}
+        stages = STAGES if name in ALL_STAGES else judged
+        found: dict[str, list[float]] = {stage: [] for stage in stages}
         for seed in seeds:
             for stage in stages:
                 folder = output_dir / name.replace(" ", "-") / str(seed)
-                results[stage].append(run(stage, data, recipe, folder, seed))
-        cells = [accuracies(results[stage]) if results[stage] else "" for stage in STAGES]
+                found[stage].append(run(stage, data, recipe, folder, seed)["val_accuracy"])
+        if name == "tuned":
+            tuned = found
+        cells = [accuracies(found[stage]) if stage in found else "" for stage in STAGES]
+        cells += [
+            difference(found[stage], tuned[stage]) if tuned not in ({}, found) else ""
+            for stage in judged
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def fractions_table(
-    data: Data, seeds: Iterable[int], output_dir: Path, picture: Path | None
+    data: Data, seeds: Sequence[int], output_dir: Path, picture: Path | None
 ) -> str:
     """With few images there are more epochs: as many steps of training as with all of them."""
     ways = {"transfer": "transfer", "transfer+finetune": "finetune", "scratch": "scratch"}
@@ -122,7 +135,7 @@ def fractions_table(
         images = results["scratch"][0]["images_train"]
         for way in ways:
             found[way][images] = [result["val_accuracy"] for result in results[way]]
-        cells = " | ".join(accuracies(results[way]) for way in ways)
+        cells = " | ".join(accuracies(by_images[images]) for by_images in found.values())
         epochs = f"{recipe.epochs} ({recipe.finetune_epochs})"
         lines.append(f"| {images:,} ({fraction:.0%}) | {epochs} | {cells} |")
     if picture is not None:
@@ -141,10 +154,18 @@ def run(
     return result
 
 
-def accuracies(results: Iterable[Mapping[str, Any]]) -> str:
-    values = [100 * result["val_accuracy"] for result in results]
-    spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+def accuracies(values: Sequence[float]) -> str:
+    spread = f" +- {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.2f}{spread}"
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> str:
+    """The mean difference with the same seed."""
+    differences = [100 * (value - other) for value, other in zip(values, others, strict=True)]
+    if len(differences) < 2:
+        return f"{differences[0]:+.1f}"
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{statistics.mean(differences):+.1f} +- {error:.1f}"
 
 
 if __name__ == "__main__":
