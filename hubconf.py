@@ -2,13 +2,15 @@
 
 dependencies = ["torch", "numpy", "tqdm"]
 
-from pathlib import Path
+# Whatever has no underscore here is offered by torch.hub.list.
+from pathlib import Path as _Path
 
-from cifar_tl.checkpoint import CheckpointError, load_model_and_settings
-from cifar_tl.model import CifarNet
+from cifar_tl.checkpoint import CheckpointError as _CheckpointError
+from cifar_tl.checkpoint import load_model_and_settings as _load_model_and_settings
+from cifar_tl.model import CifarNet as _CifarNet
 
 
-def base_net(weights: str | Path | None = None) -> CifarNet:
+def base_net(weights: str | _Path | None = None) -> _CifarNet:
     """Makes the base network for classes 0-4.
 
     Args:
@@ -20,10 +22,10 @@ def base_net(weights: str | Path | None = None) -> CifarNet:
     Raises:
         CheckpointError: If the file is missing, damaged or of another stage.
     """
-    return CifarNet(num_classes=5) if weights is None else _load(weights, ("base",))
+    return _CifarNet(num_classes=5) if weights is None else _load(weights, ("base",))
 
 
-def transfer_net(weights: str | Path | None = None) -> CifarNet:
+def transfer_net(weights: str | _Path | None = None) -> _CifarNet:
     """Makes the network with ten outputs for classes 5-9.
 
     Args:
@@ -37,14 +39,14 @@ def transfer_net(weights: str | Path | None = None) -> CifarNet:
         CheckpointError: If the file is missing, damaged or of another stage.
     """
     if weights is None:
-        return CifarNet(num_classes=10)
+        return _CifarNet(num_classes=10)
     return _load(weights, ("transfer", "finetune", "scratch"))
 
 
-def _load(weights: str | Path, stages: tuple[str, ...]) -> CifarNet:
-    model, settings = load_model_and_settings(Path(weights))
+def _load(weights: str | _Path, stages: tuple[str, ...]) -> _CifarNet:
+    model, settings = _load_model_and_settings(_Path(weights))
     if settings.get("stage") not in stages:
-        raise CheckpointError(
+        raise _CheckpointError(
             f"{weights} is a model of the stage {settings.get('stage')!r} and not of "
             f"{' or '.join(stages)}: use another"
         )

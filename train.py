@@ -178,15 +178,16 @@ def draw(folder: Path, data: "Data | None" = None) -> None:
     names = (run.COMPARISON_PICTURE,) if data is None else run.PICTURES
     if not has_matplotlib() or all((folder / name).exists() for name in names):
         return
-    from cifar_tl import plots
-
     try:
+        from cifar_tl import plots
+
         if data is None:
             plots.draw_comparison(folder)
         else:
             plots.draw_stage(folder, data)
-    except run.HistoryError as error:  # costs pictures, nothing else
-        warn(f"train.py: warning: no pictures in {folder}: {error}")
+    except (run.HistoryError, ImportError) as error:  # cost pictures, nothing else
+        reason, *_ = str(error).splitlines()
+        warn(f"train.py: warning: no pictures in {folder}: {reason}")
 
 
 def has_matplotlib() -> bool:
@@ -232,17 +233,37 @@ def choose_recipe(options: argparse.Namespace) -> "Recipe":
         for field in dataclasses.fields(recipe)
         if field.name != "name" and (value := getattr(options, field.name, None)) is not None
     }
-    own = {
+    given |= {
         f"{options.stage}_{name}": value
         for name, value in given.items()
         if f"{options.stage}_{name}" in vars(options)
     }
-    return dataclasses.replace(recipe, **(own | given))
+    return dataclasses.replace(recipe, **given)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments and checks what can be checked without importing torch."""
     options = make_parser().parse_args(argv)
+    if options.data == "":
+        raise UsageError("--data: is empty; leave it out to download CIFAR-10")
+    check_own_settings(options)
+    if options.data not in (None, SHAPES):
+        path = Path(options.data)
+        if not path.exists() and options.data != DATA_FOLDER:
+            raise UsageError(
+                f"--data {path}: there is no such file or folder; "
+                "to download CIFAR-10, leave out --data or make the folder first"
+            )
+        if path.is_file() and path.suffix != ".npz":
+            raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        names = [name for name in names if not name.startswith(".")]
+        if names and "train" not in names and not any(n.startswith("cifar-10") for n in names):
+            raise UsageError(
+                f"--data {path}: holds neither CIFAR-10 nor a folder train; classes of your own "
+                f"belong into {path / 'train'}, a folder with images each, and CIFAR-10 is "
+                "downloaded into an empty folder"
+            )
     if has_own_classes(options):
         if options.stage == "base":
             raise UsageError(
@@ -261,23 +282,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UsageError(f"--base {options.base}: there is no such file")
     if options.train_fraction != 1 and options.stage == "base":
         raise UsageError("--train-fraction is for the other stages: base trains on all its images")
-    if options.data == "":
-        raise UsageError("--data: is empty; leave it out to download CIFAR-10")
-    if options.data not in (None, SHAPES):
-        path = Path(options.data)
-        if not path.exists() and options.data != DATA_FOLDER:
-            raise UsageError(
-                f"--data {path}: there is no such file or folder; "
-                "to download CIFAR-10, leave out --data or make the folder first"
-            )
-        if path.is_file() and path.suffix != ".npz":
-            raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")
     return options
 
 
+def check_own_settings(options: argparse.Namespace) -> None:
+    """Refuses what would be ignored: a stage's own setting without the stage, or given twice."""
+    for stage in STAGES:
+        for name in [name for name in vars(options) if name.startswith(f"{stage}_")]:
+            plain = name.removeprefix(f"{stage}_")
+            flag, plain_flag = (f"--{word.replace('_', '-')}" for word in (name, plain))
+            if getattr(options, name) is None:
+                continue
+            if options.stage not in ("all", stage):
+                raise UsageError(f"{flag} is for {stage}: leave it out or add --stage {stage}")
+            if options.stage == stage and getattr(options, plain) is not None:
+                raise UsageError(f"{flag} and {plain_flag} mean the same here: leave out one")
+
+
 def has_own_classes(options: argparse.Namespace) -> bool:
-    """Tells whether the data is a folder with classes of the user's own."""
-    return options.data not in (None, SHAPES) and (Path(options.data) / "train").is_dir()
+    """Tells whether the data is a folder with classes of the user's own, as load_data decides."""
+    return options.data != SHAPES and (Path(options.data or DATA_FOLDER) / "train").is_dir()
 
 
 def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
@@ -331,10 +355,10 @@ def make_parser() -> argparse.ArgumentParser:
         type=at_least_one,
         help="images in a batch of base, finetune and scratch, or of the one --stage that is named",
     )
-    add("--transfer-lr", metavar="X", type=positive, help="transfer's own")
-    add("--transfer-batch-size", metavar="N", type=at_least_one, help="transfer's own")
-    add("--finetune-epochs", metavar="N", type=at_least_one, help="finetuning's own")
-    add("--finetune-lr", metavar="X", type=positive, help="finetuning's own")
+    add("--transfer-lr", metavar="X", type=positive, help="learning rate of transfer")
+    add("--transfer-batch-size", metavar="N", type=at_least_one, help="batch size of transfer")
+    add("--finetune-epochs", metavar="N", type=at_least_one, help="epochs of finetuning")
+    add("--finetune-lr", metavar="X", type=positive, help="learning rate of finetuning")
     add("--weight-decay", metavar="X", type=not_negative, help="as the recipe's optimizer means it")
     add(
         "--precision",
@@ -367,13 +391,20 @@ def make_parser() -> argparse.ArgumentParser:
 
 def command(options: argparse.Namespace, **changes: Any) -> str:
     """Writes the command that has these options, with some changed."""
+    stage = changes.get("stage", options.stage)
     values = vars(options).copy()
-    stages = {options.stage, changes.get("stage", options.stage)}
-    if len(stages) > 1:  # what has another meaning in the other stage is left out
-        values |= {name: None for stage in stages for name in values if f"{stage}_{name}" in values}
+    if stage != options.stage:  # what has another meaning in the other stage is left out
+        both = (stage, options.stage)
+        values |= {name: None for other in both for name in values if f"{other}_{name}" in values}
+    if stage != "all":
+        others = tuple(f"{other}_" for other in STAGES if other != stage)
+        values |= {name: None for name in values if name.startswith(others)}
+    values |= {f"{stage}_{name}": None for name in changes}
     values |= changes
-    if values["stage"] == "base":
+    if stage == "base":
         values["train_fraction"] = 1.0
+    if stage not in ("all", "transfer"):
+        values["base"] = None
     words = ["python", "train.py"]
     for action in make_parser()._actions:
         value = values.get(action.dest, action.default)

@@ -73,10 +73,10 @@ class Data:
     name: str  # the folder of its results
     description: str  # for people
     class_names: tuple[str, ...]
-    train: LabeledImages  # and validation images at the end of each half, unless they are apart
+    train: LabeledImages  # with the validation images: see `train_and_validation`
     read_test: Callable[[], LabeledImages]  # what `test` calls once
     fingerprint: str  # SHA-256 of what identifies all images and labels
-    validation: LabeledImages | None = None
+    validation: LabeledImages | None = None  # None: among `train`
     base_classes: range | None = BASE_CLASSES
     new_classes: range = TRANSFER_CLASSES
 
@@ -86,7 +86,15 @@ class Data:
         return self.read_test()
 
     def train_and_validation(self, classes: Iterable[int]) -> tuple[LabeledImages, LabeledImages]:
-        """Selects the training and the validation images of some classes, as a stage uses them."""
+        """Selects the training and the validation images of some classes, as a stage uses them.
+
+        Args:
+            classes: Those of a stage, all of ``base_classes`` or of ``new_classes``: unless they
+                are apart, the validation images are the last 20 % of all images of these classes.
+
+        Returns:
+            The training part and the validation part.
+        """
         train = select_classes(self.train, classes)
         if self.validation is None:
             return split_validation(train)
@@ -102,8 +110,8 @@ def load_data(source: str | Path, *, progress: bool = False) -> Data:
             layout, images ``(N, 32, 32, 3)`` uint8 and integer labels 0..9, ``(N,)`` or
             ``(N, 1)``; or a folder with classes of your own, image files
             ``train/CLASS/*`` and maybe ``val/CLASS/*`` and ``test/CLASS/*``, each read by
-            `read_image`. Without ``val/``, the first 80 % of each class train, in the order of
-            their names, and the last 20 % validate.
+            `cifar_tl.images.read_image`. Without ``val/``, the first 80 % of each class
+            train, in the order of their names, and the last 20 % validate.
         progress: Show a bar on standard error while image files are read.
 
     Returns:
@@ -345,20 +353,13 @@ def _cifar10_data(folder: Path) -> Data:
     """Reads the official data through torchvision, which verifies every file's checksum."""
     from torchvision.datasets import CIFAR10  # here, since the import takes time
 
-    from cifar_tl.images import is_image_file
-
-    if folders := [path.parent for path in folder.glob("*/*") if is_image_file(path)]:
-        raise DataError(
-            f"{folders[0]} holds images, but there is no folder {folder / 'train'}: move the "
-            "folders of your classes there"
-        )
-
     def read(is_train: bool) -> LabeledImages:
         try:
             dataset = CIFAR10(folder, train=is_train)
         except RuntimeError as error:
             raise MissingDataError(
-                f"CIFAR-10 is not in {folder}, or a file of it is damaged: download_cifar10 gets it"
+                f"CIFAR-10 is not in {folder}, or a file of it is damaged: download_cifar10 gets "
+                f"it; your own classes belong into {folder / 'train'}, a folder a class"
             ) from error
         return _labeled_images(dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_tl.checkpoint import CheckpointError, known_classes, load_model_and_settings
-from cifar_tl.data import SHAPES, DataError, load_data, select_classes
+from cifar_tl.data import SHAPES, DataError, MissingDataError, load_data, select_classes
 from cifar_tl.report import class_lines
 from cifar_tl.training import confusion_matrix, evaluate
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model, settings = load_model_and_settings(options.model)
         classes = known_classes(options.model, model, settings)
-        data = load_data(options.data)
+        data = load_data(options.data, progress=sys.stderr.isatty())
         expected = {label: data.class_names[label] for label in range(len(data.class_names))}
         if not classes.items() <= expected.items():
             raise DataError(
@@ -62,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             parts = data.train_and_validation(classes)
             examples = parts[options.split == "validation"]
+    except MissingDataError:
+        print(
+            f"evaluate: CIFAR-10 is not in {options.data}: name the model's data with --data; "
+            "python train.py downloads CIFAR-10",
+            file=sys.stderr,
+        )
+        return 1
     except (CheckpointError, DataError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1

@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="the files' path without suffix")
     options = parser.parse_args(argv)
     out: Path = options.out
+    if out.suffix in (".pt2", ".onnx"):
+        out = out.with_suffix("")
     try:
         model = load_model(options.model)
         export_pt2(model, out.with_name(out.name + ".pt2"))

@@ -39,26 +39,26 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tenso
     """
     images = torch.empty(len(paths), 3, SIZE, SIZE, dtype=torch.uint8)
 
-    def read(number: int) -> bool:
+    def read(number: int) -> str | None:
         try:
             images[number] = read_image(paths[number])
-        except ImageError:
-            return False
-        return True
+        except ImageError as error:
+            return str(error)
+        return None
 
     with ThreadPoolExecutor() as executor:
         try:
             done = executor.map(read, range(len(paths)))
             if progress:
                 done = iter(tqdm(done, "images", len(paths), leave=False, ascii=True))
-            damaged = [str(path) for path, good in zip(paths, done, strict=True) if not good]
+            damaged = [reason for reason in done if reason is not None]
         except BaseException:  # Ctrl-C must not wait for all of them
             executor.shutdown(cancel_futures=True)
             raise
     if damaged:
         raise ImageError(
-            f"{len(damaged)} of {len(paths):,} images cannot be read: {', '.join(damaged)}: "
-            "delete or replace them"
+            f"{len(damaged)} of {len(paths):,} images cannot be read, repair, replace or delete "
+            f"them: {'; '.join(damaged)}"
         )
     return images
 
@@ -85,8 +85,11 @@ def read_image(path: str | Path) -> Tensor:
             image = ImageOps.fit(_to_rgb(image), (SIZE, SIZE), Image.Resampling.BICUBIC)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}: check the path") from error
+    except MemoryError:
+        raise
     except Exception as error:  # damage surfaces as whatever the decoder trips over first
         reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = reason.replace(f" {str(path)!r}", "")  # it is named already
         raise ImageError(f"{path} is no readable image ({reason})") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 

@@ -1,6 +1,7 @@
 """Classes of your own: folders of image files, found as torchvision's ImageFolder finds them."""
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from torchvision.datasets import ImageFolder
 
 from cifar_tl.data import OFFICIAL, SHAPES, Data, DataError, LabeledImages, fingerprint_of
 from cifar_tl.images import ImageError, is_image_file, read_images
+
+PARTS = ("train", "val", "test")
 
 
 def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
@@ -29,21 +32,26 @@ def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
     name = folder.resolve().name
     if name in (SHAPES, OFFICIAL):
         raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
+    for wrong in ("valid", "validation"):
+        if (folder / wrong).is_dir():
+            raise DataError(f"{folder / wrong} would be ignored: rename it to val")
+    for path in folder.glob("*/*"):
+        if path.parent.name in PARTS and is_image_file(path):
+            raise DataError(f"{path} has no class: move it into the folder of its class")
     try:
-        found = ImageFolder(folder / "train", is_valid_file=is_image_file)
+        found = _ClassFolders(folder / "train", is_valid_file=is_image_file)
     except FileNotFoundError as error:
         raise DataError(
             f"{folder / 'train'}: every class needs a folder with its images "
-            f"({str(error).partition(' Supported')[0].rstrip('.')})"
+            f"({str(error).partition(' Supported')[0].rstrip('. ')})"
         ) from error
     if len(found.classes) < 2:
         raise DataError(f"{folder / 'train'} holds only one class: there must be two or more")
     paths = {"train": _by_class(found.samples, found.classes)}
-    for part in ("val", "test"):
+    for part in PARTS[1:]:
         if not (folder / part).is_dir():
             continue
-        present = {path.name for path in (folder / part).iterdir() if path.is_dir()}
-        if unknown := sorted(present.difference(found.classes)):
+        if unknown := sorted({*_folders(folder / part)}.difference(found.classes)):
             raise DataError(f"{folder / part / unknown[0]} is a class that train does not have")
         samples = ImageFolder.make_dataset(
             str(folder / part), found.class_to_idx, is_valid_file=is_image_file, allow_empty=True
@@ -65,7 +73,7 @@ def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
         train=parts["train"],
         read_test=lambda: parts["test"],
         fingerprint=fingerprint_of(
-            *found.classes,
+            json.dumps(found.classes),
             *(array.numpy() for part in parts.values() for array in part),
         ),
         validation=parts["val"],
@@ -74,8 +82,27 @@ def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
     )
 
 
+class _ClassFolders(ImageFolder):  # type: ignore[misc]  # torchvision is not annotated
+    """ImageFolder, which would take Jupyter's hidden folders for classes."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = _folders(Path(directory))
+        if not names:
+            raise FileNotFoundError(f"there is none in {directory}")
+        return names, {name: label for label, name in enumerate(names)}
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
 def _by_class(samples: Iterable[tuple[str, int]], classes: Sequence[str]) -> list[list[str]]:
-    return [[path for path, label in samples if label == number] for number in range(len(classes))]
+    paths: list[list[str]] = [[] for _ in classes]
+    for path, label in samples:
+        paths[label].append(path)
+    return paths
 
 
 def _read_parts(
@@ -95,7 +122,7 @@ def _read_parts(
         raise DataError(str(error)) from error
     labels = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
     parts = {}
-    for part in ("train", "val", "test"):
+    for part in PARTS:
         rows = torch.tensor([sample[0] == part for sample in samples])
         parts[part] = LabeledImages(images[rows], labels[rows])
     return parts

@@ -4,14 +4,17 @@ Colours are those of Okabe and Ito (2008, "Color Universal Design"), which colou
 tell apart; lines differ in markers and dashes, too, so that they can be told apart in grey.
 """
 
+import contextlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib
 import torch
 from matplotlib import ticker
 from matplotlib.axes import Axes
@@ -19,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cifar_tl.checkpoint import load_model, write_atomically
-from cifar_tl.data import CIFAR10_CLASS_NAMES, Data
+from cifar_tl.data import CIFAR10_CLASS_NAMES, TRANSFER_CLASSES, Data
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
 from cifar_tl.run import (
@@ -62,17 +65,17 @@ def draw_stage(folder: Path, data: Data) -> None:
     result, rows = _read(folder)
     model = load_model(folder / MODEL)
     _, validation = data.train_and_validation(result["classes"])
-    logits = extract_features(model, validation.images)
-    known = logits[:, result["classes"]]
+    logits = extract_features(model, validation.images)[:, result["classes"]]
     labels = validation.labels - result["classes"][0]
+    names = result["class_names"]
     title = f"{result['stage']} on {result['data']}"
-    figures = (
-        curves(rows, title),
-        confusion(result["val_confusion"], result["classes"], result["class_names"], title),
-        samples(validation.images, labels, known, result["class_names"], title),
-        filters(model, title),
-    )
-    with locked(folder, wait=True):
+    with _drawing(), locked(folder, wait=True):
+        figures = (
+            curves(rows, title),
+            confusion(result["val_confusion"], result["classes"], names, title),
+            samples(validation.images, labels, logits, names, title),
+            filters(model, title),
+        )
         for name, figure in zip(PICTURES, figures, strict=True):
             save(figure, folder / name)
 
@@ -91,10 +94,23 @@ def draw_comparison(folder: Path) -> None:
     stages = {stage: _read(folder / stage) for stage in ("transfer", "finetune", "scratch")}
     result = stages["scratch"][0]
     rows = {stage: rows for stage, (_, rows) in stages.items()}
-    is_cifar10 = tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
-    title = f"{result['data']}, recipe {result['recipe']}, seed {result['seed']}"
-    figure = comparison(rows, content["seconds_base"], title, documented=is_cifar10)
-    with locked(folder, wait=True):
+    is_documented = (
+        result["train_fraction"] == 1
+        and result["classes"] == list(TRANSFER_CLASSES)
+        and tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
+    )
+    title = (
+        f"{result['data']}, recipe {result['recipe']}, seed {result['seed']}, "
+        f"{result['images_train']:,} images"
+    )
+    with _drawing(), locked(folder, wait=True):
+        figure = comparison(
+            rows,
+            content["seconds_base"],
+            title,
+            seconds_reading=result["seconds_reading"],
+            documented=is_documented,
+        )
         save(figure, folder / COMPARISON_PICTURE)
 
 
@@ -140,7 +156,8 @@ def curves(records: Sequence[EpochRecord], title: str) -> Figure:
         axes[1].plot(epochs, accuracies, label=name, **style)
     axes[0].set_ylabel("loss (cross-entropy)")
     axes[1].set_ylabel("accuracy")
-    axes[1].yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    axes[1].yaxis.set_major_formatter(ticker.PercentFormatter(1))
+    axes[1].set_ylim(top=min(1.01, axes[1].get_ylim()[1]))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     for ax in axes:
         ax.set_xlabel("epoch")
@@ -164,13 +181,13 @@ def confusion(
         The figure.
     """
     table = torch.tensor(counts, dtype=torch.float64)
-    columns = list(names)
+    columns = [_short(name, 20) for name in names]
     shown = table[:, list(classes)]
     others = table.sum(1, keepdim=True) - shown.sum(1, keepdim=True)
     if others.any():  # outputs that were never trained
-        shown, columns = torch.cat([shown, others], 1), [*names, "another output"]
+        shown, columns = torch.cat([shown, others], 1), [*columns, "another output"]
     shares = 100 * shown / table.sum(1, keepdim=True).clamp_min(1)
-    size = 2.2 + 0.62 * len(names)
+    size = min(2.2 + 0.62 * len(names), 12)
     figure = Figure(figsize=(size + 0.5, size), layout="constrained")
     ax = figure.subplots()
     ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
@@ -183,8 +200,12 @@ def confusion(
                 va="center",
                 color="white" if share > 55 else "black",
             )
-    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(names)), names)
+    step = math.ceil(len(columns) / 60)  # more names than that could not be read
+    places = range(0, len(columns), step)
+    small: dict[str, Any] = {"fontsize": 10 if len(columns) <= 20 else 6}
+    slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(places, columns[::step], **slanted, **small)
+    ax.set_yticks(places[: len(names)], columns[: len(names) : step], **small)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.set_title(f"{title}\nvalidation, percent of each class", fontsize="medium")
@@ -212,11 +233,12 @@ def samples(
     confidences, predicted = logits.double().softmax(1).max(1)
     mistaken = predicted != labels
     order = torch.where(mistaken, -1 - confidences, confidences).argsort()
-    rows, columns = SAMPLES
-    chosen = order[: rows * columns].tolist()
+    columns = SAMPLES[1]
+    chosen = order[: SAMPLES[0] * columns].tolist()
+    rows = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(1.15 * columns, 1.5 * rows + 0.6))
     counted = f"{int(mistaken.sum()):,} of {len(labels):,} validation images are mistaken"
-    figure.suptitle(f"{title}: {counted}\n(predicted class and its probability)")
+    figure.suptitle(f"{title}: {counted}\n(predicted class, its probability, true class)")
     ax = figure.add_axes((0.01, 0, 0.98, 1 - 0.6 / figure.get_figheight()))
     _tiles(ax, images[chosen], columns, gap=0.08, gap_above=0.4)
     for place, number in enumerate(chosen):
@@ -257,6 +279,7 @@ def comparison(
     seconds_base: float | None,
     title: str,
     *,
+    seconds_reading: float = 0.0,
     documented: bool = False,
 ) -> Figure:
     """Draws validation accuracy against time for transfer, transfer and finetuning, and scratch.
@@ -265,6 +288,8 @@ def comparison(
         histories: The epochs of the stages transfer, finetune and scratch.
         seconds_base: How long the base model took, or None if it was there before.
         title: What they are of.
+        seconds_reading: How much of each stage's time went into reading the data, which one stage
+            after another needs only once.
         documented: Mark the documented result.
 
     Returns:
@@ -273,7 +298,7 @@ def comparison(
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     ax = figure.subplots()
     transfer, finetune, scratch = (histories[s] for s in ("transfer", "finetune", "scratch"))
-    transfer_end = transfer[-1].seconds_total_so_far
+    transfer_end = transfer[-1].seconds_total_so_far - seconds_reading
     ways = {  # each goes on from the point before it
         "scratch": [_point(row) for row in scratch],
         "transfer": [_point(row) for row in transfer],
@@ -283,23 +308,24 @@ def comparison(
         ],
     }
     for way, points in ways.items():
-        last = f"{points[-1][1]:.1%} in {points[-1][0]:.0f} s"
+        last = f"{points[-1][1]:.1%} in {_seconds(points[-1][0])}"
         ax.plot(*zip(*points, strict=True), label=f"{way}: {last}", **STYLES[way])
     first = transfer[0]
     features_end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
     features = (features_end - first.seconds_features_so_far, features_end)
     low = min(accuracy for points in ways.values() for _, accuracy in points)
-    computed = f"transfer's features, computed once: {features[1] - features[0]:.1f} s"
+    computed = f"transfer's features, computed once: {_seconds(features[1] - features[0])}"
     bar: dict[str, Any] = {"color": BLUE, "linewidth": 6, "alpha": 0.4, "solid_capstyle": "butt"}
     ax.plot(features, (low, low), label=computed, **bar)
     if seconds_base is not None:
         ax.axvline(seconds_base, color=GREY, linestyle=":", linewidth=1)
-        trained = f"base trained: {seconds_base:.0f} s"
+        trained = f"base trained: {_seconds(seconds_base)}"
         at_foot = (seconds_base, ax.get_ylim()[0])
         ax.annotate(trained, at_foot, xytext=(-11, 4), **SMALL, color=GREY, rotation=90)
         for way in ("transfer", "transfer+finetune"):
-            later = [(seconds + seconds_base, accuracy) for seconds, accuracy in ways[way]]
-            label = f"{way}, and its base before: {later[-1][0]:.0f} s"
+            start = seconds_base - seconds_reading
+            later = [(start + seconds, accuracy) for seconds, accuracy in ways[way]]
+            label = f"{way}, and its base before: {_seconds(later[-1][0])}"
             hollow: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
             ax.plot(*zip(*later, strict=True), label=label, **STYLES[way], **hollow)
     ax.set_xlim(0)
@@ -314,9 +340,10 @@ def comparison(
             f"in {DOCUMENTED_SECONDS} s, {total:,} s with its base"
         )
         ax.annotate(mark, place, xytext=(-8, 0), **SMALL, color=BLUE, ha="right", va="center")
-    ax.set_xlabel("seconds since the start, reading and features included")
+    ax.set_xlabel("seconds to the end of each epoch, from the start, reading and features included")
     ax.set_ylabel("validation accuracy, new classes")
-    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+    ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
     ax.set_title(f"What transfer saves and costs: {title}")
     _plain(ax)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -345,7 +372,8 @@ def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: s
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_xlabel("labelled training images of the new classes (logarithmic)")
     ax.set_ylabel("validation accuracy")
-    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+    ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
     ax.set_title(title)
     ax.legend(frameon=False, loc="lower right")
     _plain(ax)
@@ -375,11 +403,23 @@ def _tiles(
     ax.set_axis_off()
 
 
-def _short(name: str, most: int = 12) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}."
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.{0 if seconds >= 9.95 else 1}f} s"
+
+
+def _short(name: str, most: int = 14) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
 
 def _plain(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """The names of classes and folders may hold any character, dollar signs among them."""
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # shown as boxes
+        yield

@@ -1,7 +1,9 @@
 """A trained model on image files: ``python -m cifar_tl.predict IMAGE...``."""
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,9 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", metavar="FILE", type=Path, default=MODEL, help="(default: %(default)s)")
     add("--top", metavar="N", type=int, default=3, help="classes to name (default: %(default)s)")
     add("--json", action="store_true", help="one JSON object a line")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold any character
     options = parser.parse_args(argv)
     if options.top < 1:
         parser.error("--top must be at least 1")
+    if not options.model.exists():
+        return _fail(
+            f"there is no model {options.model}: name one with --model, or make it with train.py"
+        )
     try:
         model, classes = load_model_and_classes(options.model)
     except CheckpointError as error:
@@ -109,4 +118,8 @@ def _fail(message: object) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # nobody reads any more; Python must not try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

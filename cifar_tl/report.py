@@ -144,7 +144,7 @@ def class_lines(
     named = dict(zip(classes, names, strict=True))
     table = [("class", "images", "accuracy")]
     table += [
-        (name, f"{sum(row):,}", f"{row[label] / size:.2%}")
+        (name, f"{sum(row):,}", f"{row[label] / size:.2%}" if sum(row) else "-")
         for row, size, label, name in zip(confusion, sizes, classes, names, strict=True)
     ]
     confusions = sorted(
@@ -186,6 +186,8 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "data_description": scratch["data_description"],
         "recipe": scratch["recipe"],
         "seed": scratch["seed"],
+        "train_fraction": scratch["train_fraction"],
+        "images_train": scratch["images_train"],
         "stages": {
             stage: {
                 "val_accuracy": result["val_accuracy"],
@@ -204,6 +206,8 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for way, stages in ways.items():
         last = results[stages[-1]]
         seconds = sum(results[stage]["seconds_total"] for stage in stages)
+        # The data is read once, whatever follows.
+        seconds -= sum(results[stage]["seconds_reading"] for stage in stages[1:])
         saved = scratch["seconds_total"] - seconds
         pays_from = None
         if seconds_base is not None and saved > 0:
@@ -234,7 +238,8 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
             *("s/epoch", "total s", "trainable", "frozen"),
         )
     ]
-    for stage, result in comparison["stages"].items():
+    stages = comparison["stages"]
+    for stage, result in stages.items():
         table.append(
             (
                 stage,
@@ -250,14 +255,15 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     lines = [
         f"Comparison on {comparison['data']} ({comparison['data_description']}), "
         f"recipe {comparison['recipe']}, seed {comparison['seed']}",
+        f"{comparison['images_train']:,} training images of the new classes",
         "",
         *_align(table, "<>>>>>>>"),
         "",
-        "base: the old classes; all others: the new classes. Accuracies are of validation and",
-        "test images; s/epoch is training and validation; total s also has reading, frozen",
-        "features, testing and saving. finetune goes on from transfer: its seconds do not include",
-        "transfer's. Times compare only if nothing else ran on the machine; accuracies are of one",
-        "seed.",
+        *(["base: the old classes; all others: the new classes."] if "base" in stages else []),
+        "Accuracies are of validation and test images, and of one seed; s/epoch is training and",
+        "validation; total s also has reading, frozen features, testing and saving. finetune goes",
+        "on from transfer: its total s do not include transfer's, but reading once more, which the",
+        "lines below count once. Times compare only if nothing else ran on the machine.",
         "",
     ]
     scratch = comparison["ways"]["scratch"]

@@ -234,6 +234,8 @@ def save_finished(
 ) -> None:
     """Writes model and results, to the end even on Ctrl-C; from then on the run is finished.
 
+    Pictures of an earlier result are deleted.
+
     Args:
         folder: The run's folder.
         settings: What identifies the run.
@@ -243,6 +245,8 @@ def save_finished(
     """
 
     def save() -> None:
+        for name in PICTURES:
+            (folder / name).unlink(missing_ok=True)
         save_model(folder / MODEL, model, settings)
         digested = {**result, DIGEST: _digest(result)}
         _write_report(folder / RESULT, folder / RESULTS, digested, text)
@@ -253,6 +257,8 @@ def save_finished(
 def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None:
     """Writes a comparison of runs beside their folders, to the end even on Ctrl-C.
 
+    The picture of an earlier comparison is deleted.
+
     Args:
         folder: Holds the runs' folders.
         comparison: For programs.
@@ -260,6 +266,7 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
     """
     json_name, text_name = COMPARISON
     with locked(folder, wait=True):
+        (folder / COMPARISON_PICTURE).unlink(missing_ok=True)
         _to_the_end(lambda: _write_report(folder / json_name, folder / text_name, comparison, text))
 
 

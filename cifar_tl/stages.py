@@ -60,7 +60,7 @@ def run_stage(
     output_dir: str | Path,
     seed: int = 0,
     device: str = "cpu",
-    base: Path | None = None,
+    base: str | Path | None = None,
     train_fraction: float = 1.0,
     seconds_reading: float = 0.0,
     log: Callable[[str], object] = lambda _: None,
@@ -128,13 +128,18 @@ def run_stage(
             recipe,
             device=device,
             start=start,
+            seconds_reading=seconds_reading,
             log=log,
             progress=progress,
         )
 
 
 def load_parent(
-    stage: str, folder: Path, data: Data, base: Path | None = None, train_fraction: float = 1.0
+    stage: str,
+    folder: Path,
+    data: Data,
+    base: str | Path | None = None,
+    train_fraction: float = 1.0,
 ) -> tuple[CifarNet | None, str | None]:
     """Loads the model that a stage starts from.
 
@@ -162,10 +167,10 @@ def load_parent(
         raise ValueError(
             f"name the base model whose features to use for the classes of {data.name}"
         )
-    path = base or folder / parent_stage / run.MODEL
+    path = Path(base) if base is not None else folder / parent_stage / run.MODEL
     remedy: dict[str, Any] = {"stage": parent_stage, "base": None, "restart": False}
-    if not _classes(parent_stage, data):
-        remedy = {}  # this data cannot make it
+    if data.base_classes is None:
+        remedy = {}  # the command that made it has named a base model, which is not known here
     if not path.exists():
         raise run.RunError(f"there is no {parent_stage} model {path}: make it first", **remedy)
     digest = _file_digest(path)
@@ -182,6 +187,11 @@ def load_parent(
         wanted["train_fraction"] = train_fraction
     names = settings.get("class_names")
     is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
+    if is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES and data.base_classes is None:
+        raise run.RunError(
+            f"{path} was trained on CIFAR-10, whose classes {data.name} has, too, and maybe its "
+            "images: leave out the folders of the first five classes"
+        )
     if stage == "finetune" or (is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES):
         # Of another base model on CIFAR-10, the images may be among these.
         wanted["fingerprint"] = data.fingerprint
@@ -193,7 +203,9 @@ def load_parent(
         )
         if remedy:
             remedy["restart"] = base is None
-        raise run.RunError(f"{path} was made for {' and not for '.join(sides)}: make one", **remedy)
+        raise run.RunError(
+            f"{path} was made for {' and not for '.join(sides)}: use another or make one", **remedy
+        )
     return model, digest
 
 
@@ -210,6 +222,7 @@ def _run_unfinished(
     *,
     device: str,
     start: float,
+    seconds_reading: float,
     log: Callable[[str], object],
     progress: bool,
 ) -> dict[str, Any]:
@@ -293,6 +306,7 @@ def _run_unfinished(
         "seconds_train": sum(row.seconds_train for row in rows),
         "seconds_validation": sum(row.seconds_validation for row in rows),
         "seconds_features": seconds_features,
+        "seconds_reading": seconds_reading,  # of this run alone
         "seconds_total": seconds_before + time.perf_counter() - start,
         "parameters_total": parameters_total,
         "parameters_trainable": parameters_trainable,

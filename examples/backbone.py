@@ -1,5 +1,6 @@
 """A frozen torchvision backbone in place of our network: freeze, cached views and fit serve any.
 
+    pip install .
     python examples/backbone.py --data shapes --backbone mobilenet_v3_small
 
 The backbone sees every image and its mirror image once; ten epochs then train a head on what it
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
-from cifar_tl import TUNED, extract_features, fit, freeze, load_data, make_views
-from cifar_tl.training import EpochRecord
+from cifar_tl import TUNED, EpochRecord, extract_features, fit, freeze, load_data, make_views
 
 # What torchvision's models were trained with.
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -26,13 +26,15 @@ STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="data", help="as train.py takes it (default: data)")
     parser.add_argument("--backbone", default="mobilenet_v3_small", help="a torchvision model")
     parser.add_argument("--weights", help="such as DEFAULT (default: random)")
     parser.add_argument("--size", type=int, default=64, help="images are scaled to it")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--log", type=Path, help="write a JSON object for each epoch to this file")
+    parser.add_argument("--log", type=Path, help="append a JSON object for each epoch to this file")
     options = parser.parse_args()
 
     data = load_data(options.data)
@@ -63,8 +65,8 @@ def main() -> None:
                 file.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
     num_classes = len(data.class_names)
-    head = nn.Sequential(nn.BatchNorm1d(features.shape[-1]), nn.LazyLinear(num_classes))
-    head(features[0, :2])  # gives the lazy layer its size
+    num_features = features.shape[-1]
+    head = nn.Sequential(nn.BatchNorm1d(num_features), nn.Linear(num_features, num_classes))
     recipe = dataclasses.replace(TUNED.for_stage("transfer"), epochs=options.epochs, lr=0.02)
     fit(head, features, train.labels, val_features, validation.labels, recipe, on_epoch=on_epoch)
 

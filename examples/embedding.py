@@ -1,5 +1,6 @@
 """The features of a base model as an embedding: other classifiers on classes it has never seen.
 
+    pip install .
     python train.py --stage base --data shapes
     python examples/embedding.py runs/shapes/base/model.pt --data shapes
 
@@ -17,7 +18,9 @@ from cifar_tl import extract_features, load_data, load_model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="a model.pt of the base stage")
     parser.add_argument("--data", default="data", help="as train.py takes it (default: data)")
     options = parser.parse_args()
@@ -25,8 +28,8 @@ def main() -> None:
     data = load_data(options.data)
     train, validation = data.train_and_validation(data.new_classes)
     model = load_model(options.model)
-    features = extract_features(model.forward_features, train.images)
-    queries = extract_features(model.forward_features, validation.images)
+    features = extract_features(model.forward_features, train.images, progress="training")
+    queries = extract_features(model.forward_features, validation.images, progress="validation")
 
     # Standardise by what the training images show, so that no feature counts more than another.
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
@@ -48,7 +51,9 @@ def nearest_class_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Ten
 def nearest_neighbours(features: Tensor, labels: Tensor, queries: Tensor, k: int = 15) -> Tensor:
     """The most frequent class among the k nearest images, by the angle between features."""
     features, queries = functional.normalize(features), functional.normalize(queries)
-    batches = [(batch @ features.t()).topk(k).indices for batch in queries.split(500)]
+    batches = [
+        (batch @ features.t()).topk(min(k, len(labels))).indices for batch in queries.split(500)
+    ]
     return labels[torch.cat(batches)].mode(1).values
 
 

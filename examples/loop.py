@@ -1,10 +1,11 @@
 """A training loop of one's own around ``class_subset``, with torch's DataLoader and transforms.
 
+    pip install .
     python train.py --stage base          # once: downloads CIFAR-10 into data/
     python examples/loop.py --root data --epochs 1
 
 For whoever wants torchvision's transforms and workers, or has a loop already: only the network and
-the choice of classes are ours. It is several times slower than ``fit``, which keeps all images as
+the choice of classes are ours. It takes about twice as long as ``fit``, which keeps all images as
 one tensor.
 """
 
@@ -20,7 +21,9 @@ from cifar_tl import CifarNet, class_subset
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default="data", help="the folder with CIFAR-10 (default: data)")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0)

@@ -1,6 +1,7 @@
 """Pictures: what they show is checked where it is a matter of figures, the rest was looked at."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from PIL import Image
 
 import train
 from cifar_tl import plots, run
+from cifar_tl.checkpoint import load_model_and_classes
+from cifar_tl.data import load_data
 from cifar_tl.model import CifarNet
 from cifar_tl.run import HistoryRow
+from cifar_tl.training import extract_features
 
 FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
 
@@ -104,7 +108,7 @@ def test_damaged_history_costs_pictures_and_nothing_else(
     shutil.copytree(drawn / "base", tmp_path / "small.npz" / "base")
     (tmp_path / "small.npz" / "base" / "history.csv").unlink()
     (tmp_path / "small.npz" / "base" / "curves.png").unlink()
-    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST]
+    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST[:4]]
     assert train.main([*arguments, "--stage", "base"]) == 0
     assert "warning: no pictures in" in capsys.readouterr().err
 
@@ -177,7 +181,7 @@ def test_comparison_counts_what_came_before() -> None:
     figure = plots.comparison(HISTORIES, 30.0, "title", documented=True)
     lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
     assert lines["scratch: 90.0% in 20 s"] == [(10, 0.65), (20, 0.9)]
-    assert lines["transfer: 70.0% in 6 s"] == [(4, 0.6), (6, 0.7)]
+    assert lines["transfer: 70.0% in 6.0 s"] == [(4, 0.6), (6, 0.7)]
     assert lines["transfer+finetune: 80.0% in 11 s"] == [(6, 0.7), (11, 0.8)]
     assert lines["transfer, and its base before: 36 s"] == [(34, 0.6), (36, 0.7)]
     assert lines["transfer+finetune, and its base before: 41 s"] == [(36, 0.7), (41, 0.8)]
@@ -213,3 +217,90 @@ def test_long_histories_have_no_markers() -> None:
     rows = [dataclasses.replace(HISTORIES["scratch"][0], epoch=n) for n in range(1, 41)]
     for line in plots.curves(rows, "title").axes[0].lines:
         assert line.get_marker() == ""
+
+
+def test_pictures_show_the_validation_images_and_known_outputs(
+    drawn: Path, small_npz: Path, tmp_path: Path
+) -> None:
+    model, classes = load_model_and_classes(drawn / "transfer" / "model.pt")
+    _, validation = load_data(small_npz).train_and_validation(range(5, 10))
+    logits = extract_features(model, validation.images)[:, 5:]
+    names = list(classes.values())
+    figure = plots.samples(
+        validation.images, validation.labels - 5, logits, names, "transfer on small.npz"
+    )
+    plots.save(figure, tmp_path / "expected.png")
+    expected = (tmp_path / "expected.png").read_bytes()
+    assert (drawn / "transfer" / "samples.png").read_bytes() == expected
+
+
+def test_samples_need_no_more_room_than_they_fill() -> None:
+    few, many = (
+        plots.samples(
+            torch.zeros(count, 3, 32, 32, dtype=torch.uint8),
+            torch.zeros(count, dtype=torch.int64),
+            torch.zeros(count, 2),
+            ["ash", "oak"],
+            "title",
+        )
+        for count in (3, 100)
+    )
+    assert few.get_figheight() < many.get_figheight() / 2
+    assert len(many.axes[0].images) == 40
+
+
+def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
+    names = [f"class {number} with a very long name indeed" for number in range(300)]
+    figure = plots.confusion(torch.eye(300).tolist(), range(300), names, "title")
+    assert max(figure.get_size_inches()) < 15
+    assert len(figure.axes[0].get_xticks()) <= 60
+    assert "class 0 with a very\u2026" in texts(figure)
+    plots.save(figure, tmp_path / "confusion.png")
+
+
+def test_names_may_hold_dollar_signs_and_any_script(
+    own_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for new, old in (("$_$", "ash"), ("\u6728", "Birch"), ("oak $x$", "cedar tree")):
+        shutil.copytree(own_classes / "train" / old, tmp_path / "$_$" / "train" / new)
+    arguments = ["--stage", "scratch", "--epochs", "1", "--output-dir", str(tmp_path / "runs")]
+    assert train.main([*arguments, "--data", str(tmp_path / "$_$")]) == 0
+    assert (tmp_path / "runs" / "$_$" / "scratch" / "samples.png").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_new_comparison_or_result_is_drawn_anew(
+    drawn: Path, small_npz: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "small.npz"
+    shutil.copytree(drawn, folder)
+    (folder / "base" / "result.json").unlink()
+    before = (folder / "comparison.png").read_bytes()
+    (folder / "base" / "curves.png").write_bytes(b"of the run before")
+    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST]
+    assert train.main(arguments) == 0  # with another total time of base
+    assert (folder / "comparison.png").read_bytes() != before
+    assert (folder / "base" / "curves.png").read_bytes() == (drawn / "base/curves.png").read_bytes()
+
+
+def test_broken_matplotlib_costs_pictures_and_nothing_else(small_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('numpy is too new\\nfor this')")
+    command = [sys.executable, str(ROOT / "train.py"), "--stage", "base", "--epochs", "1"]
+    process = subprocess.run(
+        [*command, "--data", str(small_npz)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stderr.endswith("small.npz/base: numpy is too new\n")
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_reading_is_counted_once() -> None:
+    figure = plots.comparison(HISTORIES, 30.0, "title", seconds_reading=1.5)
+    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
+    assert lines["transfer+finetune: 80.0% in 9.5 s"] == [(6, 0.7), (9.5, 0.8)]
+    assert lines["transfer, and its base before: 34 s"] == [(32.5, 0.6), (34.5, 0.7)]
+    assert lines["transfer+finetune, and its base before: 38 s"] == [(34.5, 0.7), (38, 0.8)]

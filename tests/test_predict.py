@@ -89,7 +89,7 @@ def test_a_missing_model_and_empty_folders_are_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([str(tmp_path), "--model", "none.pt"], "cannot read checkpoint none.pt"),
+        ([str(tmp_path), "--model", "none.pt"], "there is no model none.pt"),
         ([str(tmp_path / "empty"), "--model", str(model)], "there are no images"),
     ):
         assert main(arguments) == 1

@@ -24,6 +24,7 @@ def make_result(stage: str, val_accuracy: float, seconds: float) -> dict[str, An
         "num_classes": 5 if is_base else 10,
         "classes": [0, 1] if is_base else [5, 6],
         "class_names": ["disc", "square"] if is_base else ["flower", "crescent"],
+        "train_fraction": 1.0,
         "images_train": 4800,
         "images_validation": 1200,
         "images_test": 1000,
@@ -35,6 +36,7 @@ def make_result(stage: str, val_accuracy: float, seconds: float) -> dict[str, An
         "seconds_train": seconds * 0.8,
         "seconds_validation": seconds * 0.1,
         "seconds_features": 0.0,
+        "seconds_reading": 2.0,
         "seconds_total": seconds,
         "parameters_total": 119_581 if is_base else 120_226,
         "parameters_trainable": 103_818 if stage == "transfer" else 120_226,
@@ -59,7 +61,7 @@ def test_classes_and_confusions_are_named() -> None:
         "class  images  accuracy",
         "cat        10    60.00%",
         "dog         4   100.00%",
-        "owl         0     0.00%",
+        "owl         0         -",
         "30.0% of cat are taken for dog",
         "10.0% of cat are taken for owl",
     ]
@@ -76,9 +78,9 @@ def test_comparison_counts_every_cost(results: dict[str, dict[str, Any]]) -> Non
     # 100 + 1 * 20 > 1 * 110, but 100 + 2 * 20 < 2 * 110
     assert transfer["pays_from"] == 2
     both = comparison["ways"]["transfer+finetune"]
-    assert both["seconds"] == 50.0
+    assert both["seconds"] == 48.0  # reading, 2 s, is in each of both
     assert both["val_accuracy_above_scratch"] == pytest.approx(0.01)
-    # 100 + 1 * 50 > 110, and 100 + 2 * 50 < 220
+    # 100 + 1 * 48 > 110, and 100 + 2 * 48 < 220
     assert both["pays_from"] == 2
     assert comparison["seconds_base"] == 100.0
     assert comparison["stages"]["transfer"]["parameters_frozen"] == 16_408

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -259,6 +260,13 @@ def test_results_on_cifar10_are_never_joined_by_shapes(capsys: pytest.CaptureFix
         (["--train-fraction", "0"], "--train-fraction: must be a number above 0 and at most 1"),
         (["--train-fraction", "1.5"], "--train-fraction: must be a number above 0 and at most 1"),
         (["--train-fraction", ".5", "--stage", "base"], "base trains on all its images"),
+        (["--data", "pictures"], "--data pictures: holds neither CIFAR-10 nor a folder train"),
+        (["--data", "pictures/a"], "--data pictures/a: holds neither CIFAR-10 nor a folder"),
+        (["--stage", "base", "--finetune-lr", "1"], "--finetune-lr is for finetune: leave it out"),
+        (
+            ["--stage", "transfer", "--transfer-batch-size", "5", "--batch-size", "5"],
+            "--transfer-batch-size and --batch-size mean the same here: leave out one",
+        ),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["stray"], "unrecognized arguments: stray"),
     ],
@@ -267,6 +275,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("file.txt").write_text("")
+    Path("pictures/a").mkdir(parents=True)
+    Path("pictures/a/b.jpg").touch()
     assert main(arguments) == 2
     output, errors = capsys.readouterr()
     assert output == ""
@@ -375,6 +385,36 @@ def test_names_written_twice_agree() -> None:
     assert set(train.RECIPES) == set(cifar_tl.RECIPES)
     precisions = get_args(get_type_hints(cifar_tl.Recipe)["precision"])
     assert precisions == train.PRECISIONS
+
+
+def test_suggested_commands_are_understood_and_mean_what_they_should(own_classes: Path) -> None:
+    Path("base.pt").touch()
+    own = ["--data", str(own_classes), "--base", "base.pt"]
+    settings = ["--lr", "0.1", "--transfer-lr", "5", "--finetune-lr", "6", "--finetune-epochs", "7"]
+
+    def suggested(arguments: list[str], **changes: Any) -> argparse.Namespace:
+        words = shlex.split(train.command(train.parse_arguments(arguments), **changes))
+        return train.parse_arguments(words[2:])
+
+    for arguments in (settings, [*own, *settings]):
+        lower = suggested(arguments, stage="transfer", lr="0.5", restart=True)
+        assert train.choose_recipe(lower).for_stage("transfer").lr == 0.5
+        lower = suggested(arguments, stage="finetune", lr="0.5", restart=True)
+        recipe = train.choose_recipe(lower).for_stage("finetune")
+        assert (recipe.lr, recipe.epochs) == (0.5, 7)
+        again = suggested(arguments, stage="scratch", restart=True)
+        assert (again.lr, again.base, again.finetune_lr) == (0.1, None, None)
+        assert suggested(arguments, restart=True).finetune_epochs == 7
+    lower = suggested(["--stage", "transfer", "--transfer-lr", "5"], stage="transfer", lr="0.5")
+    assert train.choose_recipe(lower).for_stage("transfer").lr == 0.5
+
+
+def test_classes_in_the_default_folder_are_own_classes_too(
+    own_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(own_classes, "data")
+    assert main([]) == 2
+    assert "name the base model whose features to use" in capsys.readouterr().err
 
 
 def test_command_repeats_what_was_given() -> None:
