@@ -256,8 +256,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             )
         if path.is_file() and path.suffix != ".npz":
             raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")
-        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        names = [name for name in names if not name.startswith(".")]
+        names = [entry.name for entry in path.glob("[!.]*")]
         if names and "train" not in names and not any(n.startswith("cifar-10") for n in names):
             raise UsageError(
                 f"--data {path}: holds neither CIFAR-10 nor a folder train; classes of your own "

@@ -126,10 +126,28 @@ def results_text(
     return "\n".join(lines) + "\n"
 
 
-def class_lines(
+def class_accuracies(
+    confusion: Sequence[Sequence[int]], classes: Sequence[int]
+) -> list[float | None]:
+    """Computes the accuracy of each class.
+
+    Args:
+        confusion: A row of counts for each class, a column for each output of the model.
+        classes: The labels of the rows.
+
+    Returns:
+        A fraction for each row, None for a class without images.
+    """
+    return [
+        row[label] / sum(row) if sum(row) else None
+        for row, label in zip(confusion, classes, strict=True)
+    ]
+
+
+def most_confused(
     confusion: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str], most: int = 3
-) -> list[str]:
-    """Says how well each class is known, and which are taken for which most often.
+) -> list[tuple[str, str, float]]:
+    """Finds which classes are taken for which most often.
 
     Args:
         confusion: A row of counts for each class, a column for each output of the model.
@@ -138,28 +156,40 @@ def class_lines(
         most: How many confusions to name.
 
     Returns:
+        The true class, the predicted one, and the fraction of the true one's images.
+    """
+    named = dict(zip(classes, names, strict=True))
+    shares = [
+        (count / sum(row), name, named.get(column, f"output {column}"))
+        for row, label, name in zip(confusion, classes, names, strict=True)
+        for column, count in enumerate(row)
+        if column != label and count
+    ]
+    return [(name, other, share) for share, name, other in sorted(shares, reverse=True)[:most]]
+
+
+def class_lines(
+    confusion: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str]
+) -> list[str]:
+    """Says how well each class is known, and which are taken for which most often.
+
+    Args:
+        confusion: A row of counts for each class, a column for each output of the model.
+        classes: The labels of the rows.
+        names: Their names.
+
+    Returns:
         Lines of text.
     """
-    sizes = [max(1, sum(row)) for row in confusion]
-    named = dict(zip(classes, names, strict=True))
     table = [("class", "images", "accuracy")]
-    table += [
-        (name, f"{sum(row):,}", f"{row[label] / size:.2%}" if sum(row) else "-")
-        for row, size, label, name in zip(confusion, sizes, classes, names, strict=True)
+    for name, row, accuracy in zip(
+        names, confusion, class_accuracies(confusion, classes), strict=True
+    ):
+        table.append((name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}"))
+    return _align(table, "<>>") + [
+        f"{share:.1%} of {name} are taken for {other}"
+        for name, other, share in most_confused(confusion, classes, names)
     ]
-    confusions = sorted(
-        (
-            (count / size, name, named.get(column, f"output {column}"))
-            for row, size, label, name in zip(confusion, sizes, classes, names, strict=True)
-            for column, count in enumerate(row)
-            if column != label and count
-        ),
-        reverse=True,
-    )
-    lines = _align(table, "<>>")
-    for share, name, other in confusions[:most]:
-        lines.append(f"{share:.1%} of {name} are taken for {other}")
-    return lines
 
 
 def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -287,11 +287,11 @@ def _run_unfinished(
     )
     test = select_classes(data.test, classes)
     with autocast(recipe, torch.device(device)):
-        confusion = confusion_matrix(optimized, val_inputs, validation.labels)[classes]
+        confusion = confusion_matrix(optimized, val_inputs, validation.labels)[classes].tolist()
         tested = evaluate(model, test.images, test.labels) if len(test.labels) else None
     parameters_total = count_parameters(model)
     parameters_trainable = count_parameters(model, trainable_only=True)
-    result = {
+    result: dict[str, Any] = {
         **settings,
         "data_description": data.description,
         "num_classes": model.num_classes,
@@ -300,7 +300,11 @@ def _run_unfinished(
         "images_test": len(test.labels),
         "val_accuracy": rows[-1].val_accuracy,
         "val_loss": rows[-1].val_loss,
-        "val_confusion": confusion.tolist(),  # rows: the classes; columns: all outputs
+        "val_confusion": confusion,  # rows: the classes; columns: all outputs
+        "val_class_accuracies": report.class_accuracies(confusion, classes),
+        "val_most_confused": [
+            list(pair) for pair in report.most_confused(confusion, classes, settings["class_names"])
+        ],
         "test_accuracy": tested.accuracy if tested else None,  # None: there are no test images
         "test_loss": tested.loss if tested else None,
         "seconds_train": sum(row.seconds_train for row in rows),

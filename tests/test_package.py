@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 import cifar_tl
 import train
-from cifar_tl import predict
 from cifar_tl.data import download_cifar10
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,7 +81,7 @@ def test_readme_commands_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_pat
         train.parse_arguments(command.split()[2:])
 
 
-def test_readme_commands_for_own_classes_run(
+def test_readme_commands_for_own_classes_and_trained_models_run(
     own_classes: Path,
     archive: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -92,16 +93,21 @@ def test_readme_commands_for_own_classes_run(
     (Path("data") / CIFAR10.filename).write_bytes(archive)
     shutil.copytree(own_classes, "flowers")
     shutil.copy(own_classes / "train" / "ash" / "01.jpg", "photo.jpg")
-    section = README[README.index("### Your own classes") : README.index("### A trained model")]
+    shutil.copytree("flowers/train/Birch", "holiday")
+    section = README[README.index("### Your own classes") : README.index("## What a run leaves")]
     commands = [shlex.split(line) for line in re.findall("^python .*", section, flags=re.MULTILINE)]
-    assert len(commands) == 3
-    for _, program, *arguments in commands[:2]:
-        assert program == "train.py"
-        assert train.main(arguments) == 0
-    _, _, program, *arguments = commands[2]
-    assert program == "cifar_tl.predict"
-    assert predict.main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("photo.jpg: ")
+    assert len(commands) == 6
+    for _, *words in commands:
+        if words[0] == "train.py":
+            assert train.main(words[1:]) == 0
+            continue
+        if not Path("runs/cifar10/transfer").exists():
+            assert train.main(["--stage", "transfer"]) == 0
+        module = runpy.run_module(words[1])
+        assert module["main"](words[2:]) == 0
+        if words[1] == "cifar_tl.predict":
+            assert "photo.jpg: " in capsys.readouterr().out
+    assert Path("transfer.pt2").exists()
 
 
 def test_readme_links_lead_somewhere() -> None:
@@ -109,6 +115,10 @@ def test_readme_links_lead_somewhere() -> None:
     assert len(links) > 5
     for link in links:
         assert (ROOT / link).exists(), link
+        if link.endswith(".png"):
+            with Image.open(ROOT / link) as picture:
+                assert min(picture.size) > 300
+    assert "FEW" not in README  # a figure that is to be filled in
 
 
 def test_readme_has_what_was_promised() -> None:

@@ -130,6 +130,13 @@ def test_result_and_history_hold_the_promised_figures(
     assert result["environment"]["threads"] == torch.get_num_threads()
     correct = [row[label] for row, label in zip(result["val_confusion"], classes, strict=True)]
     assert sum(map(sum, result["val_confusion"])) == result["images_validation"]
+    sizes = map(sum, result["val_confusion"])
+    accuracies = [count / size for count, size in zip(correct, sizes, strict=True)]
+    assert result["val_class_accuracies"] == accuracies
+    name, _, share = result["val_most_confused"][0]
+    number = result["class_names"].index(name)
+    row = result["val_confusion"][number]
+    assert share == max(row[: classes[number]] + row[classes[number] + 1 :]) / sum(row)
     assert sum(correct) / result["images_validation"] == pytest.approx(result["val_accuracy"])
     text = (finished / stage / "results.txt").read_text()
     assert f"Stage {stage} on small.npz" in text
