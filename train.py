@@ -334,13 +334,18 @@ def make_parser() -> argparse.ArgumentParser:
         "with classes of your own, images in train/CLASS/ and maybe val/CLASS/ and test/CLASS/; "
         f"a .npz file in the Keras layout; or {SHAPES}: built-in images",
     )
-    add("--base", metavar="FILE", type=Path, help="another base model for transfer")
+    add(
+        "--base",
+        metavar="FILE",
+        type=Path,
+        help="another base model for transfer; classes of your own need one",
+    )
     add(
         "--epochs",
         metavar="N",
         type=at_least_one,
-        help="epochs of base, transfer and scratch, or of the one --stage that is named (default, "
-        "as of all that follow: the recipe's)",
+        help="epochs of base, transfer and scratch, or of the one --stage that is named (default "
+        "here and below: the recipe's)",
     )
     add(
         "--lr",
