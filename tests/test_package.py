@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,9 @@ def test_readme_commands_for_own_classes_and_trained_models_run(
             continue
         if not Path("runs/cifar10/transfer").exists():
             assert train.main(["--stage", "transfer"]) == 0
-        module = runpy.run_module(words[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it may have been imported before
+            module = runpy.run_module(words[1])
         assert module["main"](words[2:]) == 0
         if words[1] == "cifar_tl.predict":
             assert "photo.jpg: " in capsys.readouterr().out
