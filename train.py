@@ -186,7 +186,7 @@ def draw(folder: Path, data: "Data | None" = None) -> None:
         else:
             plots.draw_stage(folder, data)
     except (run.HistoryError, ImportError) as error:  # cost pictures, nothing else
-        reason, *_ = str(error).splitlines()
+        reason, *_ = (str(error) or type(error).__name__).splitlines()
         warn(f"train.py: warning: no pictures in {folder}: {reason}")
 
 

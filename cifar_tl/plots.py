@@ -108,7 +108,7 @@ def draw_comparison(folder: Path) -> None:
             rows,
             content["seconds_base"],
             title,
-            seconds_reading=result["seconds_reading"],
+            seconds_reading=result.get("seconds_reading", 0.0),  # runs of before lack it
             documented=is_documented,
         )
         save(figure, folder / COMPARISON_PICTURE)

@@ -237,7 +237,7 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         last = results[stages[-1]]
         seconds = sum(results[stage]["seconds_total"] for stage in stages)
         # The data is read once, whatever follows.
-        seconds -= sum(results[stage]["seconds_reading"] for stage in stages[1:])
+        seconds -= sum(results[stage].get("seconds_reading", 0.0) for stage in stages[1:])
         saved = scratch["seconds_total"] - seconds
         pays_from = None
         if seconds_base is not None and saved > 0:

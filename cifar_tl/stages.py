@@ -187,13 +187,13 @@ def load_parent(
         wanted["train_fraction"] = train_fraction
     names = settings.get("class_names")
     is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
-    if is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES and data.base_classes is None:
+    both_cifar10 = is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES
+    if stage == "transfer" and both_cifar10 and data.base_classes is None:
         raise run.RunError(
             f"{path} was trained on CIFAR-10, whose classes {data.name} has, too, and maybe its "
             "images: leave out the folders of the first five classes"
         )
-    if stage == "finetune" or (is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES):
-        # Of another base model on CIFAR-10, the images may be among these.
+    if stage == "finetune" or both_cifar10:  # of another base, the images may be among these
         wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
         words = {"fingerprint": "data with the fingerprint"}

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cifar_tl.checkpoint import (
     save_checkpoint,
 )
 from cifar_tl.data import (
+    CIFAR10_CLASS_NAMES,
     TRANSFER_CLASSES,
     Data,
     DataError,
@@ -670,3 +672,18 @@ def test_finetuning_goes_on_with_the_same_images_only(
     others = dataclasses.replace(own, fingerprint="f" * 64)
     with pytest.raises(run.RunError, match="was made for data with the fingerprint"):
         run_stage("finetune", others, SMALL, output_dir=tmp_path)
+
+
+def test_a_folder_of_cifar10_is_not_transferred_to_from_cifar10(
+    finished: Path, own_classes: Path, tmp_path: Path
+) -> None:
+    """Its validation images may be training images of the base."""
+    own = load_data(own_classes)
+    for name in CIFAR10_CLASS_NAMES:
+        shutil.copytree(own_classes / "train" / "ash", tmp_path / "mine" / "train" / name)
+    mine = load_data(tmp_path / "mine")
+    assert mine.class_names == CIFAR10_CLASS_NAMES
+    base = finished / "base" / "model.pt"
+    with pytest.raises(run.RunError, match="leave out the folders of the first five classes"):
+        run_stage("transfer", mine, SMALL, output_dir=tmp_path, base=base)
+    assert run_stage("transfer", own, SMALL, output_dir=tmp_path, base=base)
