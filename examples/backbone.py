@@ -4,8 +4,8 @@
     python examples/backbone.py --data shapes --backbone mobilenet_v3_small
 
 The backbone sees every image and its mirror image once; ten epochs then train a head on what it
-said. By default its weights are random, since nothing is downloaded unasked; ``--weights DEFAULT``
-takes those that torchvision has for it, trained on ImageNet.
+said. By default its weights are random, since nothing is downloaded unasked, and it gets little above
+chance; ``--weights DEFAULT`` takes those that torchvision has for it, trained on ImageNet.
 """
 
 import argparse
@@ -52,6 +52,10 @@ def main() -> None:
     features = extract_features(forward, views.flatten(0, 1), progress="training images")
     features = features.unflatten(0, views.shape[:2])
     val_features = extract_features(forward, validation.images, progress="validation images")
+    # Random weights make features of any size: bring each to mean 0 and standard deviation 1.
+    std, mean = torch.std_mean(features, dim=(0, 1))
+    std = std.clamp_min(1e-4 * float(std.max()))
+    features, val_features = (features - mean) / std, (val_features - mean) / std
 
     def on_epoch(record: EpochRecord) -> None:
         """Called after each epoch: print, write to a file, or feed TensorBoard.
@@ -65,8 +69,7 @@ def main() -> None:
                 file.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
     num_classes = len(data.class_names)
-    num_features = features.shape[-1]
-    head = nn.Sequential(nn.BatchNorm1d(num_features), nn.Linear(num_features, num_classes))
+    head = nn.Linear(features.shape[-1], num_classes)
     recipe = dataclasses.replace(TUNED.for_stage("transfer"), epochs=options.epochs, lr=0.02)
     fit(head, features, train.labels, val_features, validation.labels, recipe, on_epoch=on_epoch)
 
