@@ -4,8 +4,8 @@
     python examples/backbone.py --data shapes --backbone mobilenet_v3_small
 
 The backbone sees every image and its mirror image once; ten epochs then train a head on what it
-said. By default its weights are random, since nothing is downloaded unasked, and it gets little above
-chance; ``--weights DEFAULT`` takes those that torchvision has for it, trained on ImageNet.
+said. By default its weights are random, since nothing is downloaded unasked, and it gets little
+above chance; ``--weights DEFAULT`` takes those that torchvision trained on ImageNet.
 """
 
 import argparse

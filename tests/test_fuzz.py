@@ -58,7 +58,15 @@ WORDS = st.one_of(
     st.sampled_from(
         [
             *("--stage", "--recipe", "--data", "--base", "--epochs", "--lr", "--batch-size"),
-            *("--weight-decay", "--precision", "--train-fraction", "--seed", "--device"),
+            *(
+                "--transfer-lr",
+                "--finetune-epochs",
+                "--weight-decay",
+                "--precision",
+                "--train-fraction",
+                "--seed",
+                "--device",
+            ),
             *("--threads", "--output-dir", "--restart", "--quiet", "--version", "--"),
             *("base", "all", "tuned", "shapes", "0", "1", "-1", "1e400", "nan", "none.npz", "cpu"),
         ]
