@@ -77,7 +77,7 @@ class Data:
     read_test: Callable[[], LabeledImages]  # what `test` calls once
     fingerprint: str  # SHA-256 of what identifies all images and labels
     validation: LabeledImages | None = None  # None: among `train`
-    base_classes: range | None = BASE_CLASSES
+    base_classes: range | None = BASE_CLASSES  # None: a base model comes from other data
     new_classes: range = TRANSFER_CLASSES
 
     @cached_property
@@ -152,6 +152,11 @@ def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledIm
     return LabeledImages(examples.images.index_select(0, chosen), examples.labels[chosen])
 
 
+def num_training(num_images: int) -> int:
+    """Computes how many of some images train: the first 80 %, as documented."""
+    return num_images * 4 // 5
+
+
 def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledImages]:
     """Splits images in file order: the first 80 % train, the last 20 % validate, as documented.
 
@@ -161,7 +166,7 @@ def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledIma
     Returns:
         The training part and the validation part.
     """
-    boundary = len(examples.labels) * 4 // 5
+    boundary = num_training(len(examples.labels))
     return (
         LabeledImages(examples.images[:boundary], examples.labels[:boundary]),
         # A copy, so that it does not keep the training images in memory.

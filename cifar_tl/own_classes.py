@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 from torchvision.datasets import ImageFolder
 
-from cifar_tl.data import OFFICIAL, SHAPES, Data, DataError, LabeledImages, fingerprint_of
+from cifar_tl.data import (
+    OFFICIAL,
+    SHAPES,
+    Data,
+    DataError,
+    LabeledImages,
+    fingerprint_of,
+    num_training,
+)
 from cifar_tl.images import ImageError, is_image_file, read_images
 
 PARTS = ("train", "val", "test")
@@ -58,9 +66,9 @@ def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
         )
         paths[part] = _by_class(samples, found.classes)
     if "val" not in paths:
-        train = paths["train"]
-        paths["val"] = [of_class[len(of_class) * 4 // 5 :] for of_class in train]
-        paths["train"] = [of_class[: len(of_class) * 4 // 5] for of_class in train]
+        of_both = paths["train"]
+        paths["val"] = [of_class[num_training(len(of_class)) :] for of_class in of_both]
+        paths["train"] = [of_class[: num_training(len(of_class))] for of_class in of_both]
     for part, use in (("train", "training"), ("val", "validation")):
         for class_name, of_class in zip(found.classes, paths[part], strict=True):
             if not of_class:

@@ -155,9 +155,7 @@ def curves(records: Sequence[EpochRecord], title: str) -> Figure:
         axes[0].plot(epochs, losses, label=name, **style)
         axes[1].plot(epochs, accuracies, label=name, **style)
     axes[0].set_ylabel("loss (cross-entropy)")
-    axes[1].set_ylabel("accuracy")
-    axes[1].yaxis.set_major_formatter(ticker.PercentFormatter(1))
-    axes[1].set_ylim(top=min(1.01, axes[1].get_ylim()[1]))
+    _label_accuracy(axes[1], "accuracy")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     for ax in axes:
         ax.set_xlabel("epoch")
@@ -240,11 +238,11 @@ def samples(
     counted = f"{int(mistaken.sum()):,} of {len(labels):,} validation images are mistaken"
     figure.suptitle(f"{title}: {counted}\n(predicted class, its probability, true class)")
     ax = figure.add_axes((0.01, 0, 0.98, 1 - 0.6 / figure.get_figheight()))
-    _tiles(ax, images[chosen], columns, gap=0.08, gap_above=0.4)
-    for place, number in enumerate(chosen):
+    corners = _tiles(ax, images[chosen], columns, gap=0.08, gap_above=0.4)
+    for (left, top), number in zip(corners, chosen, strict=True):
         name, truth = (_short(names[int(which[number])]) for which in (predicted, labels))
         ax.text(
-            *(place % columns * 1.08 + 0.5, place // columns * 1.4 - 0.04),
+            *(left + 0.5, top - 0.04),
             f"{name} {confidences[number]:.0%}\ntrue: {truth}",
             ha="center",
             va="bottom",
@@ -341,9 +339,7 @@ def comparison(
         )
         ax.annotate(mark, place, xytext=(-8, 0), **SMALL, color=BLUE, ha="right", va="center")
     ax.set_xlabel("seconds to the end of each epoch, from the start, reading and features included")
-    ax.set_ylabel("validation accuracy, new classes")
-    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
-    ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
+    _label_accuracy(ax, "validation accuracy, new classes")
     ax.set_title(f"What transfer saves and costs: {title}")
     _plain(ax)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -371,9 +367,7 @@ def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: s
     ax.set_xticks(images, [f"{number:,}" for number in images])
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_xlabel("labelled training images of the new classes (logarithmic)")
-    ax.set_ylabel("validation accuracy")
-    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
-    ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
+    _label_accuracy(ax, "validation accuracy")
     ax.set_title(title)
     ax.legend(frameon=False, loc="lower right")
     _plain(ax)
@@ -391,16 +385,20 @@ def _point(row: HistoryRow, seconds_before: float = 0.0) -> tuple[float, float]:
 
 def _tiles(
     ax: Axes, images: Tensor, columns: int, *, gap: float, gap_above: float | None = None
-) -> None:
-    """Shows images ``(N, 3, height, width)`` in rows, each one unit wide and high."""
+) -> list[tuple[float, float]]:
+    """Shows images ``(N, 3, height, width)`` in rows, each one unit wide; returns their corners."""
     above = gap if gap_above is None else gap_above
-    for place, image in enumerate(images):
-        left, top = place % columns * (1 + gap), place // columns * (1 + above)
+    corners = [
+        (place % columns * (1 + gap), place // columns * (1 + above))
+        for place in range(len(images))
+    ]
+    for (left, top), image in zip(corners, images, strict=True):
         ax.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + 1, top))
     rows = math.ceil(len(images) / columns)
     ax.set_xlim(0, columns * (1 + gap) - gap)
     ax.set_ylim(rows * (1 + above) - above, gap - above)
     ax.set_axis_off()
+    return corners
 
 
 def _seconds(seconds: float) -> str:
@@ -409,6 +407,13 @@ def _seconds(seconds: float) -> str:
 
 def _short(name: str, most: int = 14) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}\u2026"
+
+
+def _label_accuracy(ax: Axes, label: str) -> None:
+    """Labels the vertical axis, after the data is there: it ends at 100 %."""
+    ax.set_ylabel(label)
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+    ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
 
 
 def _plain(ax: Axes) -> None:

@@ -44,9 +44,18 @@ def drawn(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output_dir = tmp_path_factory.mktemp("drawn")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", MATPLOTLIB)
-        arguments = ["--data", str(small_npz), "--output-dir", str(output_dir), "--quiet", *FAST]
-        assert train.main(arguments) == 0
+        run_all(small_npz, output_dir)
     return output_dir / "small.npz"
+
+
+@pytest.fixture
+def copied(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to be changed; the command would go on in ``tmp_path``."""
+    return Path(shutil.copytree(drawn, tmp_path / "small.npz"))
+
+
+def run_all(small_npz: Path, output_dir: Path) -> None:
+    assert train.main(["--data", str(small_npz), "--output-dir", str(output_dir), *FAST]) == 0
 
 
 def texts(figure: Figure) -> str:
@@ -80,18 +89,15 @@ def test_command_leaves_readable_pictures(drawn: Path) -> None:
 
 
 def test_missing_pictures_are_drawn_by_the_same_command_and_the_others_left(
-    drawn: Path, small_npz: Path, tmp_path: Path
+    copied: Path, small_npz: Path
 ) -> None:
-    folder = tmp_path / "small.npz"
-    shutil.copytree(drawn, folder)
-    (folder / "base" / "samples.png").unlink()
-    (folder / "comparison.png").unlink()
-    kept = folder / "scratch" / "curves.png"
+    (copied / "base" / "samples.png").unlink()
+    (copied / "comparison.png").unlink()
+    kept = copied / "scratch" / "curves.png"
     before = kept.stat().st_mtime_ns
-    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST]
-    assert train.main(arguments) == 0
-    assert (folder / "base" / "samples.png").exists()
-    assert (folder / "comparison.png").exists()
+    run_all(small_npz, copied.parent)
+    assert (copied / "base" / "samples.png").exists()
+    assert (copied / "comparison.png").exists()
     assert kept.stat().st_mtime_ns == before
 
 
@@ -270,17 +276,14 @@ def test_names_may_hold_dollar_signs_and_any_script(
 
 
 def test_a_new_comparison_or_result_is_drawn_anew(
-    drawn: Path, small_npz: Path, tmp_path: Path
+    drawn: Path, copied: Path, small_npz: Path
 ) -> None:
-    folder = tmp_path / "small.npz"
-    shutil.copytree(drawn, folder)
-    (folder / "base" / "result.json").unlink()
-    before = (folder / "comparison.png").read_bytes()
-    (folder / "base" / "curves.png").write_bytes(b"of the run before")
-    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST]
-    assert train.main(arguments) == 0  # with another total time of base
-    assert (folder / "comparison.png").read_bytes() != before
-    assert (folder / "base" / "curves.png").read_bytes() == (drawn / "base/curves.png").read_bytes()
+    (copied / "base" / "result.json").unlink()
+    before = (copied / "comparison.png").read_bytes()
+    (copied / "base" / "curves.png").write_bytes(b"of the run before")
+    run_all(small_npz, copied.parent)  # with another total time of base
+    assert (copied / "comparison.png").read_bytes() != before
+    assert (copied / "base" / "curves.png").read_bytes() == (drawn / "base/curves.png").read_bytes()
 
 
 def test_broken_matplotlib_costs_pictures_and_nothing_else(small_npz: Path, tmp_path: Path) -> None:
