@@ -5,8 +5,8 @@ dependencies = ["torch", "numpy", "tqdm"]
 # Whatever has no underscore here is offered by torch.hub.list.
 from pathlib import Path as _Path
 
-from cifar_tl.checkpoint import CheckpointError as _CheckpointError
 from cifar_tl.checkpoint import load_model_and_settings as _load_model_and_settings
+from cifar_tl.errors import CheckpointError as _CheckpointError
 from cifar_tl.model import CifarNet as _CifarNet
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifar_tl.errors import CheckpointError
 from cifar_tl.model import CifarNet
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
@@ -21,18 +22,10 @@ _MARK = b"cifar_tl sha256:"
 _TRAILER_SIZE = len(_MARK) + hashlib.sha256().digest_size
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read; the message names the file and says what to do."""
-
-
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint so that the file is always either the old or the new one, whole.
 
-    Equal content gives equal bytes.
-
-    Args:
-        path: The file; its folder exists.
-        content: Tensors, numbers, strings, None, and lists and dictionaries of these.
+    Equal content, of tensors, numbers, strings, None, lists and dictionaries, gives equal bytes.
 
     Raises:
         TypeError: If the content has values of other types.
@@ -46,12 +39,6 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote, with all tensors on the CPU.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The content.
 
     Raises:
         CheckpointError: If the file is missing, damaged or not one of ours.
@@ -79,25 +66,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_model(path: Path, model: CifarNet, settings: dict[str, Any]) -> None:
-    """Writes a model and all that is needed to rebuild it and its preprocessing.
-
-    Args:
-        path: The file; its folder exists.
-        model: Its weights and its preprocessing are stored.
-        settings: What else a reader should know: plain values.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    save_checkpoint(
-        path,
-        {
-            "network": type(model).__name__,
-            "num_classes": model.num_classes,
-            "settings": settings,
-            "state_dict": model.state_dict(),
-        },
-    )
+    """Writes a model, its preprocessing and ``settings``, what else a reader should know."""
+    content = {"network": type(model).__name__, "num_classes": model.num_classes}
+    save_checkpoint(path, {**content, "settings": settings, "state_dict": model.state_dict()})
 
 
 def load_model(path: str | Path) -> CifarNet:
@@ -160,14 +131,6 @@ def load_model_and_classes(path: Path) -> tuple[CifarNet, dict[int, str]]:
 def known_classes(path: Path, model: CifarNet, settings: dict[str, Any]) -> dict[int, str]:
     """Finds out which classes a model was trained on; see `load_model_and_classes`.
 
-    Args:
-        path: The file, for the message.
-        model: The model in it.
-        settings: The settings stored with it.
-
-    Returns:
-        A name for each label that the model knows.
-
     Raises:
         CheckpointError: If the settings do not tell.
     """
@@ -184,10 +147,6 @@ def known_classes(path: Path, model: CifarNet, settings: dict[str, Any]) -> dict
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that at any moment it is either the old one or the new one, whole.
-
-    Args:
-        path: The file; its folder exists.
-        data: The new content.
 
     Raises:
         OSError: If it cannot be written; a file that was there before is still there.

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-
-class LockedError(RuntimeError):
-    """Another process is at work in a folder; the message names it."""
+from cifar_tl.errors import LockedError
 
 
 @contextlib.contextmanager
@@ -18,12 +16,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     The system lets go of the lock when the process ends, however it ends. On a file system without
     locks nothing is locked.
 
-    Args:
-        folder: It exists.
-        wait: Wait for another process that has it.
-
     Raises:
-        LockedError: If another process has it.
+        LockedError: If another process has it, unless to ``wait`` for its end was asked for.
     """
     if sys.platform == "win32":  # where folders have no locks
         import msvcrt

@@ -1,7 +1,11 @@
 """How to train: one dataclass, two instances of it."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
+
+Optimizer = Literal["adam", "sgd", "muon"]  # sgd: with Nesterov momentum; muon: see `Muon`
+Schedule = Literal["constant", "one-cycle"]
+Precision = Literal["float32", "bf16"]  # bf16: autocast to bfloat16
 
 
 @dataclass(frozen=True)
@@ -13,9 +17,9 @@ class Recipe:
     """
 
     name: str
-    optimizer: Literal["adam", "sgd", "muon"]  # sgd: with Nesterov momentum; muon: see `Muon`
+    optimizer: Optimizer
     lr: float  # the peak, if there is a schedule
-    schedule: Literal["constant", "one-cycle"]
+    schedule: Schedule
     normalize: bool  # each colour channel to mean 0 and standard deviation 1; else pixels / 255
     whiten: bool  # the first layer starts with the images' components: see `whiten_first_layer`
     mirror: bool  # the mirror image of each training image is a second view of it
@@ -24,7 +28,7 @@ class Recipe:
     weight_decay: float = 0.0  # an L2 penalty; muon: of weights only, apart from the gradient
     momentum: float = 0.9  # for adam: beta 1
     warmup: float = 0.2  # the part of a one-cycle schedule in which the learning rate rises
-    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast to bfloat16
+    precision: Precision = "float32"
     # What these two stages have in place of the values above: see `for_stage`.
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
@@ -32,12 +36,11 @@ class Recipe:
     finetune_lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adam", "sgd", "muon"):
-            raise ValueError(f"optimizer must be adam, sgd or muon, not {self.optimizer!r}")
-        if self.schedule not in ("constant", "one-cycle"):
-            raise ValueError(f"schedule must be 'constant' or 'one-cycle', not {self.schedule!r}")
-        if self.precision not in ("float32", "bf16"):
-            raise ValueError(f"precision must be 'float32' or 'bf16', not {self.precision!r}")
+        choices = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision}
+        for name, choice in choices.items():
+            if getattr(self, name) not in get_args(choice):
+                allowed = ", ".join(get_args(choice))
+                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
         for name in ("epochs", "finetune_epochs", "batch_size", "transfer_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -64,6 +67,17 @@ class Recipe:
         }
         return replace(self, **values)
 
+
+# What changes nothing. The settings of a run leave it out, so that an ingredient that is added here
+# later changes no run without it: neither its bytes nor whether it can go on.
+NEUTRAL: dict[str, Any] = {
+    "schedule": "constant",
+    "normalize": False,
+    "whiten": False,
+    "mirror": False,
+    "weight_decay": 0.0,
+    "precision": "float32",
+}
 
 # The recipe behind the documented figures. finetune_lr: the usual tenth of lr.
 ORIGINAL = Recipe(

@@ -4,23 +4,18 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from cifar_tl.errors import TrainingError
 from cifar_tl.muon import Muon
+from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Recipe, learning_rate
-
-Item = TypeVar("Item")
-
-
-class TrainingError(RuntimeError):
-    """The training went wrong; the message says where and what to try."""
 
 
 class Metrics(NamedTuple):
@@ -191,7 +186,7 @@ def extract_features(
     """
     features = None
     with torch.no_grad():  # not inference_mode, whose tensors no classifier could train on
-        for start in _with_bar(range(0, len(images), batch_size), progress):
+        for start in with_bar(range(0, len(images), batch_size), progress):
             batch = forward(images[start : start + batch_size])
             if features is None:  # collecting batches and joining them would take twice the memory
                 features = batch.new_empty(len(images), *batch.shape[1:])
@@ -202,78 +197,34 @@ def extract_features(
 
 
 def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes the context in which modules compute in the recipe's precision.
-
-    Args:
-        recipe: Names the precision.
-        device: Where the modules are.
-
-    Returns:
-        A context manager; it changes nothing for float32.
-    """
+    """Makes the context in which modules on a device compute in the recipe's precision."""
     if recipe.precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Makes the recipe's optimizer for exactly the trainable parameters of a module.
-
-    Args:
-        module: Its frozen parameters are left out.
-        recipe: Names the optimizer and its settings.
-
-    Returns:
-        A new optimizer.
-    """
+    """Makes the recipe's optimizer for the trainable parameters of a module, and no frozen ones."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    both: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters,
-            lr=recipe.lr,
-            betas=(recipe.momentum, 0.999),
-            eps=1e-7,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        betas = (recipe.momentum, 0.999)
+        return torch.optim.Adam(parameters, betas=betas, eps=1e-7, fused=True, **both)
+    both["momentum"] = recipe.momentum
     if recipe.optimizer == "muon":
-        return Muon(
-            parameters,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+        return Muon(parameters, **both)
+    return torch.optim.SGD(parameters, nesterov=True, fused=True, **both)
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Derives an independent seed from a seed and what it is used for.
-
-    Args:
-        parts: For example ``(seed, "base", epoch)``.
-
-    Returns:
-        A number from 0 to 2**63 - 1.
-    """
+    """Derives an independent seed, below 2**63, from a seed and what it is for, such as "base"."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators of the CPU and of one device, and restores them in the end.
-
-    Args:
-        seed: From `derive_seed`.
-        device: Where random numbers will be drawn, apart from the CPU.
-    """
+    """Seeds torch's generators of the CPU and of one device, and restores them in the end."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         # torch.manual_seed would seed the generators of all devices and restore none of them.
         torch.default_generator.manual_seed(seed)
@@ -300,7 +251,7 @@ def _train_epoch(
     outputs = []
     module.train()
     with seeded(derive_seed(seed, epoch), device):
-        batches = _with_bar(_batches(views, labels, recipe.batch_size), bar, steps)
+        batches = with_bar(_batches(views, labels, recipe.batch_size), bar, steps)
         for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, recipe.epochs * steps)
@@ -354,13 +305,6 @@ def _logits(module: nn.Module, inputs: Tensor, batch_size: int) -> Iterator[Tens
     finally:
         for submodule, was_training in modes:
             submodule.training = was_training
-
-
-def _with_bar(items: Iterable[Item], text: str | None, total: int | None = None) -> Iterable[Item]:
-    if text is None:  # even an invisible bar would start a thread
-        return items
-    bar: Iterable[Item] = tqdm(items, text, total, leave=False, ascii=True)
-    return bar
 
 
 def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:

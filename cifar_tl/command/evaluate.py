@@ -1,90 +1,107 @@
-"""A trained model on the images of a data source: ``python -m cifar_tl.evaluate MODEL``.
-
-A command, not to be imported: as a module it would hide the function `cifar_tl.evaluate`.
-"""
+"""``cifar-tl evaluate``: a trained model on the images of a data source."""
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cifar_tl.checkpoint import CheckpointError, known_classes, load_model_and_settings
-from cifar_tl.data import SHAPES, DataError, MissingDataError, load_data, select_classes
-from cifar_tl.report import class_lines
-from cifar_tl.training import confusion_matrix, evaluate
+from cifar_tl.command.arguments import check_model, check_source
+from cifar_tl.command.console import Parser, called, run_command, say, shows_progress
+from cifar_tl.data.source import DEFAULT_SOURCE, SHAPES
+from cifar_tl.errors import DataError, MissingDataError
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
+    from cifar_tl.data.examples import Data, LabeledImages
 
 SPLITS = ("test", "validation", "training")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with some arguments; returns the exit code."""
+    return run_command(make_parser(), argv, measure, check=check)
 
-    Args:
-        argv: The arguments; by default those of the process.
 
-    Returns:
-        The exit code: 0 done, 1 if the model or the data could not be read or do not fit.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m cifar_tl.evaluate",
-        description="Measures loss and accuracy of a trained model, for each class and in all.",
+def make_parser() -> Parser:
+    """Makes the parser."""
+    parser = Parser(
+        "evaluate", "Measures loss and accuracy of a trained model, for each class and in all."
     )
-    add = parser.add_argument
+    add = parser.add_group("model and images", "runs/cifar10/transfer/model.pt --split validation")
     add("model", metavar="MODEL", type=Path, help="a model.pt")
     add(
         "--data",
         metavar="SOURCE",
-        default="data",
-        help=f"a folder with CIFAR-10 (default: %(default)s) or with classes of your own, "
+        default=DEFAULT_SOURCE,
+        help="a folder with CIFAR-10 (default: %(default)s) or with classes of your own, "
         f"a .npz file, or {SHAPES}",
     )
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
-    options = parser.parse_args(argv)
+    parser.add_help_options()
+    return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Checks that the model and the data are there."""
+    check_model(options.model)
+    if options.data != DEFAULT_SOURCE:  # its absence has a message of its own
+        check_source(options.data)
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Measures and prints."""
+    from cifar_tl.checkpoint import known_classes, load_model_and_settings
+    from cifar_tl.data.load import load_data
+    from cifar_tl.experiment.results import class_lines
+    from cifar_tl.training import confusion_matrix, evaluate
+
+    model, settings = load_model_and_settings(options.model)
+    classes = known_classes(options.model, model, settings)
     try:
-        model, settings = load_model_and_settings(options.model)
-        classes = known_classes(options.model, model, settings)
-        data = load_data(options.data, progress=sys.stderr.isatty())
-        expected = {label: data.class_names[label] for label in range(len(data.class_names))}
-        if not classes.items() <= expected.items():
-            raise DataError(
-                f"{options.model} knows the classes {_listed(classes)}, but {options.data} has "
-                f"{_listed(expected)}: name the data that it was made for"
-            )
-        if options.split == "test":
-            examples = select_classes(data.test, classes)
-            if not len(examples.labels):
-                raise DataError(f"{options.data} has no test images: use --split validation")
-        elif settings.get("fingerprint") != data.fingerprint:
-            raise DataError(
-                f"{options.model} was trained on other images than {options.data}: its training "
-                "images may be anywhere among these; use --split test"
-            )
-        else:
-            parts = data.train_and_validation(classes)
-            examples = parts[options.split == "validation"]
-    except MissingDataError:
-        print(
-            f"evaluate: CIFAR-10 is not in {options.data}: name the model's data with --data; "
-            "python train.py downloads CIFAR-10",
-            file=sys.stderr,
-        )
-        return 1
-    except (CheckpointError, DataError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
-    metrics = evaluate(model, examples.images, examples.labels)
-    confusion = confusion_matrix(model, examples.images, examples.labels)[list(classes)]
-    print(
-        f"{options.model} on {len(examples.labels):,} {options.split} images of {data.name}: "
+        data = load_data(options.data, progress=shows_progress())
+    except MissingDataError as error:
+        raise MissingDataError(
+            f"CIFAR-10 is not in {options.data}: name the model's data with --data; "
+            f"{called('train')} downloads CIFAR-10"
+        ) from error
+    images, labels = select_examples(options, settings, classes, data)
+    metrics = evaluate(model, images, labels)
+    confusion = confusion_matrix(model, images, labels)[list(classes)].tolist()
+    say(
+        f"{options.model} on {len(labels):,} {options.split} images of {data.name}: "
         f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}\n"
     )
-    print("\n".join(class_lines(confusion.tolist(), list(classes), list(classes.values()))))
+    say("\n".join(class_lines(confusion, list(classes), list(classes.values()))))
     return 0
 
 
-def _listed(classes: dict[int, str]) -> str:
+def select_examples(
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    classes: Mapping[int, str],
+    data: "Data",
+) -> "LabeledImages":
+    """Selects the images to measure on, and refuses those of which a figure would mislead."""
+    from cifar_tl.data.examples import select_classes
+
+    expected = dict(enumerate(data.class_names))
+    if not classes.items() <= expected.items():
+        raise DataError(
+            f"{options.model} knows the classes {_listed(classes)}, but {options.data} has "
+            f"{_listed(expected)}: name the data that it was made for"
+        )
+    if options.split == "test":
+        test = select_classes(data.test, classes)
+        if not len(test.labels):
+            raise DataError(f"{options.data} has no test images: use --split validation")
+        return test
+    if settings.get("fingerprint") != data.fingerprint:
+        raise DataError(
+            f"{options.model} was trained on other images than {options.data}: its training "
+            "images may be anywhere among these; use --split test"
+        )
+    train, validation = data.train_and_validation(classes)
+    return validation if options.split == "validation" else train
+
+
+def _listed(classes: Mapping[int, str]) -> str:
     return ", ".join(f"{label} {name}" for label, name in classes.items())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

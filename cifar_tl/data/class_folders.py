@@ -1,4 +1,4 @@
-"""Classes of your own: folders of image files, found as torchvision's ImageFolder finds them."""
+"""Classes of one's own: folders of image files, found as torchvision's ImageFolder finds them."""
 
 import itertools
 import json
@@ -8,30 +8,14 @@ from pathlib import Path
 import torch
 from torchvision.datasets import ImageFolder
 
-from cifar_tl.data import (
-    OFFICIAL,
-    SHAPES,
-    Data,
-    DataError,
-    LabeledImages,
-    fingerprint_of,
-    num_training,
-)
-from cifar_tl.images import ImageError, is_image_file, read_images
-
-PARTS = ("train", "val", "test")
+from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
+from cifar_tl.data.image_files import is_image_file, read_images
+from cifar_tl.data.source import OFFICIAL, PARTS, SHAPES, TEST, TRAIN, VALIDATION
+from cifar_tl.errors import DataError, ImageError
 
 
-def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
-    """Reads classes of image files; see `load_data`, which calls this.
-
-    Args:
-        folder: Holds ``train/CLASS/*``, which numbers the classes by name, and maybe
-            ``val/CLASS/*`` and ``test/CLASS/*``.
-        progress: Show a bar on standard error.
-
-    Returns:
-        The images; all classes are new ones.
+def read_class_folders(folder: Path, *, progress: bool = False) -> Data:
+    """Reads classes of image files, as `load_data` describes them, numbered by name; all are new.
 
     Raises:
         DataError: If a class has no image to train or to validate with, another class than those
@@ -40,54 +24,65 @@ def read_own_classes(folder: Path, *, progress: bool = False) -> Data:
     name = folder.resolve().name
     if name in (SHAPES, OFFICIAL):
         raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
+    _check_layout(folder)
+    classes, paths = _find(folder)
+    parts = _read_parts(paths, progress=progress)
+    return Data(
+        name=name,
+        description=f"{len(classes)} classes of image files",
+        class_names=tuple(classes),
+        train=parts[TRAIN],
+        read_test=lambda: parts[TEST],
+        fingerprint=fingerprint_of(
+            json.dumps(classes),
+            *(array.numpy() for part in parts.values() for array in part),
+        ),
+        validation=parts[VALIDATION],
+        base_classes=None,
+        new_classes=range(len(classes)),
+    )
+
+
+def _check_layout(folder: Path) -> None:
+    """Refuses folders and images that would be ignored."""
     for wrong in ("valid", "validation"):
         if (folder / wrong).is_dir():
-            raise DataError(f"{folder / wrong} would be ignored: rename it to val")
+            raise DataError(f"{folder / wrong} would be ignored: rename it to {VALIDATION}")
     for path in folder.glob("*/*"):
         if path.parent.name in PARTS and is_image_file(path):
             raise DataError(f"{path} has no class: move it into the folder of its class")
+
+
+def _find(folder: Path) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """Finds the classes, and for each part the paths of each class's images."""
     try:
-        found = _ClassFolders(folder / "train", is_valid_file=is_image_file)
+        found = _ClassFolders(folder / TRAIN, is_valid_file=is_image_file)
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder / 'train'}: every class needs a folder with its images "
+            f"{folder / TRAIN}: every class needs a folder with its images "
             f"({str(error).partition(' Supported')[0].rstrip('. ')})"
         ) from error
     if len(found.classes) < 2:
-        raise DataError(f"{folder / 'train'} holds only one class: there must be two or more")
-    paths = {"train": _by_class(found.samples, found.classes)}
-    for part in PARTS[1:]:
+        raise DataError(f"{folder / TRAIN} holds only one class: there must be two or more")
+    paths = {TRAIN: _by_class(found.samples, found.classes)}
+    for part in (VALIDATION, TEST):
         if not (folder / part).is_dir():
             continue
         if unknown := sorted({*_folders(folder / part)}.difference(found.classes)):
-            raise DataError(f"{folder / part / unknown[0]} is a class that train does not have")
+            raise DataError(f"{folder / part / unknown[0]} is a class that {TRAIN} does not have")
         samples = ImageFolder.make_dataset(
             str(folder / part), found.class_to_idx, is_valid_file=is_image_file, allow_empty=True
         )
         paths[part] = _by_class(samples, found.classes)
-    if "val" not in paths:
-        of_both = paths["train"]
-        paths["val"] = [of_class[num_training(len(of_class)) :] for of_class in of_both]
-        paths["train"] = [of_class[: num_training(len(of_class))] for of_class in of_both]
-    for part, use in (("train", "training"), ("val", "validation")):
+    if VALIDATION not in paths:
+        of_both = paths[TRAIN]
+        paths[VALIDATION] = [of_class[num_training(len(of_class)) :] for of_class in of_both]
+        paths[TRAIN] = [of_class[: num_training(len(of_class))] for of_class in of_both]
+    for part, use in ((TRAIN, "training"), (VALIDATION, "validation")):
         for class_name, of_class in zip(found.classes, paths[part], strict=True):
             if not of_class:
                 raise DataError(f"{folder}: class {class_name} has no {use} image: add some")
-    parts = _read_parts(paths, progress=progress)
-    return Data(
-        name=name,
-        description=f"{len(found.classes)} classes of image files",
-        class_names=tuple(found.classes),
-        train=parts["train"],
-        read_test=lambda: parts["test"],
-        fingerprint=fingerprint_of(
-            json.dumps(found.classes),
-            *(array.numpy() for part in parts.values() for array in part),
-        ),
-        validation=parts["val"],
-        base_classes=None,
-        new_classes=range(len(found.classes)),
-    )
+    return found.classes, paths
 
 
 class _ClassFolders(ImageFolder):  # type: ignore[misc]  # torchvision is not annotated

@@ -1,6 +1,6 @@
-"""An image file becomes what the network sees: 32x32 pixels in three colours."""
+"""Image files: found in folders, and turned into what the network sees, 32x32 pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
+
+from cifar_tl.errors import ImageError
+from cifar_tl.progress import with_bar
 
 SIZE = 32
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-class ImageError(ValueError):
-    """A file is no readable image; the message names it."""
 
 
 def is_image_file(path: str | Path) -> bool:
@@ -24,15 +22,17 @@ def is_image_file(path: str | Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
+def list_image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Lists files, whatever their names, and for each folder the images in and below it, in order."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(filter(is_image_file, path.rglob("*")))
+        else:
+            yield path
+
+
 def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tensor:
-    """Reads many images as `read_image` does, several at a time.
-
-    Args:
-        paths: The N files.
-        progress: Show a bar on standard error.
-
-    Returns:
-        ``(N, 3, 32, 32)`` uint8.
+    """Reads N images as `read_image` does, several at a time, into ``(N, 3, 32, 32)`` uint8.
 
     Raises:
         ImageError: If some cannot be read; the message names all of these.
@@ -48,10 +48,9 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tenso
 
     with ThreadPoolExecutor() as executor:
         try:
-            done = executor.map(read, range(len(paths)))
-            if progress:
-                done = iter(tqdm(done, "images", len(paths), leave=False, ascii=True))
-            damaged = [reason for reason in done if reason is not None]
+            results = executor.map(read, range(len(paths)))
+            bar = "images" if progress else None
+            damaged = [reason for reason in with_bar(results, bar, len(paths)) if reason is not None]
         except BaseException:  # Ctrl-C must not wait for all of them
             executor.shutdown(cancel_futures=True)
             raise

@@ -1,9 +1,13 @@
 """The built-in images: ten classes of drawn shapes, for machines without CIFAR-10."""
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cifar_tl.data.examples import Data, fingerprint_of, labeled_images
+from cifar_tl.data.source import SHAPES
 
 CLASS_NAMES = (
     *("disc", "square", "triangle", "cross", "ring"),
@@ -15,7 +19,20 @@ _SIZE = 32
 _CHUNK = 500  # images drawn at a time: their arrays stay in the processor's cache
 _SEED = 20_090_408
 
-Floats = NDArray[np.float32]
+Floats: TypeAlias = Any  # float32 arrays: as NDArray, each result would need a cast
+
+
+def read_shapes() -> Data:
+    """Draws the built-in images."""
+    x_train, y_train, x_test, y_test = draw_shapes()
+    return Data(
+        name=SHAPES,
+        description="built-in drawn shapes",
+        class_names=CLASS_NAMES,
+        train=labeled_images(x_train, y_train),
+        read_test=lambda: labeled_images(x_test, y_test),
+        fingerprint=fingerprint_of(x_train, y_train, x_test, y_test),
+    )
 
 
 def draw_shapes(
@@ -25,10 +42,6 @@ def draw_shapes(
 
     Position, size, rotation, colours, background, clutter and noise vary, so that a network learns
     the classes gradually. Classes come in random order, equally often if the numbers allow.
-
-    Args:
-        num_train: Number of training images.
-        num_test: Number of test images.
 
     Returns:
         Training images ``(num_train, 3, 32, 32)`` and labels ``(num_train,)`` from 0 to 9, then
@@ -49,8 +62,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.
     count = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Floats:
-        values: Floats = (low + (high - low) * random.random((count, *shape))).astype(np.float32)
-        return values
+        return (low + (high - low) * random.random((count, *shape))).astype(np.float32)
 
     y, x = np.mgrid[:_SIZE, :_SIZE].astype(np.float32) - (_SIZE - 1) / 2
 
@@ -85,24 +97,20 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.
 
     noise = random.standard_normal((count, 3, _SIZE, _SIZE), np.float32)
     image += noise * uniform(0.02, 0.1, 1, 1, 1)
-    pixels: NDArray[np.uint8] = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    return pixels
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
 def _coverage(distance_in_pixels: Floats) -> Floats:
     """How much of each pixel lies inside: 1 well within, 0 well outside, smooth at the edge."""
-    covered: Floats = np.clip(0.5 - distance_in_pixels, 0, 1)
-    return covered
+    return np.clip(0.5 - distance_in_pixels, 0, 1)
 
 
 def _box(u: Floats, v: Floats, half_width: float, half_height: float) -> Floats:
-    distance: Floats = np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
-    return distance
+    return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
 
 
 def _disc(u: Floats, v: Floats) -> Floats:
-    distance: Floats = np.hypot(u, v) - np.float32(0.9)
-    return distance
+    return np.hypot(u, v) - np.float32(0.9)
 
 
 def _square(u: Floats, v: Floats) -> Floats:
@@ -111,8 +119,7 @@ def _square(u: Floats, v: Floats) -> Floats:
 
 def _triangle(u: Floats, v: Floats) -> Floats:
     slant = np.float32(np.sqrt(3) / 2)
-    distance: Floats = np.maximum(-v, 0.5 * v + slant * np.abs(u)) - np.float32(0.55)
-    return distance
+    return np.maximum(-v, 0.5 * v + slant * np.abs(u)) - np.float32(0.55)
 
 
 def _cross(u: Floats, v: Floats) -> Floats:
@@ -120,13 +127,11 @@ def _cross(u: Floats, v: Floats) -> Floats:
 
 
 def _ring(u: Floats, v: Floats) -> Floats:
-    distance: Floats = np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.2)
-    return distance
+    return np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.2)
 
 
 def _flower(u: Floats, v: Floats) -> Floats:
-    distance: Floats = np.hypot(u, v) - (0.7 + 0.3 * np.cos(5 * np.arctan2(v, u)))
-    return distance
+    return np.hypot(u, v) - (0.7 + 0.3 * np.cos(5 * np.arctan2(v, u)))
 
 
 def _crescent(u: Floats, v: Floats) -> Floats:
@@ -135,14 +140,12 @@ def _crescent(u: Floats, v: Floats) -> Floats:
 
 def _semicircle(u: Floats, v: Floats) -> Floats:
     below = v - np.float32(0.4)
-    distance: Floats = np.maximum(_disc(u, below) - np.float32(0.1), below)
-    return distance
+    return np.maximum(_disc(u, below) - np.float32(0.1), below)
 
 
 def _angle(u: Floats, v: Floats) -> Floats:
-    return np.minimum(
-        _box(u + np.float32(0.6), v, 0.25, 0.9), _box(u, v - np.float32(0.65), 0.85, 0.25)
-    )
+    upright = _box(u + np.float32(0.6), v, 0.25, 0.9)
+    return np.minimum(upright, _box(u, v - np.float32(0.65), 0.85, 0.25))
 
 
 def _bars(u: Floats, v: Floats) -> Floats:

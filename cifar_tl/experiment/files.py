@@ -1,4 +1,4 @@
-"""A run's folder: what is finished, what goes on where it stopped, what is refused."""
+"""The files of a run: read when it is finished, gone on from when it stopped, written whole."""
 
 import contextlib
 import csv
@@ -14,52 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from cifar_tl.checkpoint import (
     TEMPORARY,
-    CheckpointError,
     load_checkpoint,
     save_checkpoint,
     save_model,
     write_atomically,
 )
+from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
+from cifar_tl.experiment.run import (
+    COMPARISON,
+    COMPARISON_PICTURE,
+    HISTORY,
+    LAST,
+    MODEL,
+    PICTURES,
+    RESULT,
+    RESULTS,
+    check_settings,
+)
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
-from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
-MODEL = "model.pt"  # the finished model
-LAST = "last.pt"  # all that is needed to go on after the last finished epoch
-HISTORY = "history.csv"  # a row for each epoch
-RESULT = "result.json"  # for programs; written last, so that its presence means finished
-RESULTS = "results.txt"  # for people
 DIGEST = "sha256"  # in result.json: of all the rest of it
-PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
-COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
-COMPARISON_PICTURE = "comparison.png"
-
-
-class RunError(RuntimeError):
-    """A run cannot be started or go on; the message says why and what to do.
-
-    Attributes:
-        remedy: The options of ``train.py`` that do it, such as ``{"restart": True}``.
-    """
-
-    def __init__(self, message: str, **remedy: Any) -> None:
-        super().__init__(message)
-        self.remedy = remedy
-
-
-class RunWarning(UserWarning):
-    """Something about a run that its owner should know."""
-
-
-class HistoryError(ValueError):
-    """The history of a run is damaged."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +52,7 @@ class HistoryRow(EpochRecord):
 
 
 def discard(folders: Iterable[Path]) -> None:
-    """Deletes the files of runs, the comparison that tells of them, and nothing else.
-
-    Args:
-        folders: The runs' folders; some may be missing.
+    """Deletes the files of runs, some maybe missing, the comparison of them, and nothing else.
 
     Raises:
         LockedError: If another process is at work in one of them; then nothing is deleted.
@@ -92,11 +70,7 @@ def discard(folders: Iterable[Path]) -> None:
 
 
 def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Reads the result of a finished run.
-
-    Args:
-        folder: The run's folder; it may be missing.
-        settings: What identifies the run.
+    """Reads the result of a finished run; its folder may be missing.
 
     Returns:
         The content of ``result.json``, or None if the run is not finished, or if a file of its
@@ -115,22 +89,13 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, no object, or changed
         warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=3)
         return None
-    _check_settings(folder, {key: result.get(key) for key in settings}, settings)
+    check_settings(folder, result, settings)
     try:
         load_checkpoint(folder / MODEL)
     except CheckpointError as error:
         warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
         return None
     return result
-
-
-def surroundings(device: str) -> dict[str, Any]:
-    """What the bytes of a result depend on apart from its settings."""
-    return {
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-    }
 
 
 def resume(
@@ -142,15 +107,8 @@ def resume(
 ) -> tuple[list[HistoryRow], list[dict[str, Any]]]:
     """Brings model and optimizer to where an unfinished run stopped.
 
-    A warning tells if it was made in other surroundings, since then the bytes will be others than
-    those of a run that never stopped.
-
-    Args:
-        folder: The run's folder.
-        settings: What identifies the run.
-        model: Gets the saved weights.
-        optimizer: Gets the saved state.
-        now: The present `surroundings`.
+    A warning tells if it was made in other surroundings than those of ``now``, since then the bytes
+    will be others than those of a run that never stopped.
 
     Returns:
         A row for each epoch done, none if there is nothing to go on with; and the surroundings of
@@ -166,7 +124,7 @@ def resume(
     again = {"stage": settings["stage"], "restart": True}
     try:
         content = load_checkpoint(path)
-        _check_settings(folder, dict(content["settings"]), settings)
+        check_settings(folder, dict(content["settings"]), settings)
         rows = read_history(folder / HISTORY, int(content["epoch"]))
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
@@ -202,17 +160,9 @@ def save_epoch(
     rows: Sequence[HistoryRow],
     surroundings: Sequence[dict[str, Any]],
 ) -> None:
-    """Saves all that is needed to go on after an epoch, to the end even on Ctrl-C.
+    """Saves all that is needed to go on after the epochs done, to the end even on Ctrl-C.
 
     ``last.pt`` holds no times, so it has the same bytes whether the run was interrupted or not.
-
-    Args:
-        folder: The run's folder.
-        settings: What identifies the run.
-        model: Its weights.
-        optimizer: Its state.
-        rows: All epochs done.
-        surroundings: In what they were done.
     """
     content = {
         "settings": settings,
@@ -235,13 +185,6 @@ def save_finished(
     """Writes model and results, to the end even on Ctrl-C; from then on the run is finished.
 
     Pictures of an earlier result are deleted.
-
-    Args:
-        folder: The run's folder.
-        settings: What identifies the run.
-        model: The trained model.
-        result: For programs.
-        text: For people.
     """
 
     def save() -> None:
@@ -258,11 +201,6 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
     """Writes a comparison of runs beside their folders, to the end even on Ctrl-C.
 
     The picture of an earlier comparison is deleted.
-
-    Args:
-        folder: Holds the runs' folders.
-        comparison: For programs.
-        text: For people.
     """
     json_name, text_name = COMPARISON
     with locked(folder, wait=True):
@@ -288,36 +226,8 @@ def _write_report(json_path: Path, text_path: Path, content: dict[str, Any], tex
     write_atomically(json_path, (json.dumps(content, indent=2) + "\n").encode("ascii"))
 
 
-def _check_settings(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differences = [key for key in wanted if found.get(key) != wanted[key]]
-    if not differences:
-        return
-    if "recipe" in differences:  # its values differ as well: name it alone
-        values = {field.name for field in dataclasses.fields(Recipe)}
-        differences = [key for key in differences if key not in values]
-    words = {"fingerprint": "other data", "parent": f"another {wanted['parent_stage']} model"}
-    listed = ", ".join(
-        words.get(key, f"{key} {found.get(key)} there, {wanted[key]} now") for key in differences
-    )
-    if differences == ["parent"]:
-        message = f"{folder} was made from {listed} than the present one: renew it"
-    else:
-        message = (
-            f"{folder} holds a run with other settings ({listed}): "
-            "choose another output folder, or replace that run"
-        )
-    raise RunError(message, stage=wanted["stage"], restart=True)
-
-
 def read_history(path: Path, epochs: int) -> list[HistoryRow]:
-    """Reads the rows of a ``history.csv``.
-
-    Args:
-        path: The file.
-        epochs: How many of its rows: it is written before ``last.pt``, so it may be one ahead.
-
-    Returns:
-        A row for each epoch.
+    """Reads so many rows of a ``history.csv``: written before ``last.pt``, it may have one more.
 
     Raises:
         HistoryError: If it is damaged or has fewer rows.

@@ -22,19 +22,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cifar_tl.checkpoint import load_model, write_atomically
-from cifar_tl.data import CIFAR10_CLASS_NAMES, TRANSFER_CLASSES, Data
-from cifar_tl.lock import locked
-from cifar_tl.model import CifarNet
-from cifar_tl.run import (
+from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
+from cifar_tl.data.examples import TRANSFER_CLASSES, Data
+from cifar_tl.experiment.files import HistoryRow, read_history
+from cifar_tl.experiment.run import (
     COMPARISON,
     COMPARISON_PICTURE,
     HISTORY,
     MODEL,
     PICTURES,
     RESULT,
-    HistoryRow,
-    read_history,
 )
+from cifar_tl.lock import locked
+from cifar_tl.model import CifarNet
 from cifar_tl.training import EpochRecord, extract_features
 
 BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#777777"
@@ -51,17 +51,7 @@ SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
 
 def draw_stage(folder: Path, data: Data) -> None:
-    """Draws the pictures of a finished stage into its folder, over those that are there.
-
-    Args:
-        folder: Where `run_stage` put the stage's files.
-        data: What the stage was trained on.
-
-    Raises:
-        HistoryError: If the history is damaged.
-        CheckpointError: If the model is damaged.
-        OSError: If a file cannot be read or written.
-    """
+    """Draws the pictures of a finished stage into its folder, over those that are there."""
     result, rows = _read(folder)
     model = load_model(folder / MODEL)
     _, validation = data.train_and_validation(result["classes"])
@@ -81,15 +71,7 @@ def draw_stage(folder: Path, data: Data) -> None:
 
 
 def draw_comparison(folder: Path) -> None:
-    """Draws the comparison of all stages into the folder that holds the stages' folders.
-
-    Args:
-        folder: Holds ``comparison.json``, too.
-
-    Raises:
-        HistoryError: If a stage's history is damaged.
-        OSError: If a file cannot be read or written.
-    """
+    """Draws the comparison of all stages into the folder that holds the stages' folders."""
     content = json.loads((folder / COMPARISON[0]).read_text(encoding="utf-8"))
     stages = {stage: _read(folder / stage) for stage in ("transfer", "finetune", "scratch")}
     result = stages["scratch"][0]
@@ -115,30 +97,14 @@ def draw_comparison(folder: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as a PNG file, whole or not at all.
-
-    Args:
-        figure: Any figure.
-        path: The file; its folder exists.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Writes a figure as a PNG file, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     write_atomically(path, buffer.getvalue())
 
 
 def curves(records: Sequence[EpochRecord], title: str) -> Figure:
-    """Draws loss and accuracy by epoch, training and validation.
-
-    Args:
-        records: All epochs.
-        title: What they are of.
-
-    Returns:
-        The figure.
-    """
+    """Draws loss and accuracy by epoch, training and validation."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
@@ -169,14 +135,7 @@ def confusion(
 ) -> Figure:
     """Draws which class is taken for which, in percent of each class.
 
-    Args:
-        counts: A row for each class, a column for each output of the model.
-        classes: The labels of the rows.
-        names: Their names.
-        title: What they are of.
-
-    Returns:
-        The figure.
+    ``counts`` has a row for each class and a column for each output of the model.
     """
     table = torch.tensor(counts, dtype=torch.float64)
     columns = [_short(name, 20) for name in names]
@@ -215,18 +174,10 @@ def confusion(
 def samples(
     images: Tensor, labels: Tensor, logits: Tensor, names: Sequence[str], title: str
 ) -> Figure:
-    """Draws images with predicted and true names, the most confident mistakes first.
+    """Draws images with predicted and true names: mistakes in orange, the most confident first.
 
-    Args:
-        images: ``(N, 3, 32, 32)`` uint8.
-        labels: ``(N,)`` int64, each a column of the logits.
-        logits: ``(N, K)``.
-        names: Of the K classes.
-        title: What they are of.
-
-    Returns:
-        The figure: mistakes in orange, then, if there is room, the least certain of the right
-        answers in blue.
+    If there is room, the least certain of the right answers follow in blue. Images are uint8
+    ``(N, 3, 32, 32)``, labels ``(N,)`` are columns of the logits ``(N, K)``.
     """
     confidences, predicted = logits.double().softmax(1).max(1)
     mistaken = predicted != labels
@@ -253,15 +204,7 @@ def samples(
 
 
 def filters(model: CifarNet, title: str) -> Figure:
-    """Draws the kernels of the first layer as colour images.
-
-    Args:
-        model: Any model.
-        title: What it is.
-
-    Returns:
-        The figure: grey is zero, and the largest weight of each kernel is black or full colour.
-    """
+    """Draws the kernels of the first layer; grey is zero, the largest weight has full colour."""
     kernels = model.get_parameter("features.conv1.weight").detach()
     scaled = 0.5 + kernels / kernels.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12) / 2
     columns = 8
@@ -286,12 +229,8 @@ def comparison(
         histories: The epochs of the stages transfer, finetune and scratch.
         seconds_base: How long the base model took, or None if it was there before.
         title: What they are of.
-        seconds_reading: How much of each stage's time went into reading the data, which one stage
-            after another needs only once.
+        seconds_reading: What each stage's time has of reading, which is needed only once.
         documented: Mark the documented result.
-
-    Returns:
-        The figure.
     """
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     ax = figure.subplots()
@@ -349,12 +288,8 @@ def comparison(
 def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: str) -> Figure:
     """Draws validation accuracy against the number of labelled training images.
 
-    Args:
-        accuracies: For each way, for each number of images, one accuracy a seed.
-        title: What they are of.
-
-    Returns:
-        The figure, with means and standard deviations.
+    ``accuracies`` has for each way, for each number of images, one accuracy a seed; drawn are means
+    and standard deviations.
     """
     figure = Figure(figsize=(7, 4.3), layout="constrained")
     ax = figure.subplots()

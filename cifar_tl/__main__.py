@@ -1,0 +1,52 @@
+"""The command's first word: ``cifar-tl train``, ``python -m cifar_tl train``, and so on."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from cifar_tl.command.console import Parser, run_command
+
+COMMANDS = {
+    "train": "run the stages and show what transfer saves and costs",
+    "predict": "name what is in pictures",
+    "evaluate": "measure a trained model on the images of a data source",
+    "export": "write a trained model for programs without this package",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first argument names.
+
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        command: Callable[[Sequence[str]], int]
+        command = import_module(f"cifar_tl.command.{arguments[0]}").main
+        return command(arguments[1:])
+    return run_command(make_parser(), arguments, lambda _: 0, check=lambda _: None)
+
+
+def make_parser() -> Parser:
+    """Makes the parser of a line that names no command first, to say what there is."""
+    parser = Parser("", "Transfer learning on CIFAR-10 and on classes of your own.")
+    commands = parser.add_subparsers(
+        title="commands",
+        description="each with a --help of its own",
+        metavar="COMMAND",
+        required=True,
+        parser_class=argparse.ArgumentParser,
+    )
+    for name, does in COMMANDS.items():
+        commands.add_parser(name, help=does)
+    parser.add_help_options()
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

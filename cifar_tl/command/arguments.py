@@ -1,0 +1,73 @@
+"""What arguments of several commands may be: numbers within bounds, models, sources of data."""
+
+import argparse
+import math
+from pathlib import Path
+
+from cifar_tl.command.console import UsageError, called
+from cifar_tl.data.source import SHAPES
+
+
+def whole_number(text: str, low: int, high: int = 10**9) -> int:
+    """Reads a whole number from ``low`` to ``high``."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from {low} to {high}, not {text!r}"
+        )
+    return value
+
+
+def at_least_one(text: str) -> int:
+    """Reads a whole number from 1 on."""
+    return whole_number(text, 1)
+
+
+def not_negative(text: str) -> float:
+    """Reads a number from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1e30:  # float32 ends at 3e38
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1e30, not {text!r}")
+    return value
+
+
+def positive(text: str) -> float:
+    """Reads a number above 0."""
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Reads a number above 0 and at most 1."""
+    value = not_negative(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, not {text!r}")
+    return value
+
+
+def check_model(path: Path) -> None:
+    """Refuses a model that is not there."""
+    if not path.is_file():
+        maker = called("train")
+        raise UsageError(f"there is no model {path}: name another, or make one with {maker}")
+
+
+def check_source(source: str) -> None:
+    """Refuses a source of data that can be none."""
+    if source == "":
+        raise UsageError("--data: is empty; leave it out or name a source")
+    if source == SHAPES:
+        return
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(f"--data {path}: there is no such file or folder")
+    if path.is_file() and path.suffix != ".npz":
+        raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")

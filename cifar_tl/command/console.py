@@ -1,0 +1,240 @@
+"""The manners that all commands share: streams, signals, one-line errors, exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cifar_tl import __version__
+from cifar_tl.errors import CifarTLError, RunWarning
+
+COMMAND = "cifar-tl"
+OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
+    "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
+)
+
+
+class UsageError(Exception):
+    """The arguments make no sense; the message says what to do."""
+
+
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C or a scheduler's SIGTERM; ``code`` is the exit code that stands for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` instead of printing a usage text of many lines and exiting."""
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(prog=called(name), description=description, add_help=False)
+
+    def add_group(self, title: str, example: str) -> Callable[..., Any]:
+        """Begins a group of options; returns what adds one to it."""
+        return self.add_argument_group(title, f"such as: %(prog)s {example}").add_argument
+
+    def add_help_options(self) -> None:
+        """Adds the options that every command has, after its own."""
+        add = self.add_argument_group("help").add_argument
+        add("-h", "--help", action="help", help="print this and exit")
+        add("--version", action=_ShowVersion, nargs=0, help="print the versions and exit")
+
+    def error(self, message: str) -> NoReturn:
+        """Raises an error for argparse."""
+        raise UsageError(f"{message} (try --help)")
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        others = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
+        say(f"cifar_tl {__version__}, {others}")
+        parser.exit()
+
+
+def called(name: str) -> str:
+    """Writes how a command is called, in the words with which this one was, ready to be pasted.
+
+    Args:
+        name: Such as ``train``.
+
+    Returns:
+        Such as ``cifar-tl train``, ``python3 -m cifar_tl train`` or ``python3 train.py``.
+    """
+    program, *arguments = sys.argv
+    typed = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+    file = Path(program)
+    if sys.orig_argv != [*typed, *arguments]:  # somebody has changed the arguments
+        words = [COMMAND, name]
+    elif file.name == "train.py":
+        words = typed if name == "train" else [*typed[:-1], "-m", "cifar_tl", name]
+    elif file.name == "__main__.py":
+        words = [*typed, name]
+    else:
+        words = [COMMAND, name]
+        if file.stem == COMMAND and not _is_on_path(file):
+            words = [program, name]
+    return shlex.join(filter(None, words))
+
+
+def _is_on_path(file: Path) -> bool:
+    from shutil import which
+
+    found = which(COMMAND)
+    return found is not None and Path(found).with_suffix("") == file.with_suffix("")
+
+
+def load_torch() -> None:
+    """Imports torch, which takes seconds."""
+    import torch  # noqa: F401
+
+
+def run_command(
+    parser: Parser,
+    argv: Sequence[str],
+    work: Callable[[argparse.Namespace], int],
+    *,
+    check: Callable[[argparse.Namespace], None],
+    load: Callable[[], None] = load_torch,
+    go_on: Callable[[argparse.Namespace], str] | None = None,
+) -> int:
+    """Runs a command; whatever ends it early becomes one line on standard error and an exit code.
+
+    Args:
+        parser: Parses the arguments.
+        argv: The arguments.
+        work: Does what they say and returns the exit code.
+        check: Raises `UsageError` for what makes no sense and can be known before the imports.
+        load: Does the imports that take seconds.
+        go_on: Says, when the work has been cut off, how to go on.
+
+    Returns:
+        The exit code.
+    """
+    options = argparse.Namespace()
+
+    def fail(message: object, code: int = 1, *, cut_off: bool = False) -> int:
+        hint = f"; {go_on(options)}" if cut_off and go_on and vars(options) else ""
+        warn(f"{parser.prog}: {message}{hint}")
+        return code
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may hold any character
+    try:
+        with _signals_as_exceptions(), warnings.catch_warnings():
+            warnings.simplefilter("always", RunWarning)
+            warnings.showwarning = lambda text, *_, **__: warn(f"{parser.prog}: warning: {text}")
+            options = parser.parse_args(argv)
+            check(options)
+            with _leaving_at_once(lambda code: fail("interrupted", code, cut_off=True)):
+                load()
+            code = work(options)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except UsageError as error:
+        return fail(error, 2)
+    except Interrupt as caught:
+        return fail("interrupted", caught.code, cut_off=True)
+    except CifarTLError as error:
+        return fail(error)
+    except BrokenPipeError:
+        return fail("nobody reads the output any more", cut_off=True)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}", cut_off=True)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
+        return fail(f"out of memory: close other programs{smaller}", cut_off=True)
+    finally:
+        _forget_what_cannot_be_printed()
+
+
+def say(line: str) -> None:
+    """Prints a line of results."""
+    print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    """Prints a line on standard error; if nobody reads errors either, the exit code tells."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def shows_progress() -> bool:
+    """Tells whether bars are of use: on a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _forget_what_cannot_be_printed() -> None:
+    """Keeps Python from trying again when it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _handling(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Handles signals in a function of ours and in the end as before, unless it came to leaving."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            if signal.getsignal(number) is handler:
+                signal.signal(number, previous)
+
+
+def _signals_as_exceptions() -> contextlib.AbstractContextManager[None]:
+    """Raises `Interrupt` on Ctrl-C or SIGTERM; another signal then ends the process at once."""
+    # Whoever handles or ignores a signal already (a shell, for its background) is left alone.
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    numbers = [n for n, default in defaults.items() if signal.getsignal(n) is default]
+    is_main = threading.current_thread() is threading.main_thread()  # only it may handle signals
+    return _handling(numbers if is_main else (), _interrupt)
+
+
+def _leaving_at_once(say_why: Callable[[int], int]) -> contextlib.AbstractContextManager[None]:
+    """Ends the process on the first signal: an exception while torch is imported can crash it."""
+
+    def leave_with_message(number: int, _: object) -> NoReturn:
+        os._exit(say_why(128 + number))
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    return _handling([n for n in numbers if signal.getsignal(n) is _interrupt], leave_with_message)
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    for handled in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(handled) is _interrupt:
+            signal.signal(handled, _leave)
+    raise Interrupt(number)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)

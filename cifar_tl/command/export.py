@@ -1,0 +1,53 @@
+"""``cifar-tl export``: a trained model as files for programs without this package."""
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from cifar_tl.command.arguments import check_model
+from cifar_tl.command.console import Parser, UsageError, run_command, say
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with some arguments; returns the exit code."""
+    return run_command(make_parser(), argv, export, check=check)
+
+
+def make_parser() -> Parser:
+    """Makes the parser."""
+    parser = Parser(
+        "export",
+        "Writes a trained model as OUT.pt2 for torch.export.load and, after pip install "
+        "'cifar_tl[onnx]', as OUT.onnx. Both take uint8 images.",
+    )
+    add = parser.add_group("model and files", "runs/cifar10/transfer/model.pt transfer")
+    add("model", metavar="MODEL", type=Path, help="a model.pt")
+    add("out", metavar="OUT", type=Path, help="the files' path without suffix")
+    parser.add_help_options()
+    return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Checks that the model is there, and that there is a place for the files."""
+    check_model(options.model)
+    if options.out.suffix in (".pt2", ".onnx"):
+        options.out = options.out.with_suffix("")
+    if not options.out.parent.is_dir():
+        raise UsageError(f"{options.out}: there is no folder {options.out.parent}: make it first")
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes the files that can be written."""
+    from cifar_tl.checkpoint import load_model
+    from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
+
+    model, out = load_model(options.model), options.out
+    export_pt2(model, out.with_name(f"{out.name}.pt2"))
+    say(f"{out}.pt2: for torch.export.load")
+    if all(find_spec(package) for package in ONNX_PACKAGES):
+        export_onnx(model, out.with_name(f"{out.name}.onnx"))
+        say(f"{out}.onnx: for any ONNX runtime")
+    else:
+        say(f"no {out}.onnx: pip install {' '.join(ONNX_PACKAGES)}")
+    return 0

@@ -1,0 +1,249 @@
+"""The arguments of ``train``: which there are, what they mean together, and how to write them."""
+
+import argparse
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any, get_args
+
+from cifar_tl.command.arguments import (
+    at_least_one,
+    check_source,
+    fraction,
+    not_negative,
+    positive,
+    whole_number,
+)
+from cifar_tl.command.console import Parser, UsageError
+from cifar_tl.data.source import DEFAULT_SOURCE, OFFICIAL, SHAPES, TRAIN, has_own_classes
+from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, STAGES, stage_folder
+from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
+
+ALL = "all"
+MAX_THREADS = 256  # torch.set_num_threads(100000) crashes the process
+
+# What a stage has of its own in the recipe, such as transfer_lr.
+OWN_SETTINGS = [
+    (stage, field.name)
+    for field in dataclasses.fields(Recipe)
+    for stage in STAGES
+    if field.name.startswith(f"{stage}_")
+]
+
+
+def make_parser() -> Parser:
+    """Makes the parser; None stands for the recipe's or torch's own default."""
+    parser = Parser(
+        "train",
+        "Trains a small network on CIFAR-10 classes 0-4 (base), a new classifier on its frozen "
+        "features for classes 5-9 (transfer), everything for a few more epochs (finetune), and the "
+        "same network from fresh weights as a control (scratch). The same command again goes on "
+        "where it stopped.",
+    )
+    parser.usage = "%(prog)s [options]"
+    base = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
+    add = parser.add_group("everyday options", "--stage base --epochs 20")
+    add(
+        "--data",
+        metavar="SOURCE",
+        help=f"a folder with CIFAR-10, downloaded if missing (default: {DEFAULT_SOURCE}); a folder "
+        "with classes of your own, images in train/CLASS/ and maybe val/CLASS/ and test/CLASS/; "
+        f"a .npz file in the Keras layout; or {SHAPES}: built-in images",
+    )
+    add(
+        "--stage",
+        choices=(*STAGES, ALL),
+        default=ALL,
+        help="what to run (default: all of them in this order, then a comparison)",
+    )
+    add(
+        "--epochs",
+        metavar="N",
+        type=at_least_one,
+        help="epochs of base, transfer and scratch, or of the one --stage that is named (default "
+        "here and below: the recipe's)",
+    )
+    add("--seed", metavar="N", type=seed, default=0, help="(default: %(default)s)")
+    add(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path(OUTPUT_DIR),
+        help="results are written to DIR/DATA/STAGE (default: %(default)s)",
+    )
+    add = parser.add_group("the new classes", f"--data flowers --base {base}")
+    add(
+        "--base",
+        metavar="FILE",
+        type=Path,
+        help="another base model for transfer; classes of your own need one",
+    )
+    add(
+        "--train-fraction",
+        metavar="X",
+        type=fraction,
+        default=1.0,
+        help="train transfer, finetune and scratch on this part of their training images, "
+        "the first of each class (default: all of them)",
+    )
+    _add_recipe_options(parser)
+    add = parser.add_group("the machine", "--device cuda --precision bf16")
+    add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
+    add("--threads", metavar="N", type=thread_count, help="(default: torch's choice)")
+    add(
+        "--precision",
+        choices=get_args(Precision),
+        help="bf16: autocast to bfloat16, for CUDA and CPUs with units for it (default: float32)",
+    )
+    add = parser.add_group("the run", "--stage scratch --restart")
+    add("--restart", action="store_true", help="first delete the results of the stages to run")
+    add("--quiet", action="store_true", help="print only results, warnings and errors")
+    parser.add_help_options()
+    return parser
+
+
+def _add_recipe_options(parser: Parser) -> None:
+    add = parser.add_group("the recipe", f"--recipe {TUNED.name} --lr 0.01 --transfer-lr 0.02")
+    add("--recipe", choices=RECIPES, default=TUNED.name, help="how to train (default: %(default)s)")
+    add(
+        "--lr",
+        metavar="X",
+        type=positive,
+        help="(peak) learning rate of base and scratch, or of the one --stage that is named",
+    )
+    add(
+        "--batch-size",
+        metavar="N",
+        type=at_least_one,
+        help="images in a batch of base, finetune and scratch, or of the one --stage that is named",
+    )
+    add("--weight-decay", metavar="X", type=not_negative, help="as the recipe's optimizer means it")
+    for stage, name in OWN_SETTINGS:
+        what = name.removeprefix(f"{stage}_").replace("_", " ").replace("lr", "learning rate")
+        number: dict[str, Any] = {"metavar": "N", "type": at_least_one}
+        if what == "learning rate":
+            number = {"metavar": "X", "type": positive}
+        add(_flag(name), **number, help=f"{what} of {stage}")
+
+
+def check_arguments(options: argparse.Namespace) -> None:
+    """Checks what can be checked without importing torch or writing anything.
+
+    Raises:
+        UsageError: If the arguments make no sense, or would be ignored.
+    """
+    if options.data is not None:
+        _check_data(options.data)
+    _check_own_settings(options)
+    if has_own_classes(source_of(options)):
+        if options.stage == "base":
+            raise UsageError(
+                f"--stage base: a base model learns classes 0-4 of CIFAR-10, not {options.data}; "
+                "its features then serve any classes: --stage transfer --base FILE"
+            )
+        if options.stage in (ALL, "transfer") and options.base is None:
+            base = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
+            made_by = write_command(options, stage="base", data=None)
+            raise UsageError(
+                f"--data {options.data}: name the base model whose features to use, such as "
+                f"--base {base} ({made_by} makes it)"
+            )
+    if options.base is not None:
+        if "transfer" not in stages_to_run(options) or "base" in stages_to_run(options):
+            raise UsageError("--base names the base model of a transfer: add --stage transfer")
+        if not options.base.is_file():
+            raise UsageError(f"--base {options.base}: there is no such file")
+    if options.train_fraction != 1 and options.stage == "base":
+        raise UsageError("--train-fraction is for the other stages: base trains on all its images")
+
+
+def _check_data(source: str) -> None:
+    """Refuses a folder that cannot have been meant, but for the one that CIFAR-10 goes to."""
+    if source != DEFAULT_SOURCE:
+        check_source(source)
+    path = Path(source)
+    names = [] if source == SHAPES else [entry.name for entry in path.glob("[!.]*")]
+    if names and TRAIN not in names and not any(name.startswith("cifar-10") for name in names):
+        raise UsageError(
+            f"--data {path}: holds neither CIFAR-10 nor a folder {TRAIN}; classes of your own "
+            f"belong into {path / TRAIN}, a folder with images each, and CIFAR-10 is downloaded "
+            "into an empty folder"
+        )
+
+
+def _check_own_settings(options: argparse.Namespace) -> None:
+    """Refuses what would be ignored: a stage's own setting without the stage, or given twice."""
+    for stage, name in OWN_SETTINGS:
+        plain = name.removeprefix(f"{stage}_")
+        if getattr(options, name) is None:
+            continue
+        if options.stage not in (ALL, stage):
+            raise UsageError(f"{_flag(name)} is for {stage}: leave it out or add --stage {stage}")
+        if options.stage == stage and getattr(options, plain) is not None:
+            raise UsageError(f"{_flag(name)} and {_flag(plain)} mean the same here: leave out one")
+
+
+def source_of(options: argparse.Namespace) -> str:
+    """Returns the source of data that the arguments name or mean."""
+    return options.data or DEFAULT_SOURCE
+
+
+def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
+    """Lists the stages in their order; there is no base model of one's own classes."""
+    if options.stage != ALL:
+        return (options.stage,)
+    own = has_own_classes(source_of(options))
+    return tuple(stage for stage in STAGES if stage != "base" or not own)
+
+
+def choose_recipe(options: argparse.Namespace) -> Recipe:
+    """Returns the named recipe with what the arguments change of it."""
+    recipe = RECIPES[options.recipe]
+    given = {
+        field.name: value
+        for field in dataclasses.fields(recipe)
+        if field.name != "name" and (value := getattr(options, field.name, None)) is not None
+    }
+    own = {name.removeprefix(f"{stage}_") for stage, name in OWN_SETTINGS if stage == options.stage}
+    given |= {f"{options.stage}_{name}": given[name] for name in own & given.keys()}
+    return dataclasses.replace(recipe, **given)
+
+
+def write_command(options: argparse.Namespace, **changes: Any) -> str:
+    """Writes the command that has these options, with some changed, ready to be pasted."""
+    stage = changes.get("stage", options.stage)
+    values = vars(options).copy()
+    if stage != options.stage:  # what has another meaning in the other stage is left out
+        for other, name in OWN_SETTINGS:
+            if other in (stage, options.stage):
+                values[name.removeprefix(f"{other}_")] = None
+    for other, name in OWN_SETTINGS:
+        is_given_anew = other == stage and name.removeprefix(f"{other}_") in changes
+        if stage not in (ALL, other) or is_given_anew:
+            values[name] = None
+    values |= changes
+    if stage == "base":
+        values["train_fraction"] = 1.0
+    if stage not in (ALL, "transfer"):
+        values["base"] = None
+    parser = make_parser()
+    words = []
+    for action in parser._actions:
+        value = values.get(action.dest, action.default)
+        if value != action.default:
+            words += [action.option_strings[0]] + ([] if value is True else [str(value)])
+    return f"{parser.prog} {shlex.join(words)}".rstrip()
+
+
+def seed(text: str) -> int:
+    """Reads a seed."""
+    return whole_number(text, 0)
+
+
+def thread_count(text: str) -> int:
+    """Reads a number of threads."""
+    return whole_number(text, 1, MAX_THREADS)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,59 @@
+"""Every error of this package: one line that says what is wrong and what to do."""
+
+from typing import Any
+
+
+class CifarTLError(Exception):
+    """What all errors of this package are, beside the built-in kind that fits them best."""
+
+
+class DataError(CifarTLError, ValueError):
+    """The data cannot be used; the message names the file."""
+
+
+class MissingDataError(DataError):
+    """CIFAR-10 is not in the folder, or not all of it is undamaged."""
+
+
+class DownloadError(DataError):
+    """CIFAR-10 is not on disk, and the network or the server does not give it."""
+
+
+class ImageError(CifarTLError, ValueError):
+    """A file is no readable image; the message names it."""
+
+
+class CheckpointError(CifarTLError, ValueError):
+    """A checkpoint cannot be read; the message names the file."""
+
+
+class TrainingError(CifarTLError, RuntimeError):
+    """The training went wrong; the message says where and what to try."""
+
+
+class ExportError(CifarTLError, RuntimeError):
+    """An exported model does not compute what the original computes; it was not kept."""
+
+
+class LockedError(CifarTLError, RuntimeError):
+    """Another process is at work in a folder; the message names it."""
+
+
+class HistoryError(CifarTLError, ValueError):
+    """The history of a run is damaged."""
+
+
+class RunError(CifarTLError, RuntimeError):
+    """A run cannot be started or go on.
+
+    Attributes:
+        remedy: The options of the command ``train`` that help, such as ``{"restart": True}``.
+    """
+
+    def __init__(self, message: str, **remedy: Any) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class RunWarning(UserWarning):
+    """Something about a run that its owner should know."""

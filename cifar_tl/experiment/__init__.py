@@ -1,0 +1,1 @@
+"""Stages, the run's folder, results, pictures; nothing here prints or exits."""

@@ -1,0 +1,132 @@
+"""What transfer saves and costs: the stages of one experiment side by side."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cifar_tl.experiment.results import align
+
+
+def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Compares the four stages: what transfer saves, what it costs, and from when on it pays.
+
+    The base model's time is a cost of transfer, too: with n transfers from one base model,
+    transfer is cheaper than training from scratch if base + n * transfer < n * scratch.
+
+    Args:
+        results: The content of ``result.json`` of each stage by its name; base may be missing.
+
+    Returns:
+        The content of ``comparison.json``: for each way to a model of the new classes its accuracy,
+        its seconds, the differences from scratch, and ``pays_from``, the number of transfers from
+        which on it takes less time than scratch, base included (None: never, or there is no base;
+        and for scratch).
+    """
+    scratch = results["scratch"]
+    seconds_base = results["base"]["seconds_total"] if "base" in results else None
+    same = ("data", "data_description", "recipe", "seed", "train_fraction", "images_train")
+    comparison: dict[str, Any] = {
+        **{key: scratch[key] for key in same},
+        "stages": {
+            stage: {
+                "val_accuracy": result["val_accuracy"],
+                "test_accuracy": result["test_accuracy"],
+                "epochs": result["epochs"],
+                "seconds_per_epoch": (result["seconds_train"] + result["seconds_validation"])
+                / result["epochs"],
+                "seconds_total": result["seconds_total"],
+                "parameters_trainable": result["parameters_trainable"],
+                "parameters_frozen": result["parameters_total"] - result["parameters_trainable"],
+            }
+            for stage, result in results.items()
+        },
+        "seconds_base": seconds_base,
+        "ways": {},
+    }
+    for way in ("transfer", "transfer+finetune", "scratch"):
+        stages = way.split("+")
+        last = results[stages[-1]]
+        seconds = sum(results[stage]["seconds_total"] for stage in stages)
+        # The data is read once, whatever follows.
+        seconds -= sum(results[stage].get("seconds_reading", 0.0) for stage in stages[1:])
+        saved = scratch["seconds_total"] - seconds
+        pays_from = None
+        if seconds_base is not None and saved > 0:
+            pays_from = math.floor(seconds_base / saved) + 1
+        comparison["ways"][way] = {
+            "val_accuracy": last["val_accuracy"],
+            "test_accuracy": last["test_accuracy"],
+            "seconds": seconds,
+            "val_accuracy_above_scratch": last["val_accuracy"] - scratch["val_accuracy"],
+            "seconds_saved": saved,
+            "pays_from": pays_from,
+        }
+    return comparison
+
+
+def comparison_text(comparison: Mapping[str, Any]) -> str:
+    """Writes what `compare` returned as a table and in plain words, in plain ASCII."""
+    scratch = comparison["ways"]["scratch"]
+    has_base = "base" in comparison["stages"]
+    lines = [
+        f"Comparison on {comparison['data']} ({comparison['data_description']}), "
+        f"recipe {comparison['recipe']}, seed {comparison['seed']}",
+        f"{comparison['images_train']:,} training images of the new classes",
+        "",
+        *_stage_lines(comparison["stages"]),
+        "",
+        *(["base: the old classes; all others: the new classes."] if has_base else []),
+        "Accuracies are of validation and test images, and of one seed; s/epoch is training and",
+        "validation; total s also has reading, frozen features, testing and saving. finetune goes",
+        "on from transfer: its total s do not include transfer's, but reading once more, which the",
+        "lines below count once. Times compare only if nothing else ran on the machine.",
+        "",
+    ]
+    for way, result in comparison["ways"].items():
+        if way != "scratch":
+            lines += _way_lines(way, result, scratch, comparison["seconds_base"])
+    return "\n".join(lines) + "\n"
+
+
+def _stage_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    columns = "stage,validation,test,epochs,s/epoch,total s,trainable,frozen"
+    table = [columns.split(",")]
+    for stage, result in stages.items():
+        tested = result["test_accuracy"]
+        table.append(
+            [
+                stage,
+                f"{result['val_accuracy']:.2%}",
+                "-" if tested is None else f"{tested:.2%}",
+                str(result["epochs"]),
+                f"{result['seconds_per_epoch']:.2f}",
+                f"{result['seconds_total']:.1f}",
+                f"{result['parameters_trainable']:,}",
+                f"{result['parameters_frozen']:,}",
+            ]
+        )
+    return align(table, "<>>>>>>>")
+
+
+def _way_lines(
+    way: str, result: Mapping[str, Any], scratch: Mapping[str, Any], seconds_base: float | None
+) -> list[str]:
+    points = 100 * result["val_accuracy_above_scratch"]
+    saved, pays_from = result["seconds_saved"], result["pays_from"]
+    gains = "gains" if points >= 0 else "costs"
+    time = f"saves {saved:.1f} s" if saved > 0 else f"takes {abs(saved):.1f} s longer"
+    base = f"  Counting the base model's {seconds_base or 0:.1f} s, it is "
+    if seconds_base is None:
+        base = "  The base model was there before: its time is not counted."
+    elif pays_from is None:
+        base += "never faster than scratch."
+    elif pays_from == 1:
+        base += "faster than scratch from the first transfer on."
+    else:
+        base += f"faster than scratch once {pays_from} transfers share that base."
+    return [
+        f"{way}: {result['val_accuracy']:.2%} in {result['seconds']:.1f} s; "
+        f"scratch: {scratch['val_accuracy']:.2%} in {scratch['seconds']:.1f} s.",
+        f"  It {gains} {abs(points):.2f} points of validation accuracy and {time}.",
+        base,
+    ]

@@ -1,0 +1,44 @@
+"""What a result depends on apart from its settings: versions and the machine."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifar_tl import __version__
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """Tells what the bytes of a result depend on."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Tells what the figures depend on, times among them."""
+    packages = ("torch", "torchvision", "numpy")
+    return {
+        "cifar_tl": __version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):  # Linux; elsewhere platform knows
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,41 @@
+"""Name what is in an image."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cifar_tl.model import CifarNet
+
+
+class Prediction(NamedTuple):
+    """A class and how probable the model finds it."""
+
+    label: int
+    name: str
+    probability: float
+
+
+def predict(
+    model: CifarNet, classes: Mapping[int, str], image: Tensor, top: int = 3
+) -> list[Prediction]:
+    """Names the most probable classes of one image; outputs never trained are left out.
+
+    Args:
+        model: In evaluation mode.
+        classes: The names of the labels that it knows, from `load_model_and_classes`.
+        image: ``(3, 32, 32)`` uint8, for example from `read_image`.
+        top: How many classes at most.
+
+    Returns:
+        The classes, the most probable one first; over all known ones, probabilities sum to 1.
+    """
+    labels = list(classes)
+    with torch.inference_mode():
+        probabilities = model(image[None])[0, labels].softmax(0)
+    values, places = probabilities.sort(descending=True, stable=True)
+    return [
+        Prediction(labels[place], classes[labels[place]], value)
+        for value, place in zip(values[:top].tolist(), places[:top].tolist(), strict=True)
+    ]
