@@ -74,9 +74,6 @@ def save_model(path: Path, model: CifarNet, settings: dict[str, Any]) -> None:
 def load_model(path: str | Path) -> CifarNet:
     """Rebuilds a model from a ``model.pt``: on the CPU, in evaluation mode, nothing frozen.
 
-    Args:
-        path: The file.
-
     Returns:
         The model; it takes uint8 images ``(N, 3, 32, 32)``, see `CifarNet.preprocess`.
 
@@ -114,9 +111,6 @@ def load_model_and_settings(path: Path) -> tuple[CifarNet, dict[str, Any]]:
 
 def load_model_and_classes(path: Path) -> tuple[CifarNet, dict[int, str]]:
     """Rebuilds a model as `load_model` does, with the names of the classes it was trained on.
-
-    Args:
-        path: The file.
 
     Returns:
         The model, and a name for each label that it knows; its other outputs mean nothing.

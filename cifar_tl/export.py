@@ -18,10 +18,8 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def export_pt2(model: CifarNet, path: Path) -> None:
     """Writes a model as ``torch.export.load`` reads it, checked before it is kept.
 
-    Args:
-        model: In evaluation mode; its preprocessing goes with it.
-        path: The file to write. The exported model takes ``(N, 3, 32, 32)`` uint8 images, any N,
-            and returns logits.
+    It takes ``(N, 3, 32, 32)`` uint8 images, any N, and returns logits: the preprocessing goes with
+    it. The model is in evaluation mode.
 
     Raises:
         ExportError: If the exported model computes something else.

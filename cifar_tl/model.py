@@ -74,11 +74,8 @@ class CifarNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the classifier by a new one with fresh weights.
 
-        Args:
-            num_classes: Number of outputs, at least 1.
-
         Raises:
-            ValueError: If it is less.
+            ValueError: If there were fewer than one output.
         """
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
@@ -162,10 +159,6 @@ def transfer_model(base: CifarNet, num_classes: int = 10) -> CifarNet:
 
     The base model is left as it is: its features and preprocessing are copied.
 
-    Args:
-        base: A trained model.
-        num_classes: Number of outputs of the new classifier.
-
     Returns:
         A model whose ``features`` are frozen and whose ``classifier`` has fresh weights.
     """
@@ -179,10 +172,8 @@ def freeze(module: Module) -> Module:
     """Freezes a module in place: no gradients, and evaluation mode that survives ``train()``.
 
     Evaluation mode matters for layers that change or draw when they train, such as batch
-    normalisation and dropout. Copies of a frozen module are frozen, too. `unfreeze` undoes it.
-
-    Args:
-        module: Any module; all modules inside it are frozen with it.
+    normalisation and dropout. All modules inside are frozen with it, and so are copies. `unfreeze`
+    undoes it.
 
     Returns:
         The same module.
@@ -198,14 +189,7 @@ def freeze(module: Module) -> Module:
 
 
 def unfreeze(module: Module) -> Module:
-    """Undoes `freeze` in place; the module stays in evaluation mode until ``train()`` is called.
-
-    Args:
-        module: A module given to `freeze` before.
-
-    Returns:
-        The same module.
-    """
+    """Undoes `freeze` in place; the module stays in evaluation mode until ``train()`` is called."""
     module.requires_grad_(True)
     for submodule in module.modules():
         submodule.__dict__.pop("train", None)
@@ -223,14 +207,7 @@ class Layer(NamedTuple):
 
 
 def layers(model: CifarNet) -> list[Layer]:
-    """Lists the documented layers; a ReLU belongs to the layer with weights before it.
-
-    Args:
-        model: The network.
-
-    Returns:
-        A row for each of the eight layers, with the shape that it really puts out.
-    """
+    """Lists the eight documented layers, with the shapes that they really put out."""
     rows: list[Layer] = []
     output = model.preprocess(torch.zeros(1, *IMAGE_SHAPE, device=model.mean.device))
     with torch.no_grad():
@@ -240,34 +217,17 @@ def layers(model: CifarNet) -> list[Layer]:
                 weighted = max(i for i, row in enumerate(rows) if row.parameters)
                 rows[weighted] = rows[weighted]._replace(name=rows[weighted].name + " + ReLU")
                 continue
-            parameters = list(module.parameters())
-            rows.append(
-                Layer(
-                    number=len(rows) + 1,
-                    name=_describe(module),
-                    shape=tuple(output.shape[1:]),
-                    parameters=sum(parameter.numel() for parameter in parameters),
-                    trainable=any(parameter.requires_grad for parameter in parameters),
-                )
-            )
+            parameters = count_parameters(module)
+            trainable = count_parameters(module, trainable_only=True) > 0
+            shape = tuple(output.shape[1:])
+            rows.append(Layer(len(rows) + 1, _describe(module), shape, parameters, trainable))
     return rows
 
 
 def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
-    """Counts a module's parameters.
-
-    Args:
-        module: Any module.
-        trainable_only: Leave out what is frozen.
-
-    Returns:
-        The number of scalar weights.
-    """
-    return sum(
-        parameter.numel()
-        for parameter in module.parameters()
-        if parameter.requires_grad or not trainable_only
-    )
+    """Counts the scalar weights of a module, those that are frozen included unless told not to."""
+    counted = [p for p in module.parameters() if p.requires_grad or not trainable_only]
+    return sum(parameter.numel() for parameter in counted)
 
 
 def _glorot_uniform(module: nn.Module) -> None:

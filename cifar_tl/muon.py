@@ -57,17 +57,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Computes approximately the nearest matrix whose singular values are all 1.
+    """Computes approximately the nearest matrix ``(M, N)`` whose singular values are all 1.
 
     By a Newton-Schulz iteration, with the coefficients of Jordan et al.: five steps bring every
     singular value above 0.002 of the norm to between 0.68 and 1.21, which is near enough.
-
-    Args:
-        matrix: ``(M, N)``.
-        steps: Number of iterations.
-
-    Returns:
-        ``(M, N)``.
     """
     if len(matrix) > matrix.shape[1]:
         return orthogonalize(matrix.t(), steps).t()

@@ -29,7 +29,7 @@ def predict(
         top: How many classes at most.
 
     Returns:
-        The classes, the most probable one first; over all known ones, probabilities sum to 1.
+        The most probable class first; over all known ones, probabilities sum to 1.
     """
     labels = list(classes)
     with torch.inference_mode():

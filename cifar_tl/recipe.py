@@ -1,7 +1,7 @@
 """How to train: one dataclass, two instances of it."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal, get_args
 
 Optimizer = Literal["adam", "sgd", "muon"]  # sgd: with Nesterov momentum; muon: see `Muon`
 Schedule = Literal["constant", "one-cycle"]
@@ -19,10 +19,10 @@ class Recipe:
     name: str
     optimizer: Optimizer
     lr: float  # the peak, if there is a schedule
-    schedule: Schedule
-    normalize: bool  # each colour channel to mean 0 and standard deviation 1; else pixels / 255
-    whiten: bool  # the first layer starts with the images' components: see `whiten_first_layer`
-    mirror: bool  # the mirror image of each training image is a second view of it
+    schedule: Schedule = "constant"
+    normalize: bool = False  # each colour channel to mean 0 and deviation 1; else pixels / 255
+    whiten: bool = False  # the first layer starts as principal components: `whiten_first_layer`
+    mirror: bool = False  # the mirror image of each training image is a second view of it
     epochs: int = 10
     batch_size: int = 100
     weight_decay: float = 0.0  # an L2 penalty; muon: of weights only, apart from the gradient
@@ -55,9 +55,7 @@ class Recipe:
     def for_stage(self, stage: str) -> "Recipe":
         """Returns the recipe with the stage's own values, if it has any, in place of the others.
 
-        Args:
-            stage: Such as ``"finetune"``: then ``finetune_lr`` becomes ``lr``. Base and scratch
-                have none of their own.
+        For ``"finetune"``, ``finetune_lr`` becomes ``lr``. Base and scratch have none of their own.
         """
         prefix = f"{stage}_"
         values = {
@@ -68,27 +66,13 @@ class Recipe:
         return replace(self, **values)
 
 
-# What changes nothing. The settings of a run leave it out, so that an ingredient that is added here
-# later changes no run without it: neither its bytes nor whether it can go on.
-NEUTRAL: dict[str, Any] = {
-    "schedule": "constant",
-    "normalize": False,
-    "whiten": False,
-    "mirror": False,
-    "weight_decay": 0.0,
-    "precision": "float32",
-}
+# The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
+# added here later changes no run without it, neither its bytes nor whether it goes on.
+INGREDIENTS = ("schedule", "normalize", "whiten", "mirror", "weight_decay", "precision")
+NEUTRAL = {field.name: field.default for field in fields(Recipe) if field.name in INGREDIENTS}
 
 # The recipe behind the documented figures. finetune_lr: the usual tenth of lr.
-ORIGINAL = Recipe(
-    name="original",
-    optimizer="adam",
-    lr=1e-3,
-    schedule="constant",
-    normalize=False,
-    whiten=False,
-    mirror=False,
-)
+ORIGINAL = Recipe(name="original", optimizer="adam", lr=1e-3)
 
 # docs/recipe.md says what each of these is worth.
 TUNED = Recipe(
@@ -111,18 +95,10 @@ RECIPES = {recipe.name: recipe for recipe in (ORIGINAL, TUNED)}
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Computes the learning rate of one step: a plain function, so there is no state to save.
+    """Computes the learning rate of a step, from 0: a plain function, so there is no state to save.
 
     The one-cycle schedule rises linearly to the peak and falls linearly to zero, after Smith and
     Topin 2018, "Super-convergence"; a step takes the value at its middle, so none is zero.
-
-    Args:
-        recipe: Gives the schedule and its peak.
-        step: Number of the step, from 0.
-        total_steps: Number of steps in the whole training.
-
-    Returns:
-        The learning rate.
     """
     if recipe.schedule == "constant":
         return recipe.lr

@@ -124,11 +124,8 @@ def evaluate(
     Args:
         module: Maps a batch of inputs to logits.
         inputs: ``(N, ...)``, N > 0.
-        labels: ``(N,)`` int64.
+        labels: ``(N,)`` int64, each below the number of logits.
         batch_size: Examples at a time; it changes the result only by rounding.
-
-    Returns:
-        The means over the N examples.
     """
     device = next(module.parameters()).device
     labels = labels.to(device)
@@ -146,11 +143,7 @@ def confusion_matrix(
 ) -> Tensor:
     """Counts which class is taken for which, in evaluation mode.
 
-    Args:
-        module: Maps a batch of inputs to logits ``(N, K)``.
-        inputs: ``(N, ...)``, N > 0.
-        labels: ``(N,)`` int64, each below K.
-        batch_size: Examples at a time.
+    Args and modes are those of `evaluate`; K is the number of logits.
 
     Returns:
         ``(K, K)`` int64 on the CPU: a row for each true class, a column for each class predicted.
@@ -174,15 +167,12 @@ def extract_features(
     Args:
         forward: Maps a batch of images to features, such as ``model.forward_features``; what it
             runs must be in evaluation mode.
-        images: ``(N, ...)``, on the device that ``forward`` expects.
+        images: ``(N, ...)``, N > 0, on the device that ``forward`` expects.
         batch_size: Images at a time; it changes the result only by rounding.
         progress: Text before a progress bar on standard error; by default there is no bar.
 
     Returns:
         ``(N, ...)``, what ``forward`` returned for all images.
-
-    Raises:
-        ValueError: If there are no images.
     """
     features = None
     with torch.no_grad():  # not inference_mode, whose tensors no classifier could train on

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 from cifar_tl.command.console import UsageError, called
@@ -21,9 +22,8 @@ def whole_number(text: str, low: int, high: int = 10**9) -> int:
     return value
 
 
-def at_least_one(text: str) -> int:
-    """Reads a whole number from 1 on."""
-    return whole_number(text, 1)
+at_least_zero = partial(whole_number, low=0)
+at_least_one = partial(whole_number, low=1)
 
 
 def not_negative(text: str) -> float:

@@ -71,9 +71,6 @@ class _ShowVersion(argparse.Action):
 def called(name: str) -> str:
     """Writes how a command is called, in the words with which this one was, ready to be pasted.
 
-    Args:
-        name: Such as ``train``.
-
     Returns:
         Such as ``cifar-tl train``, ``python3 -m cifar_tl train`` or ``python3 train.py``.
     """

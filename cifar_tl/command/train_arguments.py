@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from cifar_tl.command.arguments import (
     at_least_one,
+    at_least_zero,
     check_source,
     fraction,
     not_negative,
@@ -20,7 +22,8 @@ from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, STAGES, stage_folder
 from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 
 ALL = "all"
-MAX_THREADS = 256  # torch.set_num_threads(100000) crashes the process
+# torch.set_num_threads(100000) crashes the process.
+thread_count = partial(whole_number, low=1, high=256)
 
 # What a stage has of its own in the recipe, such as transfer_lr.
 OWN_SETTINGS = [
@@ -63,7 +66,13 @@ def make_parser() -> Parser:
         help="epochs of base, transfer and scratch, or of the one --stage that is named (default "
         "here and below: the recipe's)",
     )
-    add("--seed", metavar="N", type=seed, default=0, help="(default: %(default)s)")
+    add(
+        "--seed",
+        metavar="N",
+        type=at_least_zero,
+        default=0,
+        help="(default: %(default)s)",
+    )
     add(
         "--output-dir",
         metavar="DIR",
@@ -89,7 +98,12 @@ def make_parser() -> Parser:
     _add_recipe_options(parser)
     add = parser.add_group("the machine", "--device cuda --precision bf16")
     add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
-    add("--threads", metavar="N", type=thread_count, help="(default: torch's choice)")
+    add(
+        "--threads",
+        metavar="N",
+        type=thread_count,
+        help="(default: torch's choice)",
+    )
     add(
         "--precision",
         choices=get_args(Precision),
@@ -233,16 +247,6 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         if value != action.default:
             words += [action.option_strings[0]] + ([] if value is True else [str(value)])
     return f"{parser.prog} {shlex.join(words)}".rstrip()
-
-
-def seed(text: str) -> int:
-    """Reads a seed."""
-    return whole_number(text, 0)
-
-
-def thread_count(text: str) -> int:
-    """Reads a number of threads."""
-    return whole_number(text, 1, MAX_THREADS)
 
 
 def _flag(name: str) -> str:

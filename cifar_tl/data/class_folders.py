@@ -1,12 +1,12 @@
-"""Classes of one's own: folders of image files, found as torchvision's ImageFolder finds them."""
+"""Classes of one's own: a folder of image files for each, laid out as for ImageFolder."""
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torchvision.datasets import ImageFolder
 
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
 from cifar_tl.data.image_files import is_image_file, read_images
@@ -55,57 +55,41 @@ def _check_layout(folder: Path) -> None:
 
 def _find(folder: Path) -> tuple[list[str], dict[str, list[list[str]]]]:
     """Finds the classes, and for each part the paths of each class's images."""
-    try:
-        found = _ClassFolders(folder / TRAIN, is_valid_file=is_image_file)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder / TRAIN}: every class needs a folder with its images "
-            f"({str(error).partition(' Supported')[0].rstrip('. ')})"
-        ) from error
-    if len(found.classes) < 2:
+    classes = _folders(folder / TRAIN)
+    paths = {part: [_images_below(folder / part / name) for name in classes] for part in PARTS}
+    empty = [name for name, found in zip(classes, paths[TRAIN], strict=True) if not found]
+    if empty or not classes:
+        where = ", ".join(str(folder / TRAIN / name) for name in empty or [""])
+        raise DataError(f"every class needs a folder with its images: there are none in {where}")
+    if len(classes) < 2:
         raise DataError(f"{folder / TRAIN} holds only one class: there must be two or more")
-    paths = {TRAIN: _by_class(found.samples, found.classes)}
     for part in (VALIDATION, TEST):
-        if not (folder / part).is_dir():
-            continue
-        if unknown := sorted({*_folders(folder / part)}.difference(found.classes)):
+        if unknown := sorted({*_folders(folder / part)}.difference(classes)):
             raise DataError(f"{folder / part / unknown[0]} is a class that {TRAIN} does not have")
-        samples = ImageFolder.make_dataset(
-            str(folder / part), found.class_to_idx, is_valid_file=is_image_file, allow_empty=True
-        )
-        paths[part] = _by_class(samples, found.classes)
-    if VALIDATION not in paths:
+    if not (folder / VALIDATION).is_dir():
         of_both = paths[TRAIN]
         paths[VALIDATION] = [of_class[num_training(len(of_class)) :] for of_class in of_both]
         paths[TRAIN] = [of_class[: num_training(len(of_class))] for of_class in of_both]
     for part, use in ((TRAIN, "training"), (VALIDATION, "validation")):
-        for class_name, of_class in zip(found.classes, paths[part], strict=True):
-            if not of_class:
-                raise DataError(f"{folder}: class {class_name} has no {use} image: add some")
-    return found.classes, paths
-
-
-class _ClassFolders(ImageFolder):  # type: ignore[misc]  # torchvision is not annotated
-    """ImageFolder, which would take Jupyter's hidden folders for classes."""
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = _folders(Path(directory))
-        if not names:
-            raise FileNotFoundError(f"there is none in {directory}")
-        return names, {name: label for label, name in enumerate(names)}
+        for name, found in zip(classes, paths[part], strict=True):
+            if not found:
+                raise DataError(f"{folder}: class {name} has no {use} image: add some")
+    return classes, paths
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    """Lists the folders in a folder, which may be missing; Jupyter's hidden ones are no classes."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def _images_below(folder: Path) -> list[str]:
+    """Lists the images of a class in the order in which torchvision's ImageFolder finds them."""
+    found = (
+        os.path.join(root, name)  # noqa: PTH118  # as often as there are images
+        for root, _, names in sorted(os.walk(folder, followlinks=True))
+        for name in sorted(names)
     )
-
-
-def _by_class(samples: Iterable[tuple[str, int]], classes: Sequence[str]) -> list[list[str]]:
-    paths: list[list[str]] = [[] for _ in classes]
-    for path, label in samples:
-        paths[label].append(path)
-    return paths
+    return [path for path in found if is_image_file(path)]
 
 
 def _read_parts(

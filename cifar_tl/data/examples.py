@@ -44,12 +44,8 @@ class Data:
     def train_and_validation(self, classes: Iterable[int]) -> tuple[LabeledImages, LabeledImages]:
         """Selects the training and the validation images of some classes, as a stage uses them.
 
-        Args:
-            classes: Those of a stage, all of ``base_classes`` or of ``new_classes``: unless they
-                are apart, the validation images are the last 20 % of all images of these classes.
-
-        Returns:
-            The training part and the validation part.
+        Unless they are apart, the last 20 % of all images of these classes, which should be all of
+        ``base_classes`` or of ``new_classes``, are the validation images.
         """
         train = select_classes(self.train, classes)
         if self.validation is None:
@@ -58,15 +54,7 @@ class Data:
 
 
 def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledImages:
-    """Selects the images of some classes; their order and labels stay.
-
-    Args:
-        examples: N images.
-        classes: The labels to keep.
-
-    Returns:
-        The M <= N images that have one of these labels.
-    """
+    """Selects the images of some classes: M of the N images; their order and labels stay."""
     chosen = torch.isin(examples.labels, torch.tensor(list(classes))).nonzero().flatten()
     # index_select returns contiguous images whatever it is given: batches are gathered faster so.
     return LabeledImages(examples.images.index_select(0, chosen), examples.labels[chosen])
@@ -78,14 +66,7 @@ def num_training(num_images: int) -> int:
 
 
 def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledImages]:
-    """Splits images in file order: the first 80 % train, the last 20 % validate, as documented.
-
-    Args:
-        examples: N images.
-
-    Returns:
-        The training part and the validation part.
-    """
+    """Splits images in file order: the first 80 % train, the last 20 % validate, as documented."""
     boundary = num_training(len(examples.labels))
     return (
         LabeledImages(examples.images[:boundary], examples.labels[:boundary]),
@@ -101,13 +82,7 @@ def stratified_prefix(examples: LabeledImages, fraction: float) -> LabeledImages
 
     Args:
         examples: N images.
-        fraction: Above 0, at most 1.
-
-    Returns:
-        This fraction of the images of each class, rounded, but at least one; their order stays.
-
-    Raises:
-        ValueError: If the fraction is out of range.
+        fraction: Above 0, at most 1: of the images of each class, rounded, but at least one.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"a fraction of the images is above 0 and at most 1, not {fraction}")
@@ -121,12 +96,8 @@ def stratified_prefix(examples: LabeledImages, fraction: float) -> LabeledImages
 def make_views(images: Tensor, *, mirror: bool) -> Tensor:
     """Stacks the equally valid versions of each image.
 
-    Args:
-        images: ``(N, 3, 32, 32)``.
-        mirror: Add each image's mirror image.
-
     Returns:
-        ``(V, N, 3, 32, 32)``, V = 2 with mirror images and 1 without.
+        ``(V, N, 3, 32, 32)``: images ``(N, 3, 32, 32)`` and, if asked for, their mirror images.
     """
     if not mirror:
         return images[None]
@@ -138,13 +109,10 @@ def make_views(images: Tensor, *, mirror: bool) -> Tensor:
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes mean and standard deviation of each colour channel.
-
-    Args:
-        images: ``(N, 3, 32, 32)`` uint8.
+    """Computes mean and standard deviation of each colour channel of uint8 images.
 
     Returns:
-        Mean and standard deviation, ``(3, 1, 1)`` float32 each, of pixels from 0 to 1.
+        ``(3, 1, 1)`` float32 each, of pixels from 0 to 1.
     """
     total, squares = torch.zeros(2, 3, dtype=torch.float64)
     for batch in images.split(100):  # exact: squares below 2**24, sums of whole numbers below 2**53

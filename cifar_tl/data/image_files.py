@@ -23,7 +23,7 @@ def is_image_file(path: str | Path) -> bool:
 
 
 def list_image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Lists files, whatever their names, and for each folder the images in and below it, in order."""
+    """Lists files, whatever their names, and the images in and below each folder, in order."""
     for path in paths:
         if path.is_dir():
             yield from sorted(filter(is_image_file, path.rglob("*")))
@@ -50,7 +50,9 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tenso
         try:
             results = executor.map(read, range(len(paths)))
             bar = "images" if progress else None
-            damaged = [reason for reason in with_bar(results, bar, len(paths)) if reason is not None]
+            damaged = [
+                reason for reason in with_bar(results, bar, len(paths)) if reason is not None
+            ]
         except BaseException:  # Ctrl-C must not wait for all of them
             executor.shutdown(cancel_futures=True)
             raise
@@ -63,13 +65,10 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tenso
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Reads an image of any size and mode.
+    """Reads an image file of any size and mode, in any format that Pillow reads.
 
     It is turned as its EXIF data says, put on white where it is transparent, scaled so that its
     shape is kept and its shorter side has 32 pixels, and cropped to its middle.
-
-    Args:
-        path: A file in any format that Pillow reads.
 
     Returns:
         ``(3, 32, 32)`` uint8.

@@ -9,10 +9,6 @@ from numpy.typing import NDArray
 from cifar_tl.data.examples import Data, fingerprint_of, labeled_images
 from cifar_tl.data.source import SHAPES
 
-CLASS_NAMES = (
-    *("disc", "square", "triangle", "cross", "ring"),
-    *("flower", "crescent", "semicircle", "angle", "bars"),
-)
 NUM_TRAIN, NUM_TEST = 10_000, 2_000
 
 _SIZE = 32
@@ -20,6 +16,36 @@ _CHUNK = 500  # images drawn at a time: their arrays stay in the processor's cac
 _SEED = 20_090_408
 
 Floats: TypeAlias = Any  # float32 arrays: as NDArray, each result would need a cast
+
+
+def _box(u: Floats, v: Floats, half_width: float, half_height: float) -> Floats:
+    return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
+
+
+def _disc(u: Floats, v: Floats, radius: float = 0.9) -> Floats:
+    return np.hypot(u, v) - np.float32(radius)
+
+
+# Each class's signed distance to the edge, negative inside.
+_SIGNED_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "disc": _disc,
+    "square": lambda u, v: _box(u, v, 0.8, 0.8),
+    "triangle": lambda u, v: (
+        np.maximum(-v, 0.5 * v + np.float32(np.sqrt(3) / 2) * np.abs(u)) - np.float32(0.55)
+    ),
+    "cross": lambda u, v: np.minimum(_box(u, v, 1.0, 0.28), _box(u, v, 0.28, 1.0)),
+    "ring": lambda u, v: np.abs(_disc(u, v, 0.75)) - np.float32(0.2),
+    "flower": lambda u, v: np.hypot(u, v) - (0.7 + 0.3 * np.cos(5 * np.arctan2(v, u))),
+    "crescent": lambda u, v: np.maximum(_disc(u, v), -_disc(u - np.float32(0.45), v)),
+    "semicircle": lambda u, v: np.maximum(
+        _disc(u, v - np.float32(0.4)) - np.float32(0.1), v - np.float32(0.4)
+    ),
+    "angle": lambda u, v: np.minimum(
+        _box(u + np.float32(0.6), v, 0.25, 0.9), _box(u, v - np.float32(0.65), 0.85, 0.25)
+    ),
+    "bars": lambda u, v: _box(np.abs(u) - np.float32(0.55), v, 0.25, 0.9),
+}
+CLASS_NAMES = tuple(_SIGNED_DISTANCES)
 
 
 def read_shapes() -> Data:
@@ -58,7 +84,7 @@ def draw_shapes(
     return images[:num_train], labels[:num_train], images[num_train:], labels[num_train:]
 
 
-def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.uint8]:
+def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
     count = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Floats:
@@ -74,7 +100,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.
     u = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
     v = (dy * np.cos(angle) - dx * np.sin(angle)) / radius
     distance = np.empty_like(u)
-    for label, signed_distance in enumerate(_SIGNED_DISTANCES):
+    for label, signed_distance in enumerate(_SIGNED_DISTANCES.values()):
         members = labels == label
         distance[members] = signed_distance(u[members], v[members])
     shape = _coverage(distance * radius)
@@ -103,57 +129,3 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.
 def _coverage(distance_in_pixels: Floats) -> Floats:
     """How much of each pixel lies inside: 1 well within, 0 well outside, smooth at the edge."""
     return np.clip(0.5 - distance_in_pixels, 0, 1)
-
-
-def _box(u: Floats, v: Floats, half_width: float, half_height: float) -> Floats:
-    return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
-
-
-def _disc(u: Floats, v: Floats) -> Floats:
-    return np.hypot(u, v) - np.float32(0.9)
-
-
-def _square(u: Floats, v: Floats) -> Floats:
-    return _box(u, v, 0.8, 0.8)
-
-
-def _triangle(u: Floats, v: Floats) -> Floats:
-    slant = np.float32(np.sqrt(3) / 2)
-    return np.maximum(-v, 0.5 * v + slant * np.abs(u)) - np.float32(0.55)
-
-
-def _cross(u: Floats, v: Floats) -> Floats:
-    return np.minimum(_box(u, v, 1.0, 0.28), _box(u, v, 0.28, 1.0))
-
-
-def _ring(u: Floats, v: Floats) -> Floats:
-    return np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.2)
-
-
-def _flower(u: Floats, v: Floats) -> Floats:
-    return np.hypot(u, v) - (0.7 + 0.3 * np.cos(5 * np.arctan2(v, u)))
-
-
-def _crescent(u: Floats, v: Floats) -> Floats:
-    return np.maximum(_disc(u, v), -_disc(u - np.float32(0.45), v))
-
-
-def _semicircle(u: Floats, v: Floats) -> Floats:
-    below = v - np.float32(0.4)
-    return np.maximum(_disc(u, below) - np.float32(0.1), below)
-
-
-def _angle(u: Floats, v: Floats) -> Floats:
-    upright = _box(u + np.float32(0.6), v, 0.25, 0.9)
-    return np.minimum(upright, _box(u, v - np.float32(0.65), 0.85, 0.25))
-
-
-def _bars(u: Floats, v: Floats) -> Floats:
-    return _box(np.abs(u) - np.float32(0.55), v, 0.25, 0.9)
-
-
-# Signed distance to the edge, negative inside, in the order of CLASS_NAMES.
-_SIGNED_DISTANCES: tuple[Callable[[Floats, Floats], Floats], ...] = (
-    *(_disc, _square, _triangle, _cross, _ring),
-    *(_flower, _crescent, _semicircle, _angle, _bars),
-)

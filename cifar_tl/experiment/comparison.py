@@ -17,10 +17,8 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         results: The content of ``result.json`` of each stage by its name; base may be missing.
 
     Returns:
-        The content of ``comparison.json``: for each way to a model of the new classes its accuracy,
-        its seconds, the differences from scratch, and ``pays_from``, the number of transfers from
-        which on it takes less time than scratch, base included (None: never, or there is no base;
-        and for scratch).
+        The content of ``comparison.json``; ``pays_from`` is the number of transfers from which on
+        it takes less time than scratch, base included (None: never, or there is no base).
     """
     scratch = results["scratch"]
     seconds_base = results["base"]["seconds_total"] if "base" in results else None

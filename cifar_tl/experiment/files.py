@@ -25,17 +25,7 @@ from cifar_tl.checkpoint import (
     write_atomically,
 )
 from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
-from cifar_tl.experiment.run import (
-    COMPARISON,
-    COMPARISON_PICTURE,
-    HISTORY,
-    LAST,
-    MODEL,
-    PICTURES,
-    RESULT,
-    RESULTS,
-    check_settings,
-)
+from cifar_tl.experiment import run
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
 from cifar_tl.training import EpochRecord
@@ -62,15 +52,15 @@ def discard(folders: Iterable[Path]) -> None:
         for folder in present:
             stack.enter_context(locked(folder))
         for folder in present:
-            for name in (RESULT, MODEL, LAST, HISTORY, RESULTS, *PICTURES):
+            for name in (run.RESULT, run.MODEL, run.LAST, run.HISTORY, run.RESULTS, *run.PICTURES):
                 (folder / name).unlink(missing_ok=True)
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-            for name in (*COMPARISON, COMPARISON_PICTURE):
+            for name in (*run.COMPARISON, run.COMPARISON_PICTURE):
                 (folder.parent / name).unlink(missing_ok=True)
 
 
 def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Reads the result of a finished run; its folder may be missing.
+    """Reads the result of a finished run.
 
     Returns:
         The content of ``result.json``, or None if the run is not finished, or if a file of its
@@ -79,8 +69,8 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     Raises:
         RunError: If the folder holds a finished run with other settings.
     """
-    path = folder / RESULT
-    if not path.exists() or not (folder / MODEL).exists():
+    path = folder / run.RESULT
+    if not path.exists() or not (folder / run.MODEL).exists():
         return None
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -89,9 +79,9 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, no object, or changed
         warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=3)
         return None
-    check_settings(folder, result, settings)
+    run.check_settings(folder, result, settings)
     try:
-        load_checkpoint(folder / MODEL)
+        load_checkpoint(folder / run.MODEL)
     except CheckpointError as error:
         warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
         return None
@@ -118,14 +108,14 @@ def resume(
         RunError: If the folder holds a run with other settings, or what it would go on from is
             damaged.
     """
-    path = folder / LAST
+    path = folder / run.LAST
     if not path.exists():
         return [], [{"from_epoch": 1, **now}]
     again = {"stage": settings["stage"], "restart": True}
     try:
         content = load_checkpoint(path)
-        check_settings(folder, dict(content["settings"]), settings)
-        rows = read_history(folder / HISTORY, int(content["epoch"]))
+        run.check_settings(folder, dict(content["settings"]), settings)
+        rows = read_history(folder / run.HISTORY, int(content["epoch"]))
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         surroundings = [dict(part) for part in content["surroundings"]]
@@ -173,8 +163,8 @@ def save_epoch(
     }
 
     def save() -> None:
-        _write_history(folder / HISTORY, rows)
-        save_checkpoint(folder / LAST, content)
+        _write_history(folder / run.HISTORY, rows)
+        save_checkpoint(folder / run.LAST, content)
 
     _to_the_end(save)
 
@@ -188,11 +178,11 @@ def save_finished(
     """
 
     def save() -> None:
-        for name in PICTURES:
+        for name in run.PICTURES:
             (folder / name).unlink(missing_ok=True)
-        save_model(folder / MODEL, model, settings)
+        save_model(folder / run.MODEL, model, settings)
         digested = {**result, DIGEST: _digest(result)}
-        _write_report(folder / RESULT, folder / RESULTS, digested, text)
+        _write_report(folder / run.RESULT, folder / run.RESULTS, digested, text)
 
     _to_the_end(save)
 
@@ -202,9 +192,9 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
 
     The picture of an earlier comparison is deleted.
     """
-    json_name, text_name = COMPARISON
+    json_name, text_name = run.COMPARISON
     with locked(folder, wait=True):
-        (folder / COMPARISON_PICTURE).unlink(missing_ok=True)
+        (folder / run.COMPARISON_PICTURE).unlink(missing_ok=True)
         _to_the_end(lambda: _write_report(folder / json_name, folder / text_name, comparison, text))
 
 
@@ -246,7 +236,7 @@ def read_history(path: Path, epochs: int) -> list[HistoryRow]:
     except (OSError, ValueError, TypeError, csv.Error):
         rows = []
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
-        raise HistoryError(f"{path} is damaged or lacks epochs that {LAST} has")
+        raise HistoryError(f"{path} is damaged or lacks epochs that {run.LAST} has")
     return rows
 
 

@@ -24,15 +24,8 @@ from torch import Tensor
 from cifar_tl.checkpoint import load_model, write_atomically
 from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import TRANSFER_CLASSES, Data
+from cifar_tl.experiment import run
 from cifar_tl.experiment.files import HistoryRow, read_history
-from cifar_tl.experiment.run import (
-    COMPARISON,
-    COMPARISON_PICTURE,
-    HISTORY,
-    MODEL,
-    PICTURES,
-    RESULT,
-)
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
 from cifar_tl.training import EpochRecord, extract_features
@@ -53,7 +46,7 @@ SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 def draw_stage(folder: Path, data: Data) -> None:
     """Draws the pictures of a finished stage into its folder, over those that are there."""
     result, rows = _read(folder)
-    model = load_model(folder / MODEL)
+    model = load_model(folder / run.MODEL)
     _, validation = data.train_and_validation(result["classes"])
     logits = extract_features(model, validation.images)[:, result["classes"]]
     labels = validation.labels - result["classes"][0]
@@ -66,13 +59,13 @@ def draw_stage(folder: Path, data: Data) -> None:
             samples(validation.images, labels, logits, names, title),
             filters(model, title),
         )
-        for name, figure in zip(PICTURES, figures, strict=True):
+        for name, figure in zip(run.PICTURES, figures, strict=True):
             save(figure, folder / name)
 
 
 def draw_comparison(folder: Path) -> None:
     """Draws the comparison of all stages into the folder that holds the stages' folders."""
-    content = json.loads((folder / COMPARISON[0]).read_text(encoding="utf-8"))
+    content = json.loads((folder / run.COMPARISON[0]).read_text(encoding="utf-8"))
     stages = {stage: _read(folder / stage) for stage in ("transfer", "finetune", "scratch")}
     result = stages["scratch"][0]
     rows = {stage: rows for stage, (_, rows) in stages.items()}
@@ -93,7 +86,7 @@ def draw_comparison(folder: Path) -> None:
             seconds_reading=result.get("seconds_reading", 0.0),  # runs of before lack it
             documented=is_documented,
         )
-        save(figure, folder / COMPARISON_PICTURE)
+        save(figure, folder / run.COMPARISON_PICTURE)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -151,12 +144,8 @@ def confusion(
     for row, values in enumerate(shares.tolist() if len(names) <= 20 else ()):
         for column, share in enumerate(values):
             text = f"{share:.0f}" if share >= 0.5 else ""
-            ax.text(
-                *(column, row, text),
-                ha="center",
-                va="center",
-                color="white" if share > 55 else "black",
-            )
+            color = "white" if share > 55 else "black"
+            ax.text(column, row, text, ha="center", va="center", color=color)
     step = math.ceil(len(columns) / 60)  # more names than that could not be read
     places = range(0, len(columns), step)
     small: dict[str, Any] = {"fontsize": 10 if len(columns) <= 20 else 6}
@@ -192,14 +181,9 @@ def samples(
     corners = _tiles(ax, images[chosen], columns, gap=0.08, gap_above=0.4)
     for (left, top), number in zip(corners, chosen, strict=True):
         name, truth = (_short(names[int(which[number])]) for which in (predicted, labels))
-        ax.text(
-            *(left + 0.5, top - 0.04),
-            f"{name} {confidences[number]:.0%}\ntrue: {truth}",
-            ha="center",
-            va="bottom",
-            fontsize=8,
-            color=ORANGE if mistaken[number] else BLUE,
-        )
+        text = f"{name} {confidences[number]:.0%}\ntrue: {truth}"
+        color = ORANGE if mistaken[number] else BLUE
+        ax.text(left + 0.5, top - 0.04, text, ha="center", va="bottom", fontsize=8, color=color)
     return figure
 
 
@@ -310,8 +294,8 @@ def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: s
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[HistoryRow]]:
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    return result, read_history(folder / HISTORY, result["epochs"])
+    result = json.loads((folder / run.RESULT).read_text(encoding="utf-8"))
+    return result, read_history(folder / run.HISTORY, result["epochs"])
 
 
 def _point(row: HistoryRow, seconds_before: float = 0.0) -> tuple[float, float]:

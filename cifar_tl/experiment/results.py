@@ -112,7 +112,7 @@ def class_accuracies(
 ) -> list[float | None]:
     """Computes the accuracy of each class, None for a class without images.
 
-    ``confusion`` has a row of counts for each of the classes, a column for each output of the model.
+    ``confusion`` has a row of counts for each class and a column for each output of the model.
     """
     return [
         row[label] / sum(row) if sum(row) else None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_tl import training
 from cifar_tl.data.examples import (
     Data,
     LabeledImages,
@@ -21,27 +22,10 @@ from cifar_tl.data.examples import (
 from cifar_tl.experiment import files, results
 from cifar_tl.experiment.machine import environment, surroundings
 from cifar_tl.experiment.parents import load_parent
-from cifar_tl.experiment.run import (
-    STAGES,
-    recipe_values,
-    run_settings,
-    stage_classes,
-    stage_folder,
-)
+from cifar_tl.experiment.run import STAGES, recipe_values, run_settings, stage_folder
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet, count_parameters, layers, transfer_model, whiten_first_layer
 from cifar_tl.recipe import Recipe
-from cifar_tl.training import (
-    EpochRecord,
-    autocast,
-    confusion_matrix,
-    derive_seed,
-    evaluate,
-    extract_features,
-    fit,
-    make_optimizer,
-    seeded,
-)
 
 WHITENING_IMAGES = 2000  # hold more than a million patches
 
@@ -73,13 +57,13 @@ def run_stage(
         stage: One of `STAGES`.
         data: From `load_data`.
         recipe: How to train; the stage takes from it what it has of its own: `Recipe.for_stage`.
-        output_dir: The stage's files are in ``output_dir / data.name / stage``, and so are those
-            of the stage that it starts from.
+        output_dir: The files of this stage, and of the one that it starts from, are in
+            ``output_dir / data.name / stage``.
         seed: Decides the fresh weights and all other randomness.
         device: Where to compute, as torch names it.
         base: Another base model for transfer.
         train_fraction: The part of the training images of the new classes to train on, the first
-            of each class: new classes often come with few. Base always has all of its own.
+            of each class. Base always has all of its own.
         seconds_reading: How long reading the data took: a part of the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
@@ -131,43 +115,36 @@ class _Run:
 
 def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
     """Takes a stage from where it stopped before, or from its start, to its result."""
-    train, validation = _examples(run)
-    model, trained = _starting_model(run, parent, train.images)
-    optimizer = make_optimizer(trained, run.recipe)
-    rows, made_in = files.resume(
-        run.folder, run.settings, model, optimizer, surroundings(run.device)
-    )
-    _announce(run, train, validation, len(rows))
-    seconds_before = rows[-1].seconds_total_so_far if rows else 0.0
-    seconds_features = rows[-1].seconds_features_so_far if rows else 0.0
+    views, labels, validation = _examples(run)
+    model, trained = _starting_model(run, parent, views[0])
+    optimizer = training.make_optimizer(trained, run.recipe)
+    now = surroundings(run.device)
+    rows, made_in = files.resume(run.folder, run.settings, model, optimizer, now)
+    _announce(run, labels, validation, len(rows))
+    views, val_inputs, seconds_features = _inputs(run, model, views, validation.images)
+    start = run.start
+    if rows:
+        start -= rows[-1].seconds_total_so_far
+        seconds_features += rows[-1].seconds_features_so_far
 
-    labels = train.labels
-    views = make_views(train.images, mirror=run.recipe.mirror)
-    del train  # the views are what is trained on: no need for two of them in memory
-    views, val_inputs, seconds = _inputs(run, model, views, validation.images)
-    seconds_features += seconds
-
-    def seconds_total() -> float:
-        return seconds_before + time.perf_counter() - run.start
-
-    def on_epoch(record: EpochRecord) -> None:
+    def on_epoch(record: training.EpochRecord) -> None:
         row = files.HistoryRow(
-            **dataclasses.asdict(record),
+            **vars(record),
             seconds_features_so_far=seconds_features,
-            seconds_total_so_far=seconds_total(),
+            seconds_total_so_far=time.perf_counter() - start,
         )
         rows.append(row)
         files.save_epoch(run.folder, run.settings, model, optimizer, rows, made_in)
         run.log(f"{run.stage}: {results.epoch_line(record, run.recipe.epochs)}")
 
-    fit(
+    training.fit(
         trained,
         views,
         labels,
         val_inputs,
         validation.labels,
         run.recipe,
-        seed=derive_seed(run.settings["seed"], run.stage),
+        seed=training.derive_seed(run.settings["seed"], run.stage),
         optimizer=optimizer,
         records=rows,
         on_epoch=on_epoch,
@@ -182,7 +159,7 @@ def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
         "seconds_validation": sum(row.seconds_validation for row in rows),
         "seconds_features": seconds_features,
         "seconds_reading": run.seconds_reading,  # of this run alone
-        "seconds_total": seconds_total(),
+        "seconds_total": time.perf_counter() - start,
         "environment": environment(run.device),
         "surroundings": made_in,
     }
@@ -200,12 +177,12 @@ def _check(stage: str, data: Data, train_fraction: float) -> None:
         raise ValueError("base trains on all images of its classes: train_fraction must be 1")
 
 
-def _examples(run: _Run) -> tuple[LabeledImages, LabeledImages]:
-    """Selects what the stage trains on and what it validates with."""
+def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
+    """Selects what the stage learns from: views of images, their labels, and what validates."""
     train, validation = run.data.train_and_validation(run.settings["classes"])
     if run.settings["train_fraction"] != 1:
         train = stratified_prefix(train, run.settings["train_fraction"])
-    return train, validation
+    return make_views(train.images, mirror=run.recipe.mirror), train.labels, validation
 
 
 def _starting_model(
@@ -213,11 +190,10 @@ def _starting_model(
 ) -> tuple[CifarNet, nn.Module]:
     """Makes the model that training starts from; returns it and the part of it that is trained."""
     num_classes = len(run.data.class_names)  # as documented: the old classes have outputs, too
-    with seeded(derive_seed(run.settings["seed"], run.stage, "weights"), torch.device("cpu")):
+    seed = training.derive_seed(run.settings["seed"], run.stage, "weights")
+    with training.seeded(seed, torch.device("cpu")):
         if parent is None:
-            if run.stage == "base":
-                num_classes = len(stage_classes("base", run.data))
-            model = CifarNet(num_classes)
+            model = CifarNet(len(run.settings["classes"]) if run.stage == "base" else num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
             if run.recipe.whiten:
@@ -230,12 +206,11 @@ def _starting_model(
     return model, model.classifier if run.stage == "transfer" else model
 
 
-def _announce(run: _Run, train: LabeledImages, validation: LabeledImages, epochs: int) -> None:
-    classes = run.settings["classes"]
+def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int) -> None:
+    first, *_, last = run.settings["classes"]
     run.log(
-        f"{run.stage}: {len(train.labels):,} training and {len(validation.labels):,} validation "
-        f"images of classes {classes[0]}-{classes[-1]}"
-        + (f", going on after epoch {epochs}" if epochs else "")
+        f"{run.stage}: {len(labels):,} training and {len(validation.labels):,} validation images "
+        f"of classes {first}-{last}" + (f", going on after epoch {epochs}" if epochs else "")
     )
 
 
@@ -249,8 +224,8 @@ def _inputs(
     # The frozen layers have no randomness: one pass through them serves all epochs.
     start = time.perf_counter()
     bar = f"{run.stage} features" if run.progress else None
-    extract = functools.partial(extract_features, model.forward_features, progress=bar)
-    with autocast(run.recipe, views.device):
+    extract = functools.partial(training.extract_features, model.forward_features, progress=bar)
+    with training.autocast(run.recipe, views.device):
         val_features = extract(val_images)
         features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
     seconds = time.perf_counter() - start
@@ -277,9 +252,9 @@ def _judge(
     """Finds out what the trained model confuses, and, once, how it does on the test images."""
     classes, names = run.settings["classes"], run.settings["class_names"]
     test = select_classes(run.data.test, classes)
-    with autocast(run.recipe, torch.device(run.device)):
-        confusion = confusion_matrix(trained, val_inputs, val_labels)[classes].tolist()
-        tested = evaluate(model, test.images, test.labels) if len(test.labels) else None
+    with training.autocast(run.recipe, torch.device(run.device)):
+        confusion = training.confusion_matrix(trained, val_inputs, val_labels)[classes].tolist()
+        tested = training.evaluate(model, test.images, test.labels) if len(test.labels) else None
     return {
         "images_validation": len(val_labels),
         "images_test": len(test.labels),

@@ -1,0 +1,129 @@
+"""The official CIFAR-10: downloaded once, every checksum verified at each reading."""
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+import numpy as np
+import torch
+
+from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
+from cifar_tl.data.source import OFFICIAL, TRAIN
+from cifar_tl.errors import DataError, DownloadError, MissingDataError
+from cifar_tl.lock import locked
+
+CIFAR10_CLASS_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+NETWORK_TIMEOUT = 30.0  # seconds without a single byte
+
+# Not every OSError: a full disk is no fault of the network.
+_NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException)
+
+
+def read_cifar10(folder: Path) -> Data:
+    """Reads the official data through torchvision, which verifies every file's checksum.
+
+    Raises:
+        MissingDataError: If it is not there, or a file of it is damaged.
+    """
+    from torchvision.datasets import CIFAR10  # here, since the import takes time
+
+    def read(is_train: bool) -> LabeledImages:
+        try:
+            dataset = CIFAR10(folder, train=is_train)
+        except RuntimeError as error:
+            raise MissingDataError(
+                f"CIFAR-10 is not in {folder}, or a file of it is damaged: download_cifar10 gets "
+                f"it; your own classes belong into {folder / TRAIN}, a folder a class"
+            ) from error
+        return labeled_images(dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
+
+    checksums = [md5 for _, md5 in CIFAR10.train_list + CIFAR10.test_list]
+    return Data(
+        name=OFFICIAL,
+        description="CIFAR-10",
+        class_names=CIFAR10_CLASS_NAMES,
+        train=read(is_train=True),
+        read_test=lambda: read(is_train=False),
+        fingerprint=fingerprint_of(*checksums),
+    )
+
+
+def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
+    """Puts the official CIFAR-10 into a folder; an undamaged archive there is only extracted.
+
+    Raises:
+        DownloadError: If the network or the server does not give the archive.
+        DataError: If what it gives, or what is on disk, is damaged.
+        OSError: If the files cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=True):
+        _download_cifar10(folder, progress=progress)
+
+
+def _download_cifar10(folder: Path, *, progress: bool) -> None:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    archive = folder / CIFAR10.filename
+    by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
+    for partial in folder.glob(f"{CIFAR10.filename}.*.partial"):
+        partial.unlink()  # of a process that was killed
+    if not check_integrity(archive, CIFAR10.tgz_md5):
+        damaged = _damaged_files(folder)
+        try:
+            with _socket_timeout(NETWORK_TIMEOUT):
+                torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
+        except _NETWORK_ERRORS as error:
+            reason = getattr(error, "reason", None) or error
+            if isinstance(error, HTTPError):
+                error.close()
+            if damaged:
+                raise DataError(
+                    f"{damaged[0]} is damaged (wrong checksum), and CIFAR-10 cannot be downloaded "
+                    f"anew ({reason}): delete it, {by_hand}"
+                ) from error
+            raise DownloadError(
+                f"CIFAR-10 is not in {folder} and cannot be downloaded ({reason}): {by_hand}"
+            ) from error
+        if not check_integrity(archive, CIFAR10.tgz_md5):
+            size = archive.stat().st_size
+            archive.unlink()  # so that the next run downloads it again
+            raise DataError(
+                f"the download of {archive} was incomplete or wrong ({size:,} bytes, wrong "
+                f"checksum; deleted): try again, or {by_hand}"
+            )
+    extract_archive(str(archive), str(folder))
+
+
+def _damaged_files(folder: Path) -> list[Path]:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    extracted = folder / CIFAR10.base_folder
+    checksums = {folder / CIFAR10.filename: CIFAR10.tgz_md5}
+    checksums |= {extracted / name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
+    checksums[extracted / CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    return [
+        path for path, md5 in checksums.items() if path.exists() and not check_integrity(path, md5)
+    ]
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Limits every wait for the network: the downloading functions have no limit of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
