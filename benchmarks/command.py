@@ -16,8 +16,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cifar_tl.experiment.run import STAGES
+
 ROUNDS = 7
-STAGES = ("base", "transfer", "finetune", "scratch")
 
 IMPORT_TORCH = "import torch"
 MAKE_OPTIMIZER = "import os, torch; torch.optim.SGD([torch.zeros(1)]); os._exit(0)"
@@ -26,8 +29,8 @@ import os, sys
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 register_optimizer_step_pre_hook(lambda *_: os._exit(0))  # the first batch has been back-propagated
 sys.path.insert(0, sys.argv.pop(1))
-import train
-sys.exit(train.main() or "there was no training step")
+from cifar_tl.__main__ import main
+sys.exit(main(["train", *sys.argv[1:]]) or "there was no training step")
 """
 
 

@@ -75,10 +75,10 @@ def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
         split_validation,
         transfer_model,
     )
-    from cifar_tl.data import BASE_CLASSES, TRANSFER_CLASSES
+    from cifar_tl.data.examples import BASE_CLASSES, TRANSFER_CLASSES
     from cifar_tl.training import autocast
 
-    keep_freed_memory()  # as train.py does
+    keep_freed_memory()  # as the command does
     data = load_data(path)
     torch.manual_seed(0)
 

@@ -17,13 +17,16 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
 from cifar_tl import ORIGINAL, STAGES, TUNED, Data, Recipe, keep_freed_memory, load_data, run_stage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # With batches of 100, as SGD likes them.
 SMALLER = dataclasses.replace(TUNED, batch_size=100, transfer_batch_size=100)
@@ -139,11 +142,41 @@ def fractions_table(
         epochs = f"{recipe.epochs} ({recipe.finetune_epochs})"
         lines.append(f"| {images:,} ({fraction:.0%}) | {epochs} | {cells} |")
     if picture is not None:
-        from cifar_tl import plots  # needs matplotlib
+        from cifar_tl.experiment.plots import save  # needs matplotlib
 
-        figure = plots.few_images(found, "Where transfer pays: validation accuracy by images")
-        plots.save(figure, picture)
+        save(few_images(found, "Where transfer pays: validation accuracy by images"), picture)
     return "\n".join(lines)
+
+
+def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: str) -> "Figure":
+    """Draws validation accuracy against the number of labelled training images.
+
+    ``accuracies`` has for each way, for each number of images, one accuracy a seed; drawn are means
+    and standard deviations.
+    """
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
+
+    from cifar_tl.experiment import plots
+
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    ax = figure.subplots()
+    for way, by_images in accuracies.items():
+        spreads = [
+            statistics.stdev(values) if len(values) > 1 else 0 for values in by_images.values()
+        ]
+        means = [statistics.mean(values) for values in by_images.values()]
+        ax.errorbar(list(by_images), means, spreads, label=way, capsize=3, **plots.STYLES[way])
+    ax.set_xscale("log")
+    images = sorted({number for by_images in accuracies.values() for number in by_images})
+    ax.set_xticks(images, [f"{number:,}" for number in images])
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.set_xlabel("labelled training images of the new classes (logarithmic)")
+    plots.label_accuracy(ax, "validation accuracy")
+    ax.set_title(title)
+    ax.legend(frameon=False, loc="lower right")
+    plots.plain(ax)
+    return figure
 
 
 def run(

@@ -30,7 +30,7 @@ used. All errors are a `CifarTLError`.
 import functools
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from cifar_tl.version import __version__ as __version__
 
 if TYPE_CHECKING:  # the one list of the public names, which type checkers follow and Python reads
     from cifar_tl.checkpoint import load_model as load_model
@@ -106,4 +106,5 @@ else:
         tree = ast.parse(__spec__.loader.get_source(__name__))
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         own = [node for node in imports if node.module.startswith(f"{__name__}.")]
-        return {alias.name: node.module for node in own for alias in node.names}
+        names = {alias.name: node.module for node in own for alias in node.names}
+        return {name: module for name, module in names.items() if not name.startswith("_")}

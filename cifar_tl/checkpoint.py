@@ -46,7 +46,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
+        reason = f"{error.strerror}: check the path"
+        raise CheckpointError(f"cannot read checkpoint {path}: {reason}") from error
     archive, trailer = data[:-_TRAILER_SIZE], data[-_TRAILER_SIZE:]
     if trailer != _MARK + hashlib.sha256(archive).digest():
         raise CheckpointError(
@@ -109,7 +110,7 @@ def load_model_and_settings(path: Path) -> tuple[CifarNet, dict[str, Any]]:
     return model.eval(), settings
 
 
-def load_model_and_classes(path: Path) -> tuple[CifarNet, dict[int, str]]:
+def load_model_and_classes(path: str | Path) -> tuple[CifarNet, dict[int, str]]:
     """Rebuilds a model as `load_model` does, with the names of the classes it was trained on.
 
     Returns:
@@ -118,6 +119,7 @@ def load_model_and_classes(path: Path) -> tuple[CifarNet, dict[int, str]]:
     Raises:
         CheckpointError: If the file is missing, damaged, holds no model or does not name classes.
     """
+    path = Path(path)
     model, settings = load_model_and_settings(path)
     return model, known_classes(path, model, settings)
 

@@ -15,7 +15,7 @@ from cifar_tl.model import CifarNet
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export_pt2(model: CifarNet, path: Path) -> None:
+def export_pt2(model: CifarNet, path: str | Path) -> None:
     """Writes a model as ``torch.export.load`` reads it, checked before it is kept.
 
     It takes ``(N, 3, 32, 32)`` uint8 images, any N, and returns logits: the preprocessing goes with
@@ -35,10 +35,10 @@ def export_pt2(model: CifarNet, path: Path) -> None:
         logits: Tensor = torch.export.load(temporary).module()(images)
         return logits
 
-    _export(model, path, write, run)
+    _export(model, Path(path), write, run)
 
 
-def export_onnx(model: CifarNet, path: Path) -> None:
+def export_onnx(model: CifarNet, path: str | Path) -> None:
     """Writes a model as ONNX, checked with onnxruntime before it is kept; else as `export_pt2`.
 
     Raises:
@@ -67,7 +67,7 @@ def export_onnx(model: CifarNet, path: Path) -> None:
         session = onnxruntime.InferenceSession(temporary)
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    _export(model, path, write, run)
+    _export(model, Path(path), write, run)
 
 
 def _export(

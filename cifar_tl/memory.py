@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns the large tensors of a training step to the operating system, which
     has to clear and map every page of them again at the next step: a third of a step's time. This
-    is for the whole process and for its lifetime, so it is the program's choice: ``train.py``
+    is for the whole process and for its lifetime, so it is the program's choice: ``cifar-tl train``
     calls it, and importing the package does not. See mallopt(3).
 
     Returns:

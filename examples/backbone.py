@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="data", help="as train.py takes it (default: data)")
+    parser.add_argument("--data", default="data", help="as cifar-tl train takes it (default: data)")
     parser.add_argument("--backbone", default="mobilenet_v3_small", help="a torchvision model")
     parser.add_argument("--weights", help="such as DEFAULT (default: random)")
     parser.add_argument("--size", type=int, default=64, help="images are scaled to it")

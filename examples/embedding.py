@@ -22,7 +22,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a model.pt of the base stage")
-    parser.add_argument("--data", default="data", help="as train.py takes it (default: data)")
+    parser.add_argument("--data", default="data", help="as cifar-tl train takes it (default: data)")
     options = parser.parse_args()
 
     data = load_data(options.data)

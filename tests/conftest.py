@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cifar_tl.data import CIFAR10_CLASS_NAMES
-from cifar_tl.shapes import draw_shapes
+from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
+from cifar_tl.data.shapes import draw_shapes
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # for train.py, which is no part of the package
 
 
 @pytest.fixture(scope="session")
@@ -130,3 +129,13 @@ def archive(official_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/refuses")  # the discard port
     return content
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.folder,)

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from cifar_tl.checkpoint import (
-    CheckpointError,
     load_checkpoint,
     load_model,
+    load_model_and_classes,
     save_checkpoint,
     save_model,
 )
+from cifar_tl.errors import CheckpointError
 from cifar_tl.model import CifarNet, transfer_model
 
 
@@ -194,3 +195,23 @@ def test_saving_leaves_the_content_alone(tmp_path: Path) -> None:
     before = copy.deepcopy(model.state_dict())
     save_checkpoint(tmp_path / "last.pt", {"state": model.state_dict()})
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+KNOWN = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        KNOWN | {"classes": [5, 6]},
+        KNOWN | {"classes": [8, 9, 10]},
+        KNOWN | {"classes": 5},
+    ],
+)
+def test_a_model_that_does_not_say_what_it_knows_is_refused(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    save_model(tmp_path / "model.pt", CifarNet(10), settings)
+    with pytest.raises(CheckpointError, match="does not say which classes it knows"):
+        load_model_and_classes(tmp_path / "model.pt")

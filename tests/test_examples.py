@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from torchvision.datasets import CIFAR10
 
-from cifar_tl.checkpoint import CheckpointError, load_model
-from cifar_tl.data import download_cifar10, load_data
+from cifar_tl.checkpoint import load_model
+from cifar_tl.data.cifar10 import download_cifar10
+from cifar_tl.data.load import load_data
+from cifar_tl.errors import CheckpointError
+from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import TUNED
-from cifar_tl.stages import run_stage
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")

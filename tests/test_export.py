@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifar_tl.checkpoint import save_model
-from cifar_tl.export import ONNX_PACKAGES, ExportError, export_onnx, export_pt2, main
+from cifar_tl.errors import ExportError
+from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
 from cifar_tl.model import CifarNet
 
 
@@ -22,24 +22,12 @@ def images() -> torch.Tensor:
     return torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
-def test_command_writes_what_computes_the_same(
-    model: CifarNet,
-    images: torch.Tensor,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("cifar_tl.export.ONNX_PACKAGES", ("no_such_package",))
-    save_model(tmp_path / "model.pt", model, {})
-    assert main([str(tmp_path / "model.pt"), str(tmp_path / "my.net")]) == 0
-    output = capsys.readouterr().out
-    assert "my.net.pt2: for torch.export.load" in output
-    assert "no " in output
-    assert "my.net.onnx: pip install no_such_package" in output
-    exported = torch.export.load(tmp_path / "my.net.pt2").module()
+def test_pt2_computes_the_same(model: CifarNet, images: torch.Tensor, tmp_path: Path) -> None:
+    export_pt2(model, tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()
     for batch in (images[:1], images):
         torch.testing.assert_close(exported(batch), model(batch))
-    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "my.net.pt2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -64,18 +52,3 @@ def test_what_computes_something_else_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"model\.pt2 would differ by .*: not kept"):
         export_pt2(Restless(10).eval(), tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
-
-
-def test_what_cannot_be_read_or_written_is_one_line(
-    model: CifarNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_model(tmp_path / "model.pt", model, {})
-    for arguments, message in (
-        (["none.pt", "out"], "cannot read checkpoint none.pt"),
-        ([str(tmp_path / "model.pt"), str(tmp_path / "none" / "out")], "No such file or directory"),
-    ):
-        assert main(arguments) == 1
-        errors = capsys.readouterr().err
-        assert errors.startswith("export: ")
-        assert message in errors
-        assert len(errors.splitlines()) == 1

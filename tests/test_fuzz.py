@@ -1,5 +1,6 @@
 """Thousands of damaged inputs: each works or ends with a clear error, never with another one."""
 
+import argparse
 import contextlib
 import io
 import zipfile
@@ -12,9 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import train
-from cifar_tl.checkpoint import CheckpointError, load_model, save_checkpoint, save_model
-from cifar_tl.data import DataError, load_data
+from cifar_tl.__main__ import main
+from cifar_tl.checkpoint import load_model, save_checkpoint, save_model
+from cifar_tl.command import evaluate, export, predict, train_arguments
+from cifar_tl.command.arguments import check_model
+from cifar_tl.command.console import Parser, UsageError
+from cifar_tl.data.load import load_data
+from cifar_tl.errors import CheckpointError, DataError
 from cifar_tl.model import CifarNet
 
 SHORT = 300  # examples of each kind in the ordinary suite
@@ -54,34 +59,80 @@ def check_npz(path: Path) -> None:
         assert "\n" not in str(error)  # noqa: PT017
 
 
-WORDS = st.one_of(
-    st.sampled_from(
-        [
-            *("--stage", "--recipe", "--data", "--base", "--epochs", "--lr", "--batch-size"),
-            *(
-                "--transfer-lr",
-                "--finetune-epochs",
-                "--weight-decay",
-                "--precision",
-                "--train-fraction",
-                "--seed",
-                "--device",
-            ),
-            *("--threads", "--output-dir", "--restart", "--quiet", "--version", "--"),
-            *("base", "all", "tuned", "shapes", "0", "1", "-1", "1e400", "nan", "none.npz", "cpu"),
-        ]
-    ),
-    st.text(max_size=8),
-)
+COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], None]]] = {
+    "train": (train_arguments.make_parser, train_arguments.check_arguments),
+    "predict": (predict.make_parser, lambda options: check_model(options.model)),
+    "evaluate": (evaluate.make_parser, evaluate.check),
+    "export": (export.make_parser, export.check),
+}
+OPTIONS = {
+    "train": [
+        *("--stage", "--recipe", "--data", "--base", "--epochs", "--lr", "--batch-size", "--seed"),
+        *("--transfer-lr", "--transfer-batch-size", "--finetune-epochs", "--finetune-lr"),
+        *("--weight-decay", "--precision", "--train-fraction", "--device", "--threads"),
+        *("--output-dir", "--restart", "--quiet"),
+    ],
+    "predict": ["--model", "--top", "--json"],
+    "evaluate": ["--data", "--split"],
+    "export": [],
+}
+VALUES_OF_OPTIONS = [
+    *("base", "all", "tuned", "shapes", "test", "cpu", "none.npz", "none.pt", "none/out", "."),
+    *("0", "1", "-1", "1e400", "nan", "--help", "-h", "--version", "--", "-", ""),
+]
 
 
+def words(command: str) -> st.SearchStrategy[list[str]]:
+    known = st.sampled_from([*OPTIONS[command], *VALUES_OF_OPTIONS])
+    return st.lists(known | st.text(max_size=8), max_size=6)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("examples", [SHORT, LONG])
-def test_arguments(examples: int) -> None:
-    def check(arguments: list[str]) -> None:
-        with contextlib.suppress(train.UsageError):
-            train.parse_arguments(arguments)
+def test_arguments(
+    examples: int, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_parser, check_options = COMMANDS[command]
+    parser = make_parser()
 
-    try_many(examples, st.lists(WORDS, max_size=6), check)
+    def check(arguments: list[str]) -> None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                options = parser.parse_args(arguments)
+            check_options(options)
+        except UsageError as error:
+            assert str(error)  # noqa: PT017
+        except SystemExit as done:
+            assert done.code in (None, 0)  # noqa: PT017
+
+    try_many(examples, words(command), check)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ""])
+@pytest.mark.parametrize("examples", [SHORT, LONG])
+def test_whole_commands(
+    examples: int, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an empty folder, where there is nothing to work with."""
+    monkeypatch.chdir(tmp_path)
+    nothing = ["--data", "none.npz"] if command == "train" else []
+
+    def check(arguments: list[str]) -> None:
+        output, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = main([*filter(None, [command]), *arguments, *nothing])
+        assert code in (0, 1, 2)
+        if code == 0:
+            assert output.getvalue()
+            assert not errors.getvalue()
+        else:
+            assert errors.getvalue().endswith("\n")
+            assert errors.getvalue().count("\n") == 1
+
+    try_many(examples, words(command or "train"), check)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("examples", [SHORT, LONG])

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 # glibc unmaps a block when it is freed if it mapped it for this block alone: bit 1 of the size that
 # it keeps before the block.
@@ -36,4 +37,6 @@ def test_freed_memory_is_kept_by_the_command_and_on_request_only(
     assert returns_memory(tmp_path)  # importing the package changes nothing
     assert not returns_memory(tmp_path, "assert cifar_tl.keep_freed_memory()")
     options = ["--data", str(small_npz), "--stage", "base", "--epochs", "1"]
-    assert not returns_memory(tmp_path, f"import train; assert train.main({options}) == 0")
+    assert not returns_memory(
+        tmp_path, f"from cifar_tl.command import train; assert train.main({options}) == 0"
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.model import (
     CifarNet,
     Dropout,
@@ -18,7 +19,6 @@ from cifar_tl.model import (
     unfreeze,
     whiten_first_layer,
 )
-from cifar_tl.shapes import draw_shapes
 
 DOCUMENTED_LAYERS = [
     ("Conv 5x5 + ReLU", (32, 28, 28), 2_432),

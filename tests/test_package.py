@@ -1,42 +1,188 @@
-"""The package as other projects see it, and the README as its readers use it."""
+"""The package as other projects see it, its inner order, and the documents as readers use them."""
 
+import ast
+import graphlib
+import importlib
 import inspect
-import os
+import pickle
+import pkgutil
+import pydoc
 import re
-import runpy
 import shlex
 import shutil
-import subprocess
-import sys
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
 import cifar_tl
-import train
-from cifar_tl.data import download_cifar10
+from cifar_tl.__main__ import COMMANDS, main
+from cifar_tl.command.train_arguments import check_arguments
+from cifar_tl.data.cifar10 import download_cifar10
+from tests.conftest import ROOT
+from tests.processes import run_program
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = re.findall(r"python train\.py[^`\n#]*", README)
+PUBLIC: list[str] = importlib.import_module("cifar_tl").__all__
+
+# What is imported
 
 
-def test_import_does_not_load_torchvision() -> None:
-    script = "import cifar_tl, sys; assert 'torchvision' not in sys.modules"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+def test_import_loads_neither_torch_nor_numpy(tmp_path: Path) -> None:
+    script = (
+        "import sys, cifar_tl\n"
+        "assert cifar_tl.__version__ and 'fit' in dir(cifar_tl) and 'fit' in cifar_tl.__all__\n"
+        "assert not hasattr(cifar_tl, 'nothing')\n"
+        "cifar_tl.TUNED, cifar_tl.CifarTLError, cifar_tl.STAGES\n"
+        "assert not {'torch', 'numpy', 'torchvision', 'PIL'} & set(sys.modules)\n"
+    )
+    process = run_program("-c", script, cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_every_public_name_is_there_and_explained() -> None:
-    for name in cifar_tl.__all__:
+    for name in PUBLIC:
         value = getattr(cifar_tl, name)
         if inspect.isroutine(value) or inspect.isclass(value):
             assert value.__doc__, name
             assert not value.__doc__.startswith(f"{name}("), name  # made by dataclass
+
+
+def test_names_are_found_in_every_usual_way() -> None:
+    assert len(PUBLIC) > 30
+    assert not [name for name in PUBLIC if name.startswith("_")]
+    assert {*PUBLIC, "__version__", "__doc__"} <= set(dir(cifar_tl))
+    star: dict[str, object] = {}
+    exec("from cifar_tl import *", star)
+    assert set(PUBLIC) <= star.keys()
+    assert all(star[name] is getattr(cifar_tl, name) for name in PUBLIC)
+    text = pydoc.plain(pydoc.render_doc(cifar_tl))
+    assert all(re.search(rf"\b{name}\b", text) for name in PUBLIC)
+    with pytest.raises(AttributeError, match=r"^module 'cifar_tl' has no attribute 'nothing'$"):
+        _ = cifar_tl.nothing  # type: ignore[attr-defined]
+    with pytest.raises(ImportError, match="cannot import name 'nothing' from 'cifar_tl'"):
+        exec("from cifar_tl import nothing")
+
+
+def test_public_classes_and_values_can_be_pickled() -> None:
+    for name in PUBLIC:
+        value = getattr(cifar_tl, name)
+        if inspect.isclass(value):
+            assert pickle.loads(pickle.dumps(value)) is value
+    assert pickle.loads(pickle.dumps(cifar_tl.TUNED)) == cifar_tl.TUNED
+
+
+def test_importing_the_modules_hides_no_public_name(tmp_path: Path) -> None:
+    assert not {module.name for module in pkgutil.iter_modules(cifar_tl.__path__)}.intersection(
+        PUBLIC
+    )
+    script = (
+        "import importlib, importlib.util, pkgutil, cifar_tl\n"
+        "before = {name: getattr(cifar_tl, name) for name in cifar_tl.__all__}\n"
+        "imported = 0\n"
+        "for module in pkgutil.walk_packages(cifar_tl.__path__, 'cifar_tl.'):\n"
+        "    last = module.name.rpartition('.')[2]\n"
+        "    if last == 'plots' and not importlib.util.find_spec('matplotlib'): continue\n"
+        "    if last != '__main__':\n"
+        "        importlib.import_module(module.name)\n"
+        "        imported += 1\n"
+        "assert imported > 30\n"
+        "changed = [name for name in before if getattr(cifar_tl, name) is not before[name]]\n"
+        "assert not changed, changed\n"
+    )
+    process = run_program("-c", script, cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+# The order of the rooms
+
+WINGS = ("command", "experiment", "data")
+PACKAGE = Path(cifar_tl.__file__).parent
+DOORS = ("cifar_tl", "cifar_tl.__main__")  # which lead everywhere
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(name: str) -> set[str]:
+    """The modules of the package that one of them imports, wherever in it, and if but for types."""
+
+    def names() -> Iterator[str]:
+        for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name} imports relatively"
+                for alias in node.names:
+                    module = f"{node.module}.{alias.name}"
+                    yield module if module in MODULES else str(node.module)
+
+    return {found for found in names() if found in MODULES}
+
+
+def wing(name: str) -> str:
+    """The wing that a module is in, or "" for the core."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in WINGS else ""
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert len(MODULES) > 30
+    for name, path in MODULES.items():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), name
+
+
+def test_imports_go_one_way() -> None:
+    forbidden = {"": WINGS, "data": ("experiment", "command"), "experiment": ("command",)}
+    for name in MODULES.keys() - set(DOORS):
+        found = imports(name)
+        for wrong in forbidden.get(wing(name), ()):
+            assert not [other for other in found if wing(other) == wrong], name
+        if wing(name) == "data":
+            assert not found & {"cifar_tl.model", "cifar_tl.training"}, name
+    assert imports("cifar_tl.command.train") > {"cifar_tl.experiment.run", "cifar_tl.errors"}
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {name: imports(name) - {name} for name in MODULES}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+# The documents
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LIBRARY = ROOT / "docs" / "library.md"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_EXAMPLES = [ROOT / "README.md", LIBRARY, ROOT / "docs" / "package.md"]
+EXAMPLES = [
+    pytest.param(example, id=f"{path.name}-{number}")
+    for path in WITH_EXAMPLES
+    for number, example in enumerate(
+        re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
+]
+PROGRAM = r"(python train\.py|python -m cifar_tl|cifar-tl)"
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The commands in the code of a text, each with the word that names it first."""
+    code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", text, flags=re.DOTALL))
+    found = []
+    for program, line in re.findall(
+        rf"(?:^|`|&& ){PROGRAM}( [^`\n#&]*)?", code, flags=re.MULTILINE
+    ):
+        words = shlex.split(line)
+        if program == "python train.py":
+            words = ["train", *words]
+        if words:
+            found.append(words)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +190,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the results on the built-in images that the examples read."""
     folder = tmp_path_factory.mktemp("readme")
     for stage in ("base", "transfer"):
-        arguments = ["--stage", stage, "--data", "shapes", "--epochs", "1", "--quiet"]
-        assert train.main([*arguments, "--output-dir", str(folder / "runs")]) == 0
+        arguments = ["train", "--stage", stage, "--data", "shapes", "--epochs", "1", "--quiet"]
+        assert main([*arguments, "--output-dir", str(folder / "runs")]) == 0
     (folder / "hubconf.py").symlink_to(ROOT / "hubconf.py")  # as in a clone
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_readme_example_runs(
-    number: int, runs: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_runs(
+    example: str, runs: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(runs)
+    if not Path("photo.jpg").exists():
+        Image.new("RGB", (50, 40), "red").save("photo.jpg")
     if not Path("data").exists():
         Path("data").mkdir()
         (Path("data") / CIFAR10.filename).write_bytes(archive)
         download_cifar10("data")
-    exec(EXAMPLES[number], {"__name__": "__main__"})
+    exec(example, {"__name__": "__main__"})
 
 
 def test_example_of_the_docstring_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,17 +217,36 @@ def test_example_of_the_docstring_runs(runs: Path, monkeypatch: pytest.MonkeyPat
     exec(f"from cifar_tl import *\n{example}", {})
 
 
-def test_readme_commands_are_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_understood(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "cifar10.npz").touch()
-    (tmp_path / "flowers" / "train").mkdir(parents=True)
-    (tmp_path / "runs" / "cifar10" / "base").mkdir(parents=True)
-    (tmp_path / "runs" / "cifar10" / "base" / "model.pt").touch()
-    assert len(COMMANDS) > 3
-    for command in COMMANDS:
-        if "--help" in command:
-            continue  # argparse would exit
-        train.parse_arguments(command.split()[2:])
+    Path("cifar10.npz").touch()
+    Path("flowers/train").mkdir(parents=True)
+    commands = commands_in(path.read_text(encoding="utf-8"))
+    for command, *words in commands:
+        assert command in COMMANDS
+        if not words and command != "train":
+            continue  # it is only named
+        for model in (Path(word) for word in words if word.endswith("model.pt")):
+            model.parent.mkdir(parents=True, exist_ok=True)
+            model.touch()
+        if {"--help", "--version"} & {*words}:
+            assert main([command, *words]) == 0
+            assert capsys.readouterr().out
+            continue
+        module = importlib.import_module(f"cifar_tl.command.{command}")
+        options = module.make_parser().parse_args(words)
+        if command == "train":
+            check_arguments(options)
+
+
+def test_documents_show_commands() -> None:
+    counts = {path.name: len(commands_in(path.read_text(encoding="utf-8"))) for path in DOCUMENTS}
+    assert counts["README.md"] > 10
+    assert counts["commands.md"] > 10
+    assert {words[0] for words in commands_in(README)} == set(COMMANDS)
 
 
 def test_readme_commands_for_own_classes_and_trained_models_run(
@@ -96,35 +263,46 @@ def test_readme_commands_for_own_classes_and_trained_models_run(
     shutil.copy(own_classes / "train" / "ash" / "01.jpg", "photo.jpg")
     shutil.copytree("flowers/train/Birch", "holiday")
     section = README[README.index("### Your own classes") : README.index("## What a run leaves")]
-    commands = [shlex.split(line) for line in re.findall("^python .*", section, flags=re.MULTILINE)]
-    assert len(commands) == 6
-    for _, *words in commands:
-        if words[0] == "train.py":
-            assert train.main(words[1:]) == 0
-            continue
-        if not Path("runs/cifar10/transfer").exists():
-            assert train.main(["--stage", "transfer"]) == 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # it may have been imported before
-            module = runpy.run_module(words[1])
-        assert module["main"](words[2:]) == 0
-        if words[1] == "cifar_tl.predict":
-            assert "photo.jpg: " in capsys.readouterr().out
+    lines = re.findall(rf"^{PROGRAM} (.*)", section, flags=re.MULTILINE)
+    commands = [shlex.split(line) for _, line in lines]
+    assert [command for command, *_ in commands] == [
+        *("train", "train", "predict"),
+        *("predict", "evaluate", "export"),
+    ]
+    for number, words in enumerate(commands):
+        if number == 3:
+            assert main(["train", "--stage", "transfer"]) == 0
+        capsys.readouterr()
+        assert main(words) == 0
+        output = capsys.readouterr().out
+        if words[0] == "predict":
+            assert output.startswith("photo.jpg: ")
+            assert len(output.splitlines()) == (1 if number == 2 else 11)
     assert Path("transfer.pt2").exists()
 
 
-def test_readme_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert len(links) > 5
-    for link in links:
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)(#[^)]+)?\)", text):
+        target = path.parent / link if link else path
+        assert target.exists(), link
         if link.endswith(".png"):
-            with Image.open(ROOT / link) as picture:
+            with Image.open(target) as picture:
                 assert min(picture.size) > 300
-    assert "FEW" not in README  # a figure that is to be filled in
+        if heading:
+            assert heading in headings(target.read_text(encoding="utf-8")), link
+    assert "FEW" not in text  # a figure that is to be filled in
+
+
+def headings(text: str) -> list[str]:
+    """What links to the headings of a document end with."""
+    found = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
+    return ["#" + re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in found]
 
 
 def test_readme_has_what_was_promised() -> None:
+    assert len(re.findall(r"\]\((?!https?:)", README)) > 5
     assert len(EXAMPLES) > 3
     assert "pip install -r requirements.txt && python train.py\n" in README
     assert "pip install -r requirements-dev.txt && python -m pytest\n" in README

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cifar_tl.data.shapes import draw_shapes
+from cifar_tl.errors import TrainingError
 from cifar_tl.model import CifarNet, freeze, transfer_model
 from cifar_tl.recipe import ORIGINAL, TUNED, Recipe
-from cifar_tl.shapes import draw_shapes
 from cifar_tl.training import (
     EpochRecord,
-    TrainingError,
     confusion_matrix,
     derive_seed,
     evaluate,

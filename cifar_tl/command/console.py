@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cifar_tl import __version__
 from cifar_tl.errors import CifarTLError, RunWarning
+from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
 OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
@@ -54,6 +54,10 @@ class Parser(argparse.ArgumentParser):
         add("-h", "--help", action="help", help="print this and exit")
         add("--version", action=_ShowVersion, nargs=0, help="print the versions and exit")
 
+    def print_help(self, _: object = None) -> None:
+        """Prints the help; argparse's own would hide that it cannot be printed."""
+        say(self.format_help().rstrip())
+
     def error(self, message: str) -> NoReturn:
         """Raises an error for argparse."""
         raise UsageError(f"{message} (try --help)")
@@ -81,7 +85,7 @@ def called(name: str) -> str:
         words = [COMMAND, name]
     elif file.name == "train.py":
         words = typed if name == "train" else [*typed[:-1], "-m", "cifar_tl", name]
-    elif file.name == "__main__.py":
+    elif file.name == "__main__.py" and file.parent.name == "cifar_tl":
         words = [*typed, name]
     else:
         words = [COMMAND, name]
@@ -128,7 +132,8 @@ def run_command(
 
     def fail(message: object, code: int = 1, *, cut_off: bool = False) -> int:
         hint = f"; {go_on(options)}" if cut_off and go_on and vars(options) else ""
-        warn(f"{parser.prog}: {message}{hint}")
+        text = f"{parser.prog}: {message}{hint}"
+        warn(text.replace("\n", "\\n").replace("\r", "\\r"))  # a name may hold any character
         return code
 
     for stream in (sys.stdout, sys.stderr):
@@ -138,16 +143,18 @@ def run_command(
         with _signals_as_exceptions(), warnings.catch_warnings():
             warnings.simplefilter("always", RunWarning)
             warnings.showwarning = lambda text, *_, **__: warn(f"{parser.prog}: warning: {text}")
-            options = parser.parse_args(argv)
-            check(options)
-            with _leaving_at_once(lambda code: fail("interrupted", code, cut_off=True)):
-                load()
-            code = work(options)
+            try:
+                options = parser.parse_args(argv)
+            except SystemExit:  # --help and --version
+                code = 0
+            else:
+                check(options)
+                with _leaving_at_once(lambda code: fail("interrupted", code, cut_off=True)):
+                    load()
+                code = work(options)
             if sys.stdout is not None:
                 sys.stdout.flush()
             return code
-    except SystemExit as done:  # --help and --version
-        return int(done.code or 0)
     except UsageError as error:
         return fail(error, 2)
     except Interrupt as caught:
@@ -164,8 +171,6 @@ def run_command(
             raise
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
         return fail(f"out of memory: close other programs{smaller}", cut_off=True)
-    finally:
-        _forget_what_cannot_be_printed()
 
 
 def say(line: str) -> None:
@@ -184,15 +189,6 @@ def warn(line: str) -> None:
 def shows_progress() -> bool:
     """Tells whether bars are of use: on a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
-
-
-def _forget_what_cannot_be_printed() -> None:
-    """Keeps Python from trying again when it ends."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -44,7 +44,6 @@ def make_parser() -> Parser:
         "where it stopped.",
     )
     parser.usage = "%(prog)s [options]"
-    base = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
     add = parser.add_group("everyday options", "--stage base --epochs 20")
     add(
         "--data",
@@ -66,13 +65,7 @@ def make_parser() -> Parser:
         help="epochs of base, transfer and scratch, or of the one --stage that is named (default "
         "here and below: the recipe's)",
     )
-    add(
-        "--seed",
-        metavar="N",
-        type=at_least_zero,
-        default=0,
-        help="(default: %(default)s)",
-    )
+    add("--seed", metavar="N", type=at_least_zero, default=0, help="(default: %(default)s)")
     add(
         "--output-dir",
         metavar="DIR",
@@ -80,6 +73,13 @@ def make_parser() -> Parser:
         default=Path(OUTPUT_DIR),
         help="results are written to DIR/DATA/STAGE (default: %(default)s)",
     )
+    _add_other_options(parser)
+    parser.add_help_options()
+    return parser
+
+
+def _add_other_options(parser: Parser) -> None:
+    base = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
     add = parser.add_group("the new classes", f"--data flowers --base {base}")
     add(
         "--base",
@@ -98,12 +98,7 @@ def make_parser() -> Parser:
     _add_recipe_options(parser)
     add = parser.add_group("the machine", "--device cuda --precision bf16")
     add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
-    add(
-        "--threads",
-        metavar="N",
-        type=thread_count,
-        help="(default: torch's choice)",
-    )
+    add("--threads", metavar="N", type=thread_count, help="(default: torch's choice)")
     add(
         "--precision",
         choices=get_args(Precision),
@@ -112,8 +107,6 @@ def make_parser() -> Parser:
     add = parser.add_group("the run", "--stage scratch --restart")
     add("--restart", action="store_true", help="first delete the results of the stages to run")
     add("--quiet", action="store_true", help="print only results, warnings and errors")
-    parser.add_help_options()
-    return parser
 
 
 def _add_recipe_options(parser: Parser) -> None:

@@ -34,8 +34,7 @@ def read_class_folders(folder: Path, *, progress: bool = False) -> Data:
         train=parts[TRAIN],
         read_test=lambda: parts[TEST],
         fingerprint=fingerprint_of(
-            json.dumps(classes),
-            *(array.numpy() for part in parts.values() for array in part),
+            json.dumps(classes), *(array.numpy() for part in parts.values() for array in part)
         ),
         validation=parts[VALIDATION],
         base_classes=None,

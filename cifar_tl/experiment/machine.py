@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cifar_tl import __version__
+from cifar_tl.version import __version__
 
 
 def surroundings(device: str) -> dict[str, Any]:

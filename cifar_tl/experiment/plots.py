@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
@@ -114,12 +113,12 @@ def curves(records: Sequence[EpochRecord], title: str) -> Figure:
         axes[0].plot(epochs, losses, label=name, **style)
         axes[1].plot(epochs, accuracies, label=name, **style)
     axes[0].set_ylabel("loss (cross-entropy)")
-    _label_accuracy(axes[1], "accuracy")
+    label_accuracy(axes[1], "accuracy")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        _plain(ax)
+        plain(ax)
     return figure
 
 
@@ -251,46 +250,27 @@ def comparison(
             ax.plot(*zip(*later, strict=True), label=label, **STYLES[way], **hollow)
     ax.set_xlim(0)
     if documented:
-        seconds = min(DOCUMENTED_SECONDS, ax.get_xlim()[1])
-        marker = "*" if seconds == DOCUMENTED_SECONDS else ">"  # further to the right
-        place = (seconds, DOCUMENTED_ACCURACY)
-        ax.plot(*place, color=BLUE, marker=marker, markersize=9, clip_on=False)
-        total = DOCUMENTED_SECONDS + DOCUMENTED_BASE_SECONDS
-        mark = (
-            f"documented transfer: {DOCUMENTED_ACCURACY:.1%}\n"
-            f"in {DOCUMENTED_SECONDS} s, {total:,} s with its base"
-        )
-        ax.annotate(mark, place, xytext=(-8, 0), **SMALL, color=BLUE, ha="right", va="center")
+        _mark_documented(ax)
     ax.set_xlabel("seconds to the end of each epoch, from the start, reading and features included")
-    _label_accuracy(ax, "validation accuracy, new classes")
+    label_accuracy(ax, "validation accuracy, new classes")
     ax.set_title(f"What transfer saves and costs: {title}")
-    _plain(ax)
+    plain(ax)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: str) -> Figure:
-    """Draws validation accuracy against the number of labelled training images.
-
-    ``accuracies`` has for each way, for each number of images, one accuracy a seed; drawn are means
-    and standard deviations.
-    """
-    figure = Figure(figsize=(7, 4.3), layout="constrained")
-    ax = figure.subplots()
-    for way, by_images in accuracies.items():
-        spreads = [stdev(values) if len(values) > 1 else 0 for values in by_images.values()]
-        means = [mean(values) for values in by_images.values()]
-        ax.errorbar(list(by_images), means, spreads, label=way, capsize=3, **STYLES[way])
-    ax.set_xscale("log")
-    images = sorted({number for by_images in accuracies.values() for number in by_images})
-    ax.set_xticks(images, [f"{number:,}" for number in images])
-    ax.xaxis.set_minor_locator(ticker.NullLocator())
-    ax.set_xlabel("labelled training images of the new classes (logarithmic)")
-    _label_accuracy(ax, "validation accuracy")
-    ax.set_title(title)
-    ax.legend(frameon=False, loc="lower right")
-    _plain(ax)
-    return figure
+def _mark_documented(ax: Axes) -> None:
+    """Marks the documented result, at the right edge if it lies beyond it."""
+    seconds = min(DOCUMENTED_SECONDS, ax.get_xlim()[1])
+    marker = "*" if seconds == DOCUMENTED_SECONDS else ">"
+    place = (seconds, DOCUMENTED_ACCURACY)
+    ax.plot(*place, color=BLUE, marker=marker, markersize=9, clip_on=False)
+    total = DOCUMENTED_SECONDS + DOCUMENTED_BASE_SECONDS
+    mark = (
+        f"documented transfer: {DOCUMENTED_ACCURACY:.1%}\n"
+        f"in {DOCUMENTED_SECONDS} s, {total:,} s with its base"
+    )
+    ax.annotate(mark, place, xytext=(-8, 0), **SMALL, color=BLUE, ha="right", va="center")
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[HistoryRow]]:
@@ -328,14 +308,15 @@ def _short(name: str, most: int = 14) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
 
-def _label_accuracy(ax: Axes, label: str) -> None:
+def label_accuracy(ax: Axes, label: str) -> None:
     """Labels the vertical axis, after the data is there: it ends at 100 %."""
     ax.set_ylabel(label)
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
 
 
-def _plain(ax: Axes) -> None:
+def plain(ax: Axes) -> None:
+    """Leaves of the frame only two axes and a light grid."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,19 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-import train
-from cifar_tl import plots, run
 from cifar_tl.checkpoint import load_model_and_classes
-from cifar_tl.data import load_data
+from cifar_tl.command import train
+from cifar_tl.data.load import load_data
+from cifar_tl.experiment import plots
+from cifar_tl.experiment.files import HistoryRow, discard
+from cifar_tl.experiment.run import PICTURES, STAGES
 from cifar_tl.model import CifarNet
-from cifar_tl.run import HistoryRow
 from cifar_tl.training import extract_features
+from tests.conftest import ROOT
 
 FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
 
@@ -78,8 +80,8 @@ HISTORIES = {
 
 
 def test_command_leaves_readable_pictures(drawn: Path) -> None:
-    for stage in train.STAGES:
-        for name in run.PICTURES:
+    for stage in STAGES:
+        for name in PICTURES:
             with Image.open(drawn / stage / name) as picture:
                 assert picture.format == "PNG"
                 pixels = np.asarray(picture.convert("RGB"))
@@ -103,7 +105,7 @@ def test_missing_pictures_are_drawn_by_the_same_command_and_the_others_left(
 
 def test_restart_deletes_pictures(drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "runs")
-    run.discard([tmp_path / "runs" / "transfer"])
+    discard([tmp_path / "runs" / "transfer"])
     assert not list((tmp_path / "runs" / "transfer").iterdir())
     assert not (tmp_path / "runs" / "comparison.png").exists()
 
@@ -124,7 +126,7 @@ def test_without_matplotlib_one_line_says_how_to_get_pictures(
 ) -> None:
     script = (
         "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, sys.argv.pop(1))\n"
-        "import train; sys.exit(train.main())"
+        "from cifar_tl.command.train import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, str(ROOT), "--stage", "base", "--epochs", "1"]
     process = subprocess.run(
@@ -212,7 +214,8 @@ def test_only_cifar10_is_compared_with_the_documented_run(drawn: Path, tmp_path:
 
 def test_few_images_show_means_and_spreads() -> None:
     accuracies = {"transfer": {200: [0.7, 0.8], 2000: [0.9]}, "scratch": {200: [0.5], 2000: [0.8]}}
-    figure = plots.few_images(accuracies, "title")
+    few_images = runpy.run_path(str(ROOT / "benchmarks" / "recipe.py"))["few_images"]
+    figure = few_images(accuracies, "title")
     lines = [points(line) for line in figure.axes[0].lines]
     assert [(200, 0.75), (2000, 0.9)] in lines
     assert [(200, 0.5), (2000, 0.8)] in lines

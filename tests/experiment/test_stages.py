@@ -1,80 +1,37 @@
-import copy
 import csv
 import dataclasses
 import importlib.metadata
 import itertools
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from cifar_tl import run
-from cifar_tl.checkpoint import (
-    load_checkpoint,
-    load_model,
-    load_model_and_classes,
-    save_checkpoint,
-)
-from cifar_tl.data import (
-    CIFAR10_CLASS_NAMES,
+from cifar_tl.checkpoint import load_checkpoint, load_model, load_model_and_classes
+from cifar_tl.data.examples import (
     TRANSFER_CLASSES,
     Data,
-    DataError,
     channel_statistics,
-    load_data,
     select_classes,
     split_validation,
 )
-from cifar_tl.lock import LockedError, locked
-from cifar_tl.recipe import ORIGINAL, TUNED
-from cifar_tl.stages import STAGES, run_stage
-from cifar_tl.training import TrainingError, evaluate
-
-SMALL = dataclasses.replace(
-    TUNED, epochs=2, batch_size=20, transfer_batch_size=20, finetune_epochs=2
+from cifar_tl.data.load import load_data
+from cifar_tl.errors import DataError, RunError, TrainingError
+from cifar_tl.experiment.run import STAGES
+from cifar_tl.experiment.stages import run_stage
+from cifar_tl.recipe import ORIGINAL
+from cifar_tl.training import evaluate
+from tests.experiment.conftest import (
+    SMALL,
+    StopError,
+    contents,
+    copy_run,
+    damage_checkpoint,
+    stop_at,
 )
-
-
-@pytest.fixture(scope="module")
-def small_data(small_npz: Path) -> Data:
-    return load_data(small_npz)
-
-
-@pytest.fixture(scope="module")
-def finished(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder in which all stages have run."""
-    output_dir = tmp_path_factory.mktemp("runs")
-    for stage in STAGES:
-        run_stage(stage, small_data, SMALL, output_dir=output_dir)
-    return output_dir / "small.npz"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def copy_run(source: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for name, content in contents(source).items():
-        (target / name).write_bytes(content)
-
-
-class StopError(Exception):
-    """Stops a stage where a test wants it."""
-
-
-def stop_at(text: str) -> Callable[[str], None]:
-    def stop(line: str) -> None:
-        if text in line:
-            raise StopError
-
-    return stop
 
 
 def test_all_learn_shapes_well_above_chance(tmp_path: Path) -> None:
@@ -292,232 +249,6 @@ def test_times_of_all_contributing_runs_count_and_lost_epochs_do_not(
     assert len(history.read_text().splitlines()) == 3
 
 
-def test_finished_stage_is_read_and_not_touched(finished: Path, small_data: Data) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (finished / "transfer").iterdir()}
-    lines: list[str] = []
-    result = run_stage("transfer", small_data, SMALL, output_dir=finished.parent, log=lines.append)
-    written = json.loads((finished / "transfer" / "result.json").read_text())
-    del written["sha256"]
-    assert result == written
-    assert lines == [f"transfer: finished before, in {finished / 'transfer'}"]
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.02 there, 0\.01 now"),
-        ({"recipe": dataclasses.replace(SMALL, epochs=3)}, r"epochs 2 there, 3 now"),
-        ({"seed": 1}, r"seed 0 there, 1 now"),
-        (
-            {"recipe": ORIGINAL},
-            r"settings \(recipe tuned there, original now\)",
-        ),
-    ],
-)
-def test_other_settings_are_refused_with_the_choice(
-    finished: Path, small_data: Data, change: dict[str, Any], message: str
-) -> None:
-    before = contents(finished / "base")
-    arguments = {"recipe": SMALL, "output_dir": finished.parent, **change}
-    with pytest.raises(run.RunError, match=message) as error:
-        run_stage("base", small_data, **arguments)
-    assert "another output folder" in str(error.value)
-    assert error.value.remedy == {"stage": "base", "restart": True}
-    assert contents(finished / "base") == before
-
-
-def test_unfinished_run_with_other_settings_or_data_is_refused(
-    small_data: Data, tmp_path: Path
-) -> None:
-    stop = stop_at("epoch 1/2")
-    with pytest.raises(StopError):
-        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, log=stop)
-    with pytest.raises(run.RunError, match="seed 0 there, 2 now"):
-        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, seed=2)
-    changed = dataclasses.replace(small_data, fingerprint="other")
-    with pytest.raises(run.RunError, match=r"other settings \(other data\)"):
-        run_stage("scratch", changed, SMALL, output_dir=tmp_path)
-
-
-def test_missing_parent_is_explained(small_data: Data, tmp_path: Path) -> None:
-    for stage, parent in (("transfer", "base"), ("finetune", "transfer")):
-        with pytest.raises(run.RunError, match=f"there is no {parent} model") as error:
-            run_stage(stage, small_data, SMALL, output_dir=tmp_path)
-        assert error.value.remedy == {"stage": parent, "base": None, "restart": False}
-    assert not list(tmp_path.iterdir())
-
-
-def test_child_of_a_model_that_was_trained_anew_is_stale(
-    finished: Path, small_data: Data, tmp_path: Path
-) -> None:
-    for stage in ("base", "transfer"):
-        copy_run(finished / stage, tmp_path / "small.npz" / stage)
-    assert run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
-    run.discard([tmp_path / "small.npz" / "base"])
-    run_stage("base", small_data, SMALL, output_dir=tmp_path, seed=1)
-    with pytest.raises(run.RunError, match="was made from another base model") as error:
-        run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
-    assert error.value.remedy == {"stage": "transfer", "restart": True}
-
-
-def test_another_base_model_can_be_named(finished: Path, small_data: Data, tmp_path: Path) -> None:
-    base = finished / "base" / "model.pt"
-    run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=base)
-    mine = (tmp_path / "small.npz" / "transfer" / "model.pt").read_bytes()
-    assert mine == (finished / "transfer" / "model.pt").read_bytes()
-
-
-@pytest.mark.parametrize("stage", ["transfer", "scratch"])
-def test_base_model_of_another_stage_is_refused(
-    finished: Path, small_data: Data, tmp_path: Path, stage: str
-) -> None:
-    base = finished / stage / "model.pt"
-    with pytest.raises(run.RunError, match=f"made for stage '{stage}'.* and not for stage 'base'"):
-        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=base)
-
-
-def test_checkpoint_that_is_no_model_is_refused_as_base(
-    finished: Path, small_data: Data, tmp_path: Path
-) -> None:
-    with pytest.raises(run.RunError, match="holds no finished model"):
-        run_stage(
-            "transfer",
-            small_data,
-            SMALL,
-            output_dir=tmp_path,
-            base=finished / "base" / "last.pt",
-        )
-
-
-def test_a_base_from_other_images_of_cifar10_is_refused(
-    finished: Path, small_data: Data, tmp_path: Path
-) -> None:
-    """Its training images may be among the new validation images."""
-    others = dataclasses.replace(small_data, fingerprint="f" * 64)
-    base = finished / "base" / "model.pt"
-    with pytest.raises(run.RunError) as error:
-        run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
-    assert f"fingerprint '{small_data.fingerprint}' and not for data" in str(error.value)
-    assert others.fingerprint in str(error.value)
-    assert error.value.remedy == {"stage": "base", "base": None, "restart": False}
-    copy_run(finished / "base", tmp_path / "small.npz" / "base")
-    with pytest.raises(run.RunError) as error:
-        run_stage("transfer", others, SMALL, output_dir=tmp_path)
-    assert error.value.remedy["restart"] is True
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"stage": "scratch"}, "made for stage 'scratch' and not for stage 'base'"),
-        (
-            {"classes": [0, 1, 2, 3, 9]},
-            r"made for classes \[0, 1, 2, 3, 9\] and not for classes \[0, 1, 2, 3, 4\]",
-        ),
-    ],
-)
-def test_a_base_of_another_kind_is_refused(
-    finished: Path, small_data: Data, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    content = load_checkpoint(finished / "base" / "model.pt")
-    content["settings"] |= changes
-    save_checkpoint(tmp_path / "model.pt", content)
-    with pytest.raises(run.RunError, match=message):
-        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=tmp_path / "model.pt")
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("result.json", lambda _: b"{"),
-        ("result.json", lambda _: b"[]"),
-        ("result.json", lambda content: content.replace(b'val_accuracy": 0', b'val_accuracy": 4')),
-        ("result.json", lambda content: content.replace(b'"seconds_train"', b'"seconds_trbin"')),
-        ("model.pt", lambda content: content[:-1]),
-        ("model.pt", lambda _: b""),
-    ],
-)
-def test_a_damaged_result_is_named_and_made_anew(
-    finished: Path,
-    small_data: Data,
-    tmp_path: Path,
-    name: str,
-    damage: Callable[[bytes], bytes],
-) -> None:
-    folder = tmp_path / "small.npz" / "base"
-    copy_run(finished / "base", folder)
-    before = contents(folder)
-    expected = run_stage("base", small_data, SMALL, output_dir=tmp_path)
-    (folder / name).write_bytes(damage(before[name]))
-    assert contents(folder) != before
-    with pytest.warns(run.RunWarning, match=rf"{name} is damaged.* is made anew"):
-        result = run_stage("base", small_data, SMALL, output_dir=tmp_path)
-    assert contents(folder)["model.pt"] == before["model.pt"]
-    for key in ("val_accuracy", "test_accuracy", "seconds_train", "val_confusion"):
-        assert result[key] == expected[key]
-    assert run_stage("base", small_data, SMALL, output_dir=tmp_path) == result
-
-
-def damage_history(folder: Path, content: str) -> None:
-    (folder / "history.csv").write_text(content)
-
-
-def damage_checkpoint(folder: Path, **changes: object) -> None:
-    content = load_checkpoint(folder / "last.pt")
-    save_checkpoint(folder / "last.pt", content | changes)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: damage_history(folder, ""), r"history\.csv is damaged or lacks epochs"),
-        (lambda folder: damage_history(folder, "epoch,x\n1,2\n"), r"history\.csv is damaged"),
-        (lambda folder: damage_history(folder, "epoch\nx\n"), r"history\.csv is damaged"),
-        (lambda folder: (folder / "history.csv").unlink(), r"history\.csv is damaged"),
-        (lambda folder: (folder / "last.pt").write_bytes(b""), r"last\.pt is damaged"),
-        (lambda folder: damage_checkpoint(folder, model={}), r"last\.pt does not hold"),
-        (lambda folder: damage_checkpoint(folder, optimizer={}), r"last\.pt does not hold"),
-        (lambda folder: damage_checkpoint(folder, settings=3), r"last\.pt does not hold"),
-        (lambda folder: damage_checkpoint(folder, surroundings=[]), r"last\.pt does not hold"),
-        (lambda folder: damage_checkpoint(folder, epoch=None), r"last\.pt does not hold"),
-    ],
-)
-def test_what_it_cannot_go_on_from_is_named_with_the_command_that_helps(
-    finished: Path,
-    small_data: Data,
-    tmp_path: Path,
-    damage: Callable[[Path], None],
-    message: str,
-) -> None:
-    folder = tmp_path / "small.npz" / "base"
-    copy_run(finished / "base", folder)
-    (folder / "result.json").unlink()
-    damage(folder)
-    with pytest.raises(run.RunError, match=message) as error:
-        run_stage("base", small_data, SMALL, output_dir=tmp_path)
-    assert error.value.remedy == {"stage": "base", "restart": True}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"settings": {"stage": "base", "classes": 3, "class_names": 3}},
-        {"settings": {"stage": "ba\nse"}},
-        {"network": "OtherNet"},
-        {"state_dict": {1: torch.zeros(1)}},
-    ],
-)
-def test_a_crafted_base_is_one_line(
-    finished: Path, small_data: Data, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    content = load_checkpoint(finished / "base" / "model.pt") | changes
-    save_checkpoint(tmp_path / "model.pt", content)
-    with pytest.raises(run.RunError, match=r"model\.pt") as error:
-        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, base=tmp_path / "model.pt")
-    assert "\n" not in str(error.value)
-
-
 def test_divergence_keeps_the_last_good_epoch(small_data: Data, tmp_path: Path) -> None:
     with pytest.raises(StopError):
         run_stage("base", small_data, SMALL, output_dir=tmp_path, log=stop_at("epoch 1/2"))
@@ -542,17 +273,6 @@ def test_times_are_not_negative_when_the_clock_is_set_back(
     assert all(0 <= seconds < 100 for seconds in parts)
 
 
-def test_restart_deletes_nothing_while_another_process_is_at_work(
-    finished: Path, tmp_path: Path
-) -> None:
-    for stage in ("base", "transfer"):
-        copy_run(finished / stage, tmp_path / stage)
-    before = contents(tmp_path / "base")
-    with locked(tmp_path / "transfer"), pytest.raises(LockedError, match=r"at work in .*transfer"):
-        run.discard([tmp_path / "base", tmp_path / "transfer"])
-    assert contents(tmp_path / "base") == before
-
-
 def test_a_fraction_of_the_images_trains_and_all_validate(
     finished: Path, small_data: Data, tmp_path: Path
 ) -> None:
@@ -561,12 +281,10 @@ def test_a_fraction_of_the_images_trains_and_all_validate(
         result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, train_fraction=0.25)
         images = [result[f"images_{part}"] for part in ("train", "validation", "test")]
         assert images == [40, 40, 50]
-    with pytest.raises(
-        run.RunError, match=r"for train_fraction 0\.25 and not for .* 0\.5"
-    ) as error:
+    with pytest.raises(RunError, match=r"for train_fraction 0\.25 and not for .* 0\.5") as error:
         run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
     assert error.value.remedy["stage"] == "transfer"
-    with pytest.raises(run.RunError, match=r"train_fraction 0\.25 there, 0\.5 now"):
+    with pytest.raises(RunError, match=r"train_fraction 0\.25 there, 0\.5 now"):
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
     with pytest.raises(ValueError, match="base trains on all images"):
         run_stage("base", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
@@ -624,12 +342,6 @@ def test_wrong_arguments_are_refused(small_data: Data, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_checkpoint_to_go_on_from_holds_no_times(finished: Path) -> None:
-    content = copy.deepcopy(load_checkpoint(finished / "base" / "last.pt"))
-    assert set(content) == {"settings", "epoch", "model", "optimizer", "surroundings"}
-    assert not any("seconds" in key for key in content["settings"])
-
-
 def test_own_classes_have_outputs_of_their_own_and_maybe_no_test_images(
     finished: Path, own_classes: Path, tmp_path: Path
 ) -> None:
@@ -657,33 +369,7 @@ def test_own_classes_have_no_base_stage(own_classes: Path, tmp_path: Path) -> No
         run_stage("base", own, SMALL, output_dir=tmp_path)
     with pytest.raises(ValueError, match="name the base model"):
         run_stage("transfer", own, SMALL, output_dir=tmp_path)
-    with pytest.raises(run.RunError, match="there is no base model") as error:
+    with pytest.raises(RunError, match="there is no base model") as error:
         run_stage("transfer", own, SMALL, output_dir=tmp_path, base=tmp_path / "none.pt")
     assert error.value.remedy == {}
     assert not list(tmp_path.iterdir())
-
-
-def test_finetuning_goes_on_with_the_same_images_only(
-    finished: Path, own_classes: Path, tmp_path: Path
-) -> None:
-    own = load_data(own_classes)
-    base = finished / "base" / "model.pt"
-    run_stage("transfer", own, SMALL, output_dir=tmp_path, base=base)
-    others = dataclasses.replace(own, fingerprint="f" * 64)
-    with pytest.raises(run.RunError, match="was made for data with the fingerprint"):
-        run_stage("finetune", others, SMALL, output_dir=tmp_path)
-
-
-def test_a_folder_of_cifar10_is_not_transferred_to_from_cifar10(
-    finished: Path, own_classes: Path, tmp_path: Path
-) -> None:
-    """Its validation images may be training images of the base."""
-    own = load_data(own_classes)
-    for name in CIFAR10_CLASS_NAMES:
-        shutil.copytree(own_classes / "train" / "ash", tmp_path / "mine" / "train" / name)
-    mine = load_data(tmp_path / "mine")
-    assert mine.class_names == CIFAR10_CLASS_NAMES
-    base = finished / "base" / "model.pt"
-    with pytest.raises(run.RunError, match="leave out the folders of the first five classes"):
-        run_stage("transfer", mine, SMALL, output_dir=tmp_path, base=base)
-    assert run_stage("transfer", own, SMALL, output_dir=tmp_path, base=base)

@@ -1,24 +1,15 @@
-"""The command, never imported: as a module it would hide the function of the same name."""
-
 import dataclasses
 import json
-import os
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
-import cifar_tl
-from cifar_tl import training
-from cifar_tl.data import load_data
+from cifar_tl.command.evaluate import main
+from cifar_tl.data.load import load_data
+from cifar_tl.experiment.results import class_lines
+from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import TUNED
-from cifar_tl.report import class_lines
-from cifar_tl.stages import run_stage
-
-main = runpy.run_module("cifar_tl.evaluate")["main"]
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +39,15 @@ def test_it_finds_what_the_run_found(
 
 
 @pytest.mark.parametrize(
-    ("model", "data", "message"),
+    ("model", "data", "code", "message"),
     [
-        ("none.pt", "small.npz", "cannot read checkpoint"),
-        ("model.pt", "none.npz", "there is no file"),
-        ("model.pt", "shapes", "knows the classes 5 dog,"),
+        ("none.pt", "small.npz", 2, "there is no model "),
+        ("model.pt", "none.npz", 2, "none.npz: there is no such file or folder"),
+        ("model.pt", "", 2, "--data: is empty"),
+        ("model.pt", "pyproject.toml", 2, "pyproject.toml: name a folder, a .npz file or shapes"),
+        ("history.csv", "small.npz", 1, "history.csv is damaged, or no checkpoint"),
+        ("model.pt", "shapes", 1, "knows the classes 5 dog,"),
+        ("model.pt", "cifar10", 1, "CIFAR-10 is not in cifar10: name the model's data"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -61,24 +56,17 @@ def test_what_does_not_fit_is_one_line(
     capsys: pytest.CaptureFixture[str],
     model: str,
     data: str,
+    code: int,
     message: str,
 ) -> None:
-    source = data if data == "shapes" else str(small_npz.with_name(data))
-    assert main([str(folder / model), "--data", source]) == 1
+    Path("cifar10").mkdir()
+    sources = {"small.npz": str(small_npz), "pyproject.toml": str(ROOT / "pyproject.toml")}
+    assert main([str(folder / model), "--data", sources.get(data, data)]) == code
     output, errors = capsys.readouterr()
     assert output == ""
-    assert errors.startswith("evaluate: ")
+    assert errors.startswith("cifar-tl evaluate: ")
     assert message in errors
     assert len(errors.splitlines()) == 1
-
-
-def test_it_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "cifar_tl.evaluate", "none.pt"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert process.returncode == 1
-    assert process.stderr.startswith("evaluate: cannot read checkpoint none.pt")
-    assert cifar_tl.evaluate is training.evaluate  # no import of the module has hidden it
 
 
 def test_own_classes_may_have_no_test_images(

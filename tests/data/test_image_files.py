@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cifar_tl.images import ImageError, read_image, read_images
+from cifar_tl.data.image_files import read_image, read_images
+from cifar_tl.errors import ImageError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

@@ -11,120 +11,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from torchvision.datasets import CIFAR10
 
-import train
-from cifar_tl import run
 from cifar_tl.checkpoint import load_checkpoint
-from cifar_tl.data import download_cifar10
+from cifar_tl.command.train import main
+from cifar_tl.data.cifar10 import download_cifar10
+from cifar_tl.experiment import run
+from cifar_tl.experiment.run import STAGES
 from cifar_tl.lock import locked
+from tests.conftest import ROOT
+from tests.processes import Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
-STAGES = train.STAGES
 SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1"]
-
-# Imports once, then runs the command in a process of its own for each line, so that none costs
-# seconds of imports; prints the process's number, then how it ended.
-ZYGOTE = """
-import json, os, resource, signal, sys, threading, time
-sys.path.insert(0, sys.argv[1])
-import cifar_tl, torch, train
-torch.optim.SGD([torch.zeros(1)])
-fsync = os.fsync
-def slow_fsync(descriptor):
-    print("saving", flush=True)
-    time.sleep(0.2)
-    fsync(descriptor)
-for line in sys.stdin:
-    request = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.chdir(request["folder"])
-        os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-        os.dup2(os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        if request["slow_disk"]:
-            os.fsync = slow_fsync
-        if request["file_size"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
-        os._exit(train.main(request["arguments"]))
-    print(pid, flush=True)
-    alarm = threading.Timer(request["kill_after"], lambda: os.kill(pid, signal.SIGKILL))
-    alarm.start()
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the number is its own
-    alarm.cancel()
-    alarm.join()
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Command:
-    """The command in a process of its own, in the present folder; one at a time."""
-
-    def __init__(
-        self,
-        zygote: subprocess.Popen[str],
-        arguments: Sequence[str],
-        *,
-        kill_after: float = 300,
-        slow_disk: bool = False,  # every file takes a while to be written
-        file_size: int = 0,  # in bytes: no file may be longer
-    ) -> None:
-        request = {"folder": str(Path.cwd()), "arguments": arguments, "kill_after": kill_after}
-        request |= {"slow_disk": slow_disk, "file_size": file_size}
-        assert zygote.stdin is not None
-        assert zygote.stdout is not None
-        print(json.dumps(request), file=zygote.stdin, flush=True)
-        self.answers = zygote.stdout
-        self.pid = int(self.answers.readline())
-
-    def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    def wait_until_saving(self, times: int = 1) -> None:
-        """Waits until so many files and folders have begun to be synced to the slow disk."""
-        for _ in range(6000):
-            if Path("out.txt").exists() and Path("out.txt").read_text().count("saving") >= times:
-                return
-            time.sleep(0.01)
-        pytest.fail("it saves nothing")
-
-    def exit_code(self) -> int:
-        return int(self.answers.readline())
-
-    def end(self, code: int) -> str:
-        """Waits for its end with a code; returns its one line of errors."""
-        assert self.exit_code() == code, Path("errors.txt").read_text()
-        return one_line(Path("errors.txt").read_text())
-
-
-def one_line(errors: str) -> str:
-    assert len(errors.splitlines()) == 1, errors
-    return errors
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", ZYGOTE, str(ROOT)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # A shell in the background ignores the signal, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        yield process
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -139,7 +43,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     generator = random.Random(kills)
     arguments += ["--finetune-epochs", "3"]
     started = time.perf_counter()
-    assert Command(zygote, [*arguments, "--output-dir", "whole"]).exit_code() == 0
+    assert Command(zygote, ["train", *arguments, "--output-dir", "whole"]).exit_code() == 0
     duration = time.perf_counter() - started
     killed, finished = 0, 0
     while killed < kills or not finished:
@@ -147,7 +51,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
         # Half of the time of a whole run, so that most runs are killed more than once.
         kill_after = generator.uniform(0, duration / 2) if killed < kills else 300
         command = [*arguments, "--output-dir", str(output_dir)]
-        code = Command(zygote, command, kill_after=kill_after).exit_code()
+        code = Command(zygote, ["train", *command], kill_after=kill_after).exit_code()
         if code == -signal.SIGKILL:
             killed += 1
             continue
@@ -184,11 +88,11 @@ def test_a_signal_during_a_save_lets_it_complete(
     epoch: int,
     saved: set[str],
 ) -> None:
-    process = Command(zygote, [*arguments, "--stage", "base"], slow_disk=True)
+    process = Command(zygote, ["train", *arguments, "--stage", "base"], slow_disk=True)
     process.wait_until_saving(saving)
     process.send(number)
     errors = process.end(code)
-    assert "what was finished is saved. To go on: python train.py --stage base" in errors
+    assert "what was finished is saved. To go on: cifar-tl train --data /" in errors
     assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == epoch
     assert {path.name for path in Path("runs/small.npz/base").iterdir()} == saved
 
@@ -196,7 +100,7 @@ def test_a_signal_during_a_save_lets_it_complete(
 def test_a_second_signal_ends_it_at_once(
     zygote: subprocess.Popen[str], arguments: list[str]
 ) -> None:
-    process = Command(zygote, [*arguments, "--stage", "base"], slow_disk=True)
+    process = Command(zygote, ["train", *arguments, "--stage", "base"], slow_disk=True)
     process.wait_until_saving(5)  # two for each file and its folder: this is the second epoch
     process.send(signal.SIGINT)
     time.sleep(0.05)  # two equal signals in one moment are one
@@ -212,76 +116,33 @@ def test_a_write_error_keeps_what_was_there(
     stop_after_an_epoch(zygote, arguments)
     folder = Path("runs/small.npz/base")
     before = (folder / run.LAST).read_bytes()
-    errors = Command(zygote, arguments, file_size=100_000).end(1)
+    errors = Command(zygote, ["train", *arguments], file_size=100_000).end(1)
     assert f"{folder / run.LAST}: {os.strerror(errno.EFBIG)}; what was finished is saved" in errors
     assert (folder / run.LAST).read_bytes() == before
     assert {path.name for path in folder.iterdir()} == {run.LAST, run.HISTORY}
-    assert train.main(arguments) == 0
+    assert main(arguments) == 0
 
 
 def stop_after_an_epoch(zygote: subprocess.Popen[str], arguments: list[str]) -> None:
-    process = Command(zygote, arguments, slow_disk=True)
+    process = Command(zygote, ["train", *arguments], slow_disk=True)
     process.wait_until_saving()
     process.send(signal.SIGTERM)
     process.end(143)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_the_output_is_one_line(arguments: list[str]) -> None:
-    with Path("/dev/full").open("w") as full:
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *arguments, "--stage", "base"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert process.returncode == 1
-    assert os.strerror(errno.ENOSPC) in one_line(process.stderr)
-
-
-def test_nobody_reads_the_output(arguments: list[str]) -> None:
-    arguments.remove("--quiet")
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments, "--stage", "base"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        errors = process.stderr.read()
-    assert process.returncode == 1
-    assert one_line(errors).startswith("train.py: nobody reads the output any more; what was")
-
-
-def test_a_name_that_the_terminal_cannot_show(arguments: list[str]) -> None:
-    arguments += ["--stage", "base", "--output-dir", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"]
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "20"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert r"files in caf\xe9/small.npz/base" in process.stdout
-    assert process.stderr == ""
 
 
 def test_two_processes_never_share_a_folder(
     zygote: subprocess.Popen[str], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments += ["--stage", "base"]
-    process = Command(zygote, [*arguments, "--epochs", "1000"], slow_disk=True)
+    process = Command(zygote, ["train", *arguments, "--epochs", "1000"], slow_disk=True)
     process.wait_until_saving(2)
     for extra in ([], ["--restart"]):
-        assert train.main([*arguments, *extra]) == 1
+        assert main([*arguments, *extra]) == 1
         errors = capsys.readouterr().err
         assert "another process is at work in runs/small.npz/base: wait until" in one_line(errors)
     process.send(signal.SIGKILL)
     assert process.exit_code() == -signal.SIGKILL
-    assert train.main([*arguments, "--restart"]) == 0  # a killed process blocks nobody
+    assert main([*arguments, "--restart"]) == 0  # a killed process blocks nobody
 
 
 def test_a_file_in_place_of_a_folder_is_refused_before_any_work(
@@ -290,7 +151,7 @@ def test_a_file_in_place_of_a_folder_is_refused_before_any_work(
     folder = Path("runs/small.npz")
     folder.mkdir(parents=True)
     (folder / "scratch").write_text("")
-    assert train.main(arguments) == 2
+    assert main(arguments) == 2
     assert "runs/small.npz/scratch: nothing can be written there" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["scratch"]
 
@@ -304,8 +165,8 @@ def test_too_little_memory_is_one_line(arguments: list[str]) -> None:
         "size = pages * resource.getpagesize() + 20_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
         "sys.path.insert(0, sys.argv.pop(1))\n"
-        "import train\n"
-        "sys.exit(train.main())\n"
+        "from cifar_tl.command.train import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
     )
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux")
@@ -317,22 +178,18 @@ def test_too_little_memory_is_one_line(arguments: list[str]) -> None:
         check=False,
     )
     assert process.returncode == 1
-    assert one_line(process.stderr).startswith("train.py: out of memory: close other programs, or")
-
-
-def test_errors_never_go_to_standard_output() -> None:
-    command = f"exec {sys.executable} {ROOT / 'train.py'} --epochs none 2>&-"
-    process = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert (process.returncode, process.stdout) == (2, "")
+    assert one_line(process.stderr).startswith(
+        "cifar-tl train: out of memory: close other programs, or"
+    )
 
 
 def test_restart_of_all_stages_deletes_nothing_while_one_is_at_work(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main([*arguments, "--epochs", "1"]) == 0
+    assert main([*arguments, "--epochs", "1"]) == 0
     before = {path: path.read_bytes() for path in Path("runs").rglob("*.*") if path.is_file()}
     with locked(Path("runs/small.npz/scratch")):  # flock holds between two openings, too
-        assert train.main([*arguments, "--epochs", "1", "--restart"]) == 1
+        assert main([*arguments, "--epochs", "1", "--restart"]) == 1
     assert "another process is at work in runs/small.npz/scratch" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -351,7 +208,7 @@ def test_going_on_with_other_threads_warns_and_is_recorded(
 ) -> None:
     arguments += ["--stage", "base"]
     stop_after_an_epoch(zygote, arguments)
-    assert train.main([*arguments, "--threads", "2"]) == 0
+    assert main([*arguments, "--threads", "2"]) == 0
     errors = capsys.readouterr().err
     assert "warning: going on in other surroundings (threads 1 before, 2 now)" in one_line(errors)
     folder = Path("runs/small.npz/base")

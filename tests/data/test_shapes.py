@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cifar_tl.shapes import CLASS_NAMES, draw_shapes
+from cifar_tl.data.shapes import CLASS_NAMES, draw_shapes
 
 
 def test_shapes_are_the_same_at_every_call_and_all_different() -> None:

@@ -1,0 +1,32 @@
+"""What tests of the commands share: an empty folder, forked processes, remedies in messages."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torchvision.datasets import CIFAR10
+
+from tests.processes import one_line, start_zygote
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    with start_zygote() as process:
+        yield process
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs each test in an empty folder, with CIFAR-10 out of reach."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/refuses")
+
+
+def remedy(errors: str) -> list[str]:
+    """The arguments of the command that an error recommends."""
+    found = re.search(r"cifar-tl train (.*)", one_line(errors).partition("cifar-tl train: ")[2])
+    assert found is not None
+    return shlex.split(found[1])

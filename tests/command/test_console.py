@@ -1,0 +1,137 @@
+"""The manners of all commands: signals, closed pipes, full disks, terminals without letters.
+
+Real processes, real signals, real write errors.
+"""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cifar_tl.__main__ import COMMANDS
+from cifar_tl.checkpoint import save_model
+from cifar_tl.data.shapes import CLASS_NAMES
+from cifar_tl.model import CifarNet
+from tests.conftest import ROOT
+from tests.processes import CLOSED_PIPE, Command, one_line
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
+
+SUMMER = "\N{LATIN SMALL LETTER E WITH ACUTE}t\N{LATIN SMALL LETTER E WITH ACUTE}"
+
+
+@pytest.fixture
+def work(small_npz: Path) -> dict[str, list[str]]:
+    """For each command, arguments in the present folder that keep it busy for a while."""
+    torch.manual_seed(0)
+    settings = {"classes": [5, 6, 7, 8, 9], "class_names": list(CLASS_NAMES[5:])}
+    save_model(Path("model.pt"), CifarNet(10), settings)
+    Image.new("RGB", (40, 40), "red").save("picture.png")
+    training = ["--data", str(small_npz), "--stage", "base", "--epochs", "1000"]
+    return {
+        "train": [*training, "--threads", "1", "--batch-size", "20"],
+        "predict": ["--model", "model.pt", *["picture.png"] * 5000],
+        "evaluate": ["model.pt", "--data", "shapes"],
+        "export": ["model.pt", "out"],
+    }
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_signal_is_one_line_and_its_exit_code(
+    zygote: subprocess.Popen[str],
+    work: dict[str, list[str]],
+    command: str,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    process = Command(zygote, [command, *work[command]])
+    if command in ("train", "predict"):
+        process.wait_until_printed({"train": "epoch ", "predict": "picture.png: "}[command], 3)
+    else:
+        time.sleep(0.2)
+    process.send(number)
+    errors = process.end(code)
+    assert errors.startswith(f"cifar-tl {command}: interrupted")
+    assert ("To go on: cifar-tl train --data" in errors) is (command == "train")
+    assert not list(Path().rglob("*.tmp"))
+    assert not list(Path().glob("out.*pt2"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nobody_reads_the_output(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], command: str
+) -> None:
+    errors = Command(zygote, [command, *work[command]], output=CLOSED_PIPE).end(1)
+    assert errors.startswith(f"cifar-tl {command}: nobody reads the output any more")
+    assert ("; what was finished is saved. To go on: " in errors) is (command == "train")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_under_the_output_is_one_line(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], command: str
+) -> None:
+    errors = Command(zygote, [command, *work[command]], output="/dev/full").end(1)
+    assert errors.startswith(f"cifar-tl {command}: {os.strerror(errno.ENOSPC)}")
+
+
+@pytest.mark.parametrize("words", [[], *([command] for command in COMMANDS)])
+@pytest.mark.parametrize("output", ["/dev/full", CLOSED_PIPE])
+def test_help_that_cannot_be_printed_is_one_line(words: list[str], output: str) -> None:
+    if output == CLOSED_PIPE:
+        reader, writer = os.pipe()
+        os.close(reader)
+        reason = "nobody reads the output any more"
+    elif Path(output).exists():
+        writer, reason = os.open(output, os.O_WRONLY), os.strerror(errno.ENOSPC)
+    else:
+        pytest.skip(f"needs {output}")
+    process = subprocess.run(
+        [sys.executable, "-m", "cifar_tl", *words, "--help"],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert process.returncode == 1
+    called = " ".join([sys.executable, "-m", "cifar_tl", *words])
+    assert one_line(process.stderr) == f"{called}: {reason}\n"
+
+
+def test_names_that_the_terminal_cannot_show(
+    zygote: subprocess.Popen[str], own_classes: Path
+) -> None:
+    shutil.copytree(own_classes / "train" / "ash", f"{SUMMER}/train/{SUMMER}")
+    shutil.copytree(own_classes / "train" / "Birch", f"{SUMMER}/train/Birch")
+    shutil.copytree(f"{SUMMER}/train", f"{SUMMER}/test")
+    model = f"runs/{SUMMER}/scratch/model.pt"
+    for arguments, expected in (
+        (["train", "--data", SUMMER, "--stage", "scratch", "--epochs", "1"], "files in runs/@"),
+        (["predict", f"{SUMMER}/train/{SUMMER}", "--model", model], "@/train/@/00.png: "),
+        (["evaluate", model, "--data", SUMMER], "test images of @: accuracy"),
+        (["export", model, SUMMER], "@.pt2: for torch.export.load"),
+    ):
+        process = Command(zygote, arguments, encoding="ascii")
+        assert process.exit_code() == 0
+        assert Path("errors.txt").read_text() == ""
+        assert expected.replace("@", r"\xe9t\xe9") in Path("out.txt").read_text("ascii")
+
+
+def test_errors_never_go_to_standard_output() -> None:
+    for arguments in ("train --epochs none", "predict", "evaluate none.pt", "export none.pt out"):
+        command = f"exec {sys.executable} -m cifar_tl {arguments} 2>&-"
+        process = subprocess.run(
+            ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (process.returncode, process.stdout) == (2, "")

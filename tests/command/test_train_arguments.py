@@ -1,0 +1,126 @@
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_tl.command.train import main
+from cifar_tl.command.train_arguments import (
+    check_arguments,
+    choose_recipe,
+    make_parser,
+    write_command,
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs: must be a whole number from 1 to 1000000000, not '0'"),
+        (["--epochs", "2.5"], "--epochs: must be a whole number"),
+        (["--batch-size", "-1"], "--batch-size: must be a whole number from 1"),
+        (["--lr", "0"], "--lr: must be a number above 0"),
+        (["--lr", "nan"], "--lr: must be a number from 0 to 1e30, not 'nan'"),
+        (["--lr", "1e39"], "--lr: must be a number from 0 to 1e30, not '1e39'"),
+        (["--data", ""], "--data: is empty"),
+        (["--lr", "fast"], "--lr: must be a number"),
+        (["--weight-decay", "-1"], "--weight-decay: must be a number from 0"),
+        (["--weight-decay", "inf"], "--weight-decay: must be a number"),
+        (["--seed", "-1"], "--seed: must be a whole number from 0"),
+        (["--threads", "0"], "--threads: must be a whole number from 1 to 256"),
+        (["--threads", "100000"], "--threads: must be a whole number from 1 to 256"),
+        (["--stage", "all-of-it"], "--stage: invalid choice"),
+        (["--recipe", "secret"], "--recipe: invalid choice"),
+        (["--data", "dta"], "--data dta: there is no such file or folder"),
+        (["--data", "file.txt"], "--data file.txt: name a folder, a .npz file or shapes"),
+        (["--base", "file.txt"], "add --stage transfer"),
+        (["--stage", "transfer", "--base", "none.pt"], "--base none.pt: there is no such file"),
+        (["--train-fraction", "0"], "--train-fraction: must be a number above 0 and at most 1"),
+        (["--train-fraction", "1.5"], "--train-fraction: must be a number above 0 and at most 1"),
+        (["--train-fraction", ".5", "--stage", "base"], "base trains on all its images"),
+        (["--data", "pictures"], "--data pictures: holds neither CIFAR-10 nor a folder train"),
+        (["--data", "pictures/a"], "--data pictures/a: holds neither CIFAR-10 nor a folder"),
+        (["--stage", "base", "--finetune-lr", "1"], "--finetune-lr is for finetune: leave it out"),
+        (
+            ["--stage", "transfer", "--transfer-batch-size", "5", "--batch-size", "5"],
+            "--transfer-batch-size and --batch-size mean the same here: leave out one",
+        ),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file.txt").write_text("")
+    Path("pictures/a").mkdir(parents=True)
+    Path("pictures/a/b.jpg").touch()
+    assert main(arguments) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert message in errors
+    assert errors.startswith("cifar-tl train: ")
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "base"], "a base model learns classes 0-4 of CIFAR-10"),
+        (["--stage", "transfer"], "name the base model whose features to use"),
+        ([], "name the base model whose features to use"),
+        (["--stage", "scratch", "--base", "model.pt"], "add --stage transfer"),
+    ],
+)
+def test_own_classes_need_a_base_model_and_make_none(
+    own_classes: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(own_classes), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_classes_in_the_default_folder_are_own_classes_too(
+    own_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(own_classes, "data")
+    assert main([]) == 2
+    assert "name the base model whose features to use" in capsys.readouterr().err
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    options = make_parser().parse_args(arguments)
+    check_arguments(options)
+    return options
+
+
+def test_suggested_commands_are_understood_and_mean_what_they_should(own_classes: Path) -> None:
+    Path("base.pt").touch()
+    own = ["--data", str(own_classes), "--base", "base.pt"]
+    settings = ["--lr", "0.1", "--transfer-lr", "5", "--finetune-lr", "6", "--finetune-epochs", "7"]
+
+    def suggested(arguments: list[str], **changes: Any) -> argparse.Namespace:
+        words = shlex.split(write_command(parsed(arguments), **changes))
+        return parsed(words[2:])
+
+    for arguments in (settings, [*own, *settings]):
+        lower = suggested(arguments, stage="transfer", lr="0.5", restart=True)
+        assert choose_recipe(lower).for_stage("transfer").lr == 0.5
+        lower = suggested(arguments, stage="finetune", lr="0.5", restart=True)
+        recipe = choose_recipe(lower).for_stage("finetune")
+        assert (recipe.lr, recipe.epochs) == (0.5, 7)
+        again = suggested(arguments, stage="scratch", restart=True)
+        assert (again.lr, again.base, again.finetune_lr) == (0.1, None, None)
+        assert suggested(arguments, restart=True).finetune_epochs == 7
+    lower = suggested(["--stage", "transfer", "--transfer-lr", "5"], stage="transfer", lr="0.5")
+    assert choose_recipe(lower).for_stage("transfer").lr == 0.5
+
+
+def test_command_repeats_what_was_given() -> None:
+    arguments = ["--stage", "base", "--data", "my data.npz", "--lr", "0.1", "--restart"]
+    options = make_parser().parse_args(arguments)
+    assert isinstance(options, argparse.Namespace)
+    expected = "cifar-tl train --data 'my data.npz' --stage base --lr 0.1"
+    assert write_command(options, restart=False) == expected
+    assert write_command(options) == expected + " --restart"

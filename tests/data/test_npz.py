@@ -1,0 +1,176 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cifar_tl.data.load import load_data
+from cifar_tl.errors import DataError
+from tests.conftest import Malicious
+
+
+def save_npz(path: Path, arrays: tuple[Any, ...], **changes: Any) -> Path:
+    x_train, y_train, x_test, y_test = arrays
+    content = {
+        "x_train": x_train.transpose(0, 2, 3, 1),
+        "y_train": y_train,
+        "x_test": x_test.transpose(0, 2, 3, 1),
+        "y_test": y_test,
+    }
+    for key, change in changes.items():
+        content[key] = change(content[key])
+    np.savez(path, **{key: value for key, value in content.items() if value is not None})
+    return path
+
+
+def test_npz_is_read(tmp_path: Path, small_arrays: tuple[Any, ...]) -> None:
+    data = load_data(save_npz(tmp_path / "mine.npz", small_arrays))
+    assert data.name == "mine.npz"
+    for tensor, array in zip((*data.train, *data.test), small_arrays, strict=True):
+        assert torch.equal(tensor, torch.from_numpy(array))
+    # Keras keeps labels in a column, and any integer type will do.
+    column = save_npz(
+        tmp_path / "other.npz", small_arrays, y_train=lambda y: y[:, None].astype(np.uint8)
+    )
+    assert load_data(column).fingerprint == data.fingerprint
+
+
+def test_fingerprint_notices_one_pixel_and_one_label(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    def changed(array: Any) -> Any:
+        array = array.copy()
+        array.flat[-1] ^= 1
+        return array
+
+    paths = [
+        save_npz(tmp_path / "0.npz", small_arrays),
+        *(
+            save_npz(tmp_path / f"{key}.npz", small_arrays, **{key: changed})
+            for key in ("x_train", "y_train", "x_test", "y_test")
+        ),
+    ]
+    assert len({load_data(path).fingerprint for path in paths}) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_test": lambda _: None}, "has no array x_test"),
+        ({"x_test": lambda x: x.astype(int)}, "x_test must hold uint8 pixels .*, not int64"),
+        ({"x_test": lambda x: x[:, :31]}, r"x_test must have the shape .*, not \(40, 31, 32, 3\)"),
+        ({"y_test": lambda y: y[:-1]}, r"y_test must have the shape \(40,\).*, not \(39,\)"),
+        ({"x_train": lambda x: x / 255.0}, "x_train must hold uint8 pixels .*, not float64"),
+        ({"x_train": lambda x: x.transpose(0, 3, 1, 2)}, r"x_train must have the shape \(N, 32, 3"),
+        ({"y_test": lambda y: y.astype(float)}, "y_test must hold integers .*, not float64"),
+        ({"y_train": lambda y: y[:-1]}, r"y_train must have the shape \(200,\).*, not \(199,\)"),
+        ({"y_train": lambda y: y + 1}, "y_train must hold labels from 0 to 9, not from 1 to 10"),
+        ({"y_test": lambda y: y - 1}, "y_test must hold labels from 0 to 9, not from -1 to 8"),
+        ({"y_test": lambda y: np.where(y == 7, 8, y)}, "no test image of class 7"),
+        ({"y_train": lambda y: np.where(y == 2, 1, y)}, "no training image of class 2"),
+        ({"y_train": lambda y: np.sort(y)}, "no training image of class 4: .* shuffle the file"),
+        ({"x_train": lambda x: x[:0], "y_train": lambda y: y[:0]}, "no training image of class 0"),
+        ({"y_train": lambda y: np.array([{}] * len(y))}, "is no readable .npz archive"),
+    ],
+)
+def test_npz_of_another_kind_is_refused(
+    tmp_path: Path, small_arrays: tuple[Any, ...], changes: dict[str, Any], message: str
+) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays, **changes)
+    with pytest.raises(DataError, match=message) as error:
+        load_data(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
+def test_npz_is_never_unpickled(tmp_path: Path, small_arrays: tuple[Any, ...], key: str) -> None:
+    malicious = np.array([Malicious(tmp_path / "hacked")] * 3, dtype=object)
+    path = save_npz(tmp_path / "mine.npz", small_arrays, **{key: lambda _: malicious})
+    with pytest.raises(DataError, match=r"mine\.npz"):
+        _ = load_data(path).test
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("size", [0, 100, 50_000, -1])
+def test_damaged_npz_is_refused(tmp_path: Path, small_arrays: tuple[Any, ...], size: int) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=r"mine\.npz is no readable .npz archive"):
+        load_data(path)
+
+
+def test_flipped_byte_in_npz_is_noticed(tmp_path: Path, small_arrays: tuple[Any, ...]) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"no readable .npz archive .*CRC"):
+        load_data(path)
+
+
+def test_flipped_bits_in_compressed_npz_are_noticed(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    x_train, y_train, x_test, y_test = small_arrays
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(
+        path,
+        x_train=x_train.transpose(0, 2, 3, 1),
+        y_train=y_train,
+        x_test=x_test.transpose(0, 2, 3, 1),
+        y_test=y_test,
+    )
+    content = path.read_bytes()
+
+    def read() -> list[torch.Tensor]:
+        data = load_data(path)
+        return [*data.train, *data.test]
+
+    assert all(map(torch.equal, read(), map(torch.from_numpy, small_arrays)))
+    noticed = 0
+    generator = np.random.default_rng(0)
+    for position in generator.integers(len(content), size=50):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(generator.integers(8))
+        path.write_bytes(damaged)
+        try:  # a few bits, such as those of dates, mean nothing
+            assert all(map(torch.equal, read(), map(torch.from_numpy, small_arrays)))
+        except DataError:
+            noticed += 1
+    assert noticed > 45
+
+
+def test_test_images_are_read_when_they_are_asked_for(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    data, unread = load_data(path), load_data(path)
+    assert data.test is data.test
+    save_npz(path, small_arrays, x_test=lambda x: 255 - x)
+    assert torch.equal(data.test.images, torch.from_numpy(small_arrays[2]))
+    with pytest.raises(
+        DataError, match=r"mine\.npz has changed since the training images were read"
+    ):
+        _ = unread.test
+    path.unlink()
+    with pytest.raises(DataError, match=r"there is no file .*mine\.npz"):
+        _ = unread.test
+
+
+def test_damage_in_the_test_images_is_noticed(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"x_test.npy") + 5_000] ^= 1
+    path.write_bytes(content)
+    data = load_data(path)
+    with pytest.raises(DataError, match=r"mine\.npz is no readable .npz archive .*CRC"):
+        _ = data.test
+
+
+def test_missing_npz_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        load_data(tmp_path / "none.npz")

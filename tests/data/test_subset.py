@@ -1,0 +1,55 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import CIFAR10, FakeData
+
+from cifar_tl.data.cifar10 import download_cifar10
+from cifar_tl.data.examples import TRANSFER_CLASSES
+from cifar_tl.data.subset import class_subset
+
+
+class Undecodable(Dataset[tuple[int, int]]):
+    """Counts how many examples are loaded."""
+
+    def __init__(self, targets: Any) -> None:
+        self.targets = targets
+        self.loaded = 0
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        self.loaded += 1
+        return index, int(self.targets[index])
+
+
+@pytest.mark.parametrize("container", [list, torch.tensor, np.array])
+def test_class_subset_selects_without_loading(container: Any) -> None:
+    dataset = Undecodable(container([4, 9, 5, 9, 0]))
+    subset = class_subset(dataset, [9, 5])
+    assert isinstance(subset, Dataset)
+    assert dataset.loaded == 0
+    assert len(subset) == 3
+    assert [subset[index] for index in range(3)] == [(1, 9), (2, 5), (3, 9)]
+    assert subset.targets == [9, 5, 9]
+    assert class_subset(subset, [5])[0] == (2, 5)
+    assert class_subset(dataset, torch.tensor([9, 5])).targets == [9, 5, 9]
+    with pytest.raises(ValueError, match="no example has the label 7: labels are 0 to 9"):
+        class_subset(dataset, [9, 7])
+
+
+def test_class_subset_feeds_a_data_loader(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)
+    dataset = CIFAR10(tmp_path, transform=lambda image: torch.from_numpy(np.array(image)))
+    batches = list(DataLoader(class_subset(dataset, TRANSFER_CLASSES), batch_size=32))
+    labels = torch.cat([labels for _, labels in batches])
+    assert len(labels) == 100
+    assert set(labels.tolist()) == set(range(5, 10))
+    assert batches[0][0].shape == (32, 32, 32, 3)
+
+
+def test_class_subset_of_a_dataset_without_targets_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"FakeData has no \.targets"):
+        class_subset(FakeData(10), [1])

@@ -1,0 +1,169 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_tl.checkpoint import load_checkpoint, load_model
+from cifar_tl.data.examples import Data
+from cifar_tl.errors import RunError
+from cifar_tl.experiment.run import STAGES, check_settings, recipe_values, run_settings
+from cifar_tl.experiment.stages import run_stage
+from cifar_tl.recipe import NEUTRAL, ORIGINAL, Recipe
+from tests.experiment.conftest import SMALL, StopError, contents, damage_checkpoint, stop_at
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.02 there, 0\.01 now"),
+        ({"recipe": dataclasses.replace(SMALL, epochs=3)}, r"epochs 2 there, 3 now"),
+        ({"seed": 1}, r"seed 0 there, 1 now"),
+        (
+            {"recipe": ORIGINAL},
+            r"settings \(recipe tuned there, original now\)",
+        ),
+    ],
+)
+def test_other_settings_are_refused_with_the_choice(
+    finished: Path, small_data: Data, change: dict[str, Any], message: str
+) -> None:
+    before = contents(finished / "base")
+    arguments = {"recipe": SMALL, "output_dir": finished.parent, **change}
+    with pytest.raises(RunError, match=message) as error:
+        run_stage("base", small_data, **arguments)
+    assert "another output folder" in str(error.value)
+    assert error.value.remedy == {"stage": "base", "restart": True}
+    assert contents(finished / "base") == before
+
+
+def test_unfinished_run_with_other_settings_or_data_is_refused(
+    small_data: Data, tmp_path: Path
+) -> None:
+    stop = stop_at("epoch 1/2")
+    with pytest.raises(StopError):
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, log=stop)
+    with pytest.raises(RunError, match="seed 0 there, 2 now"):
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, seed=2)
+    changed = dataclasses.replace(small_data, fingerprint="other")
+    with pytest.raises(RunError, match=r"other settings \(other data\)"):
+        run_stage("scratch", changed, SMALL, output_dir=tmp_path)
+
+
+def settings_of(data: Data, recipe: Recipe = SMALL, stage: str = "base") -> dict[str, Any]:
+    return run_settings(stage, data, recipe.for_stage(stage), 0, 1.0, None)
+
+
+def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    return dataclasses.replace(recipe, **values)
+
+
+def listed(stage: str) -> dict[str, Any]:
+    """The values that change nothing, as settings of before listed them."""
+    return {name: NEUTRAL[name] for name in recipe_values(stage, ORIGINAL) if name in NEUTRAL}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_values_that_change_nothing_are_no_part_of_the_settings(
+    small_data: Data, stage: str
+) -> None:
+    assert not NEUTRAL.keys() & settings_of(small_data, ORIGINAL, stage).keys()
+    assert settings_of(small_data, changed(ORIGINAL, NEUTRAL), stage) == settings_of(
+        small_data, ORIGINAL, stage
+    )
+    recipe = dataclasses.replace(SMALL, precision="bf16").for_stage(stage)
+    found = settings_of(small_data, recipe, stage)
+    for name, value in recipe_values(stage, recipe).items():
+        assert found[name] == value
+    assert {"schedule", "mirror", "weight_decay", "precision"} < found.keys()
+    assert ("whiten" in found) is (stage in ("base", "scratch"))
+
+
+def test_every_neutral_value_is_one_of_the_recipe() -> None:
+    values = dataclasses.asdict(changed(SMALL, NEUTRAL))
+    assert {name: values[name] for name in NEUTRAL} == NEUTRAL
+
+
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_may_list_what_changes_nothing_or_not(
+    small_data: Data, tmp_path: Path, stage: str, recipe: Recipe
+) -> None:
+    without = settings_of(small_data, recipe, stage)
+    with_all = {**listed(stage), **without}
+    assert len(with_all) > len(without)
+    check_settings(tmp_path, with_all, without)
+    check_settings(tmp_path, without, with_all)
+    check_settings(tmp_path, without, without)
+    check_settings(tmp_path, with_all, with_all)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("schedule", "one-cycle", "schedule {} there, {} now"),
+        ("mirror", True, "mirror {} there, {} now"),
+        ("weight_decay", 0.2, "weight_decay {} there, {} now"),
+        ("precision", "bf16", "precision {} there, {} now"),
+    ],
+)
+def test_a_value_that_changes_something_is_refused_with_both_values(
+    small_data: Data, tmp_path: Path, name: str, value: object, written: str
+) -> None:
+    plain = settings_of(small_data, ORIGINAL)
+    other = settings_of(small_data, changed(ORIGINAL, {name: value}))
+    for there, now in ((plain, other), (other, plain)):
+        for found in (there, {**listed("base"), **there}):
+            for wanted in (now, {**listed("base"), **now}):
+                values = (found.get(name, NEUTRAL[name]), wanted.get(name, NEUTRAL[name]))
+                with pytest.raises(RunError) as error:
+                    check_settings(tmp_path, found, wanted)
+                assert f"other settings ({written.format(*values)}):" in str(error.value)
+                assert error.value.remedy == {"stage": "base", "restart": True}
+
+
+def test_an_ingredient_of_another_version_is_no_other_run_unless_it_changes_something(
+    small_data: Data, tmp_path: Path
+) -> None:
+    settings = settings_of(small_data)
+    # What a later version has listed and this one does not know.
+    check_settings(tmp_path, {**settings, "sharpness": 0.0}, settings)
+    # What a later version wants and an older run has not had.
+    with pytest.raises(RunError, match=r"\(sharpness None there, 0\.5 now\)"):
+        check_settings(tmp_path, settings, {**settings, "sharpness": 0.5})
+
+
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+def test_a_run_that_began_with_settings_of_before_goes_on_to_the_same_weights(
+    small_data: Data, tmp_path: Path, recipe: Recipe
+) -> None:
+    recipe = dataclasses.replace(recipe, epochs=2, batch_size=20)
+    whole, folder = (tmp_path / name / "small.npz" / "base" for name in ("whole", "begun"))
+    run_stage("base", small_data, recipe, output_dir=tmp_path / "whole")
+    arguments: dict[str, Any] = {"output_dir": tmp_path / "begun"}
+    with pytest.raises(StopError):
+        run_stage("base", small_data, recipe, log=stop_at("epoch 1/2"), **arguments)
+    found = load_checkpoint(folder / "last.pt")["settings"]
+    damage_checkpoint(folder, settings={**listed("base"), **found})
+    lines: list[str] = []
+    result = run_stage("base", small_data, recipe, log=lines.append, **arguments)
+    assert "going on after epoch 1" in lines[0]
+    expected = load_model(whole / "model.pt").state_dict()
+    weights = load_model(folder / "model.pt").state_dict()
+    assert all((weights[key] == value).all() for key, value in expected.items())
+    assert run_stage("base", small_data, recipe, **arguments) == result
+
+
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+def test_a_result_lists_every_value_of_the_recipe(
+    small_data: Data, tmp_path: Path, recipe: Recipe
+) -> None:
+    recipe = dataclasses.replace(recipe, epochs=1)
+    result = run_stage("base", small_data, recipe, output_dir=tmp_path)
+    written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
+    for name, value in recipe_values("base", recipe).items():
+        assert result[name] == written[name] == value
+    text = (tmp_path / "small.npz" / "base" / "results.txt").read_text()
+    assert f"weight_decay {recipe.weight_decay}" in text
+    assert "precision float32" in text

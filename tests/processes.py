@@ -1,0 +1,130 @@
+"""The commands in processes of their own that need not import torch again: they are forked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Imports once, then runs a command in a process of its own for each line, so that none costs
+# seconds of imports; prints the process's number, then how it ended.
+ZYGOTE = """
+import json, os, resource, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+import torch
+from cifar_tl import *
+from cifar_tl.__main__ import main
+torch.optim.SGD([torch.zeros(1)])
+fsync = os.fsync
+def slow_fsync(descriptor):
+    print("saving", flush=True)
+    time.sleep(0.2)
+    fsync(descriptor)
+for line in sys.stdin:
+    request = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(request["folder"])
+        os.dup2(os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        if request["output"] == "closed pipe":
+            reader, writer = os.pipe()
+            os.close(reader)
+        else:
+            writer = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(writer, 1)
+        sys.stdout.reconfigure(encoding=request["encoding"])
+        if request["slow_disk"]:
+            os.fsync = slow_fsync
+        if request["file_size"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
+        os._exit(main(request["arguments"]))
+    print(pid, flush=True)
+    alarm = threading.Timer(request["kill_after"], lambda: os.kill(pid, signal.SIGKILL))
+    alarm.start()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the number is its own
+    alarm.cancel()
+    alarm.join()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+CLOSED_PIPE = "closed pipe"  # an output that nobody reads
+
+
+class Command:
+    """A command in a process of its own, in the present folder; one at a time."""
+
+    def __init__(
+        self,
+        zygote: subprocess.Popen[str],
+        arguments: Sequence[str],
+        *,
+        kill_after: float = 300,
+        output: str = "out.txt",  # a file, or CLOSED_PIPE
+        encoding: str = "utf-8",  # of what it prints
+        slow_disk: bool = False,  # every file takes a while to be written
+        file_size: int = 0,  # in bytes: no file may be longer
+    ) -> None:
+        request = {"folder": str(Path.cwd()), "arguments": arguments, "kill_after": kill_after}
+        request |= {"output": output, "encoding": encoding}
+        request |= {"slow_disk": slow_disk, "file_size": file_size}
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+        print(json.dumps(request), file=zygote.stdin, flush=True)
+        self.answers = zygote.stdout
+        self.pid = int(self.answers.readline())
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait_until_saving(self, times: int = 1) -> None:
+        """Waits until so many files and folders have begun to be synced to the slow disk."""
+        self.wait_until_printed("saving", times)
+
+    def wait_until_printed(self, text: str, times: int = 1) -> None:
+        for _ in range(6000):
+            if Path("out.txt").exists() and Path("out.txt").read_text().count(text) >= times:
+                return
+            time.sleep(0.01)
+        pytest.fail(f"it does not print {text!r}")
+
+    def exit_code(self) -> int:
+        return int(self.answers.readline())
+
+    def end(self, code: int) -> str:
+        """Waits for its end with a code; returns its one line of errors."""
+        assert self.exit_code() == code, Path("errors.txt").read_text()
+        return one_line(Path("errors.txt").read_text())
+
+
+def one_line(errors: str) -> str:
+    assert len(errors.splitlines()) == 1, errors
+    return errors
+
+
+def start_zygote() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE, str(ROOT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def run_program(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Python from a clone, which need not be installed, with some words after it."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,0 +1,150 @@
+"""The first word of the command, and the words with which its messages say what to type."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import cifar_tl
+from cifar_tl.__main__ import COMMANDS, main
+from tests.conftest import ROOT
+from tests.processes import one_line, run_program
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "cifar-tl: the following arguments are required: COMMAND (try --help)"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["Train"], "invalid choice: 'Train'"),
+        (["--fly"], "cifar-tl: "),
+        ([""], "invalid choice: ''"),
+    ],
+)
+def test_without_a_command_it_is_wrong_usage(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert message in one_line(errors)
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(COMMANDS) == ["train", "predict", "evaluate", "export"]
+    assert main(["--help"]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    for name, does in COMMANDS.items():
+        assert re.search(rf"^ +{name} +{does}$", output, flags=re.MULTILINE)
+    assert "--version" in output
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_version_names_the_versions(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*filter(None, [command]), "--version"]) == 0
+    output, errors = capsys.readouterr()
+    assert re.fullmatch(
+        rf"cifar_tl {cifar_tl.__version__}, torch [\d.]+\S*, torchvision [\d.]+\S*\n", output
+    )
+    assert errors == ""
+
+
+def test_help_and_wrong_usage_do_not_import_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from cifar_tl.__main__ import COMMANDS, main\n"
+        "for command in COMMANDS:\n"
+        "    assert main([command, '--help']) == 0\n"
+        "    assert main([command, '--version']) == 0\n"
+        "    assert main([command, '--unknown']) == 2\n"
+        "for wrong in (['train', '--data', 'none.npz'], ['train', '--epochs', 'x'], \n"
+        "    ['predict', 'a.png', '--model', 'none.pt'], ['evaluate', 'none.pt'],\n"
+        "    ['export', 'none.pt', 'out'], []):\n"
+        "    assert main(wrong) == 2\n"
+        "assert not {'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+    )
+    process = run_program("-c", script, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert len(process.stderr.splitlines()) == 10
+    for command in COMMANDS:
+        assert f"usage: cifar-tl {command} " in process.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def paste(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Types a command that a message suggests."""
+    return subprocess.run(
+        ["sh", "-c", command], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def check_spelling(words: Sequence[str], arguments: Sequence[str], called: str, train: str) -> None:
+    """A message begins with the words that were typed, and what it suggests can be pasted."""
+    process = subprocess.run(
+        [*words, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert process.stdout == ""
+    errors = one_line(process.stderr)
+    assert errors.startswith(f"{called}: ")
+    suggested = re.search(rf"(?:make one with |\()({re.escape(train)}[^)\n]*)", errors)
+    assert suggested is not None, errors
+    pasted = paste(f"{suggested[1].removesuffix(' makes it')} --help", ROOT)
+    assert (pasted.returncode, pasted.stderr) == (0, "")
+    assert pasted.stdout.split("[options]")[0].split() == ["usage:", *train.split()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.py"],
+        [str(ROOT / "train.py")],
+        ["-m", "cifar_tl", "train"],
+        ["-W", "error", "-m", "cifar_tl", "train"],
+    ],
+)
+def test_train_speaks_as_it_was_called(words: list[str], own_classes: Path) -> None:
+    typed = [sys.executable, *words]
+    check_spelling(typed, ["--data", str(own_classes)], " ".join(typed), " ".join(typed))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_others_speak_as_they_were_called(command: str) -> None:
+    arguments = {"predict": ["a.png", "--model", "none.pt"], "evaluate": ["none.pt"]}
+    program = f"{sys.executable} -m cifar_tl"
+    check_spelling(
+        [*program.split(), command],
+        arguments.get(command, ["none.pt", "out"]),
+        f"{program} {command}",
+        f"{program} train",
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_the_installed_command_speaks_as_it_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "cifar-tl"  # as pip writes it
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom cifar_tl.__main__ import main\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    arguments = ["evaluate", "none.pt"]
+    check_spelling([str(program)], arguments, f"{program} evaluate", f"{program} train")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    check_spelling(["cifar-tl"], arguments, "cifar-tl evaluate", "cifar-tl train")
+
+
+def test_train_py_is_a_door_to_train() -> None:
+    for words in (["train.py"], ["-m", "cifar_tl", "train"]):
+        process = run_program(*words, "--help", cwd=ROOT)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert "--train-fraction X" in process.stdout
