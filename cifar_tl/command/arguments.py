@@ -60,14 +60,14 @@ def check_model(path: Path) -> None:
         raise UsageError(f"there is no model {path}: name another, or make one with {maker}")
 
 
-def check_source(source: str) -> None:
-    """Refuses a source of data that can be none."""
+def check_source(source: str, if_missing: str = "check the name") -> None:
+    """Refuses a source of data that can be none; if it is missing, says what to do."""
     if source == "":
         raise UsageError("--data: is empty; leave it out or name a source")
     if source == SHAPES:
         return
     path = Path(source)
     if not path.exists():
-        raise UsageError(f"--data {path}: there is no such file or folder")
+        raise UsageError(f"--data {path}: there is no such file or folder; {if_missing}")
     if path.is_file() and path.suffix != ".npz":
         raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")

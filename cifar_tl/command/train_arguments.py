@@ -16,7 +16,7 @@ from cifar_tl.command.arguments import (
     positive,
     whole_number,
 )
-from cifar_tl.command.console import Parser, UsageError
+from cifar_tl.command.console import Parser, UsageError, called
 from cifar_tl.data.source import DEFAULT_SOURCE, OFFICIAL, SHAPES, TRAIN, has_own_classes
 from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, STAGES, stage_folder
 from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
@@ -142,18 +142,18 @@ def check_arguments(options: argparse.Namespace) -> None:
     if options.data is not None:
         _check_data(options.data)
     _check_own_settings(options)
-    if has_own_classes(source_of(options)):
+    source = source_of(options)
+    if has_own_classes(source):
         if options.stage == "base":
             raise UsageError(
-                f"--stage base: a base model learns classes 0-4 of CIFAR-10, not {options.data}; "
+                f"--stage base: a base model learns classes 0-4 of CIFAR-10, not {source}; "
                 "its features then serve any classes: --stage transfer --base FILE"
             )
         if options.stage in (ALL, "transfer") and options.base is None:
             base = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
-            made_by = write_command(options, stage="base", data=None)
             raise UsageError(
-                f"--data {options.data}: name the base model whose features to use, such as "
-                f"--base {base} ({made_by} makes it)"
+                f"--data {source}: name the base model whose features to use, such as "
+                f"--base {base} ({called('train')} --stage base makes it)"
             )
     if options.base is not None:
         if "transfer" not in stages_to_run(options) or "base" in stages_to_run(options):
@@ -167,7 +167,7 @@ def check_arguments(options: argparse.Namespace) -> None:
 def _check_data(source: str) -> None:
     """Refuses a folder that cannot have been meant, but for the one that CIFAR-10 goes to."""
     if source != DEFAULT_SOURCE:
-        check_source(source)
+        check_source(source, "to download CIFAR-10, leave out --data or make the folder first")
     path = Path(source)
     names = [] if source == SHAPES else [entry.name for entry in path.glob("[!.]*")]
     if names and TRAIN not in names and not any(name.startswith("cifar-10") for name in names):
