@@ -57,7 +57,7 @@ def read_cifar10(folder: Path) -> Data:
 
 
 def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
-    """Puts the official CIFAR-10 into a folder; an undamaged archive there is only extracted.
+    """Puts CIFAR-10 into a folder, made if need be; an undamaged archive there is only extracted.
 
     Raises:
         DownloadError: If the network or the server does not give the archive.

@@ -83,6 +83,9 @@ def stratified_prefix(examples: LabeledImages, fraction: float) -> LabeledImages
     Args:
         examples: N images.
         fraction: Above 0, at most 1: of the images of each class, rounded, but at least one.
+
+    Raises:
+        ValueError: If the fraction is out of range.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"a fraction of the images is above 0 and at most 1, not {fraction}")
