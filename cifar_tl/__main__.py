@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from cifar_tl.command.console import Parser, run_command
+from cifar_tl.command.console import Parser, UsageError, run_command
 
 COMMANDS = {
     "train": "run the stages and show what transfer saves and costs",
@@ -22,7 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[Sequence[str]], int]
         command = import_module(f"cifar_tl.command.{arguments[0]}").main
         return command(arguments[1:])
-    return run_command(make_parser(), arguments, lambda _: 0, check=lambda _: None)
+    return run_command(make_parser(), arguments, lambda _: 0, check=refuse)
+
+
+def refuse(_: argparse.Namespace) -> None:
+    """Refuses a line that parses but does not begin with a command."""
+    raise UsageError("the command comes first (try --help)")
 
 
 def make_parser() -> Parser:

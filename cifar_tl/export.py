@@ -1,6 +1,6 @@
 """A trained model for programs without this package: ``torch.export`` and ONNX."""
 
-import tempfile
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,64 +26,64 @@ def export_pt2(model: CifarNet, path: str | Path) -> None:
         OSError: If the file cannot be written.
     """
 
-    def write(temporary: Path, images: Tensor) -> None:
-        batch = torch.export.Dim("batch")
+    def convert(images: Tensor) -> bytes:
+        buffer, batch = io.BytesIO(), torch.export.Dim("batch")
         program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, temporary)
+        torch.export.save(program, buffer)
+        return buffer.getvalue()
 
-    def run(temporary: Path, images: Tensor) -> Tensor:
-        logits: Tensor = torch.export.load(temporary).module()(images)
+    def run(exported: bytes, images: Tensor) -> Tensor:
+        logits: Tensor = torch.export.load(io.BytesIO(exported)).module()(images)
         return logits
 
-    _export(model, Path(path), write, run)
+    _export(model, Path(path), convert, run)
 
 
 def export_onnx(model: CifarNet, path: str | Path) -> None:
     """Writes a model as ONNX, checked with onnxruntime before it is kept; else as `export_pt2`.
 
     Raises:
-        ExportError: If the exported model computes something else.
         ImportError: If a package of `ONNX_PACKAGES` is missing.
-        OSError: If the file cannot be written.
     """
     import onnxruntime
 
-    def write(temporary: Path, images: Tensor) -> None:
+    def convert(images: Tensor) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's exporter warns of itself
-            torch.onnx.export(
+            program = torch.onnx.export(
                 model,
                 (images,),
-                temporary,
                 input_names=["images"],
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=False,
                 dynamo=True,
                 verbose=False,
             )
+        assert program is not None
+        exported: bytes = program.model_proto.SerializeToString()
+        return exported
 
-    def run(temporary: Path, images: Tensor) -> Tensor:
-        session = onnxruntime.InferenceSession(temporary)
+    def run(exported: bytes, images: Tensor) -> Tensor:
+        session = onnxruntime.InferenceSession(exported)
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    _export(model, Path(path), write, run)
+    _export(model, Path(path), convert, run)
 
 
 def _export(
     model: CifarNet,
     path: Path,
-    write: Callable[[Path, Tensor], None],
-    run: Callable[[Path, Tensor], Tensor],
+    convert: Callable[[Tensor], bytes],
+    run: Callable[[bytes, Tensor], Tensor],
 ) -> None:
+    """Converts in memory: torch's own writers abort the process where a disk is full."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(20, 3, 4, 4, generator=generator)  # smooth, as pictures are
     images = (255 * nn.functional.interpolate(coarse, 32, mode="bilinear")).byte()
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / path.name
-        write(temporary, images[:2])
+    with torch.no_grad():
+        exported = convert(images[:2])
         for batch in (images[:1], images):
-            difference = float((run(temporary, batch) - model(batch)).abs().max())
+            difference = float((run(exported, batch) - model(batch)).abs().max())
             if not difference < 1e-3:
                 raise ExportError(f"{path} would differ by {difference:g} from the model: not kept")
-        write_atomically(path, temporary.read_bytes())
+    write_atomically(path, exported)

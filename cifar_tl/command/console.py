@@ -132,8 +132,7 @@ def run_command(
 
     def fail(message: object, code: int = 1, *, cut_off: bool = False) -> int:
         hint = f"; {go_on(options)}" if cut_off and go_on and vars(options) else ""
-        text = f"{parser.prog}: {message}{hint}"
-        warn(text.replace("\n", "\\n").replace("\r", "\\r"))  # a name may hold any character
+        warn(f"{parser.prog}: {message}{hint}")
         return code
 
     for stream in (sys.stdout, sys.stderr):
@@ -144,11 +143,12 @@ def run_command(
             warnings.simplefilter("always", RunWarning)
             warnings.showwarning = lambda text, *_, **__: warn(f"{parser.prog}: warning: {text}")
             try:
-                options = parser.parse_args(argv)
-            except SystemExit:  # --help and --version
-                code = 0
+                parsed = parser.parse_args(argv)
+            except SystemExit as done:  # --help and --version
+                code = int(done.code or 0)
             else:
-                check(options)
+                check(parsed)
+                options = parsed
                 with _leaving_at_once(lambda code: fail("interrupted", code, cut_off=True)):
                     load()
                 code = work(options)
@@ -183,7 +183,8 @@ def warn(line: str) -> None:
     if sys.stderr is None:
         return
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        # A name may hold any character, and a library may warn in several lines.
+        print(line.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr, flush=True)
 
 
 def shows_progress() -> bool:

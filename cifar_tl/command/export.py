@@ -31,6 +31,8 @@ def make_parser() -> Parser:
 def check(options: argparse.Namespace) -> None:
     """Checks that the model is there, and that there is a place for the files."""
     check_model(options.model)
+    if options.out.name in ("", ".."):
+        raise UsageError(f"{options.out}: names no file: add its name")
     if options.out.suffix in (".pt2", ".onnx"):
         options.out = options.out.with_suffix("")
     if not options.out.parent.is_dir():

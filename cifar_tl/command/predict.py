@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_tl.command.arguments import at_least_one, check_model
-from cifar_tl.command.console import Parser, run_command, say, warn
+from cifar_tl.command.console import Parser, UsageError, run_command, say, warn
 from cifar_tl.data.source import OFFICIAL
 from cifar_tl.errors import ImageError
 from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, stage_folder
@@ -62,4 +62,11 @@ def main(argv: Sequence[str]) -> int:
             raise ImageError("there are no images in these folders: name others, or files")
         return code
 
-    return run_command(parser, argv, name_images, check=lambda options: check_model(options.model))
+    return run_command(parser, argv, name_images, check=check)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Checks that the model and some of the pictures are there."""
+    check_model(options.model)
+    if not any(path.exists() for path in options.images):
+        raise UsageError(f"there is no file {options.images[0]}: check the path")

@@ -108,12 +108,11 @@ def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple[
         # Never substitute what was asked for, or what this output folder has been about.
         if options.data is not None or (options.output_dir / OFFICIAL).exists():
             raise
-        line = "*" * 88
-        warn(
-            f"{line}\n{error}\n"
-            "THIS RUN USES THE BUILT-IN SHAPES INSTEAD: its results say nothing about CIFAR-10.\n"
-            f"{line}"
+        instead = (
+            "THIS RUN USES THE BUILT-IN SHAPES INSTEAD: its results say nothing about CIFAR-10."
         )
+        for line in ("*" * 88, str(error), instead, "*" * 88):
+            warn(line)
         source = SHAPES
     start = time.perf_counter()
     return load_data(source), time.perf_counter() - start

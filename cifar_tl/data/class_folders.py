@@ -78,7 +78,8 @@ def _find(folder: Path) -> tuple[list[str], dict[str, list[list[str]]]]:
 
 def _folders(folder: Path) -> list[str]:
     """Lists the folders in a folder, which may be missing; Jupyter's hidden ones are no classes."""
-    return sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in paths if path.is_dir() and not path.name.startswith("."))
 
 
 def _images_below(folder: Path) -> list[str]:

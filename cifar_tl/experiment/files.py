@@ -79,12 +79,12 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, no object, or changed
         warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=3)
         return None
-    run.check_settings(folder, result, settings)
     try:
-        load_checkpoint(folder / run.MODEL)
+        found = load_checkpoint(folder / run.MODEL).get("settings")
     except CheckpointError as error:
         warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
         return None
+    run.check_settings(folder, found if isinstance(found, dict) else {}, settings)
     return result
 
 

@@ -87,7 +87,8 @@ def run_settings(
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises a `RunError` if a folder holds another run than is wanted, going by their settings."""
     found, wanted = {**NEUTRAL, **found}, {**NEUTRAL, **wanted}
-    differences = [key for key in wanted if found.get(key) != wanted[key]]
+    both = dict.fromkeys([*wanted, *found])  # what only one has and is not neutral counts, too
+    differences = [key for key in both if found.get(key) != wanted.get(key)]
     if not differences:
         return
     if "recipe" in differences:  # its values differ as well: name it alone
@@ -95,7 +96,8 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
         differences = [key for key in differences if key not in values]
     words = {"fingerprint": "other data", "parent": f"another {wanted['parent_stage']} model"}
     listed = ", ".join(
-        words.get(key, f"{key} {found.get(key)} there, {wanted[key]} now") for key in differences
+        words.get(key, f"{key} {found.get(key)} there, {wanted.get(key)} now")
+        for key in differences
     )
     if differences == ["parent"]:
         message = f"{folder} was made from {listed} than the present one: renew it"

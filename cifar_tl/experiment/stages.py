@@ -207,7 +207,7 @@ def _starting_model(
 
 
 def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int) -> None:
-    first, *_, last = run.settings["classes"]
+    first, last = run.settings["classes"][0], run.settings["classes"][-1]
     run.log(
         f"{run.stage}: {len(labels):,} training and {len(validation.labels):,} validation images "
         f"of classes {first}-{last}" + (f", going on after epoch {epochs}" if epochs else "")

@@ -123,12 +123,14 @@ def test_a_value_that_changes_something_is_refused_with_both_values(
                 assert error.value.remedy == {"stage": "base", "restart": True}
 
 
-def test_an_ingredient_of_another_version_is_no_other_run_unless_it_changes_something(
+def test_an_ingredient_that_one_side_does_not_know_makes_another_run(
     small_data: Data, tmp_path: Path
 ) -> None:
     settings = settings_of(small_data)
-    # What a later version has listed and this one does not know.
-    check_settings(tmp_path, {**settings, "sharpness": 0.0}, settings)
+    # What a later version has used and this one does not know: had it changed nothing, it would not
+    # be listed.
+    with pytest.raises(RunError, match=r"\(sharpness 0\.5 there, None now\)"):
+        check_settings(tmp_path, {**settings, "sharpness": 0.5}, settings)
     # What a later version wants and an older run has not had.
     with pytest.raises(RunError, match=r"\(sharpness None there, 0\.5 now\)"):
         check_settings(tmp_path, settings, {**settings, "sharpness": 0.5})
