@@ -44,11 +44,7 @@ class HistoryError(CifarTLError, ValueError):
 
 
 class RunError(CifarTLError, RuntimeError):
-    """A run cannot be started or go on.
-
-    Attributes:
-        remedy: The options of the command ``train`` that help, such as ``{"restart": True}``.
-    """
+    """A run cannot be started or go on; ``remedy`` has the options of ``train`` that help."""
 
     def __init__(self, message: str, **remedy: Any) -> None:
         super().__init__(message)

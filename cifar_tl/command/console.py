@@ -14,6 +14,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +23,7 @@ from cifar_tl.errors import CifarTLError, RunWarning
 from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
+import_torch = partial(import_module, "torch")  # takes seconds
 OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
@@ -101,18 +104,13 @@ def _is_on_path(file: Path) -> bool:
     return found is not None and Path(found).with_suffix("") == file.with_suffix("")
 
 
-def load_torch() -> None:
-    """Imports torch, which takes seconds."""
-    import torch  # noqa: F401
-
-
 def run_command(
     parser: Parser,
     argv: Sequence[str],
     work: Callable[[argparse.Namespace], int],
     *,
     check: Callable[[argparse.Namespace], None],
-    load: Callable[[], None] = load_torch,
+    load: Callable[[], object] = import_torch,
     go_on: Callable[[argparse.Namespace], str] | None = None,
 ) -> int:
     """Runs a command; whatever ends it early becomes one line on standard error and an exit code.

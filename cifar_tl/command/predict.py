@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_tl.command.arguments import at_least_one, check_model
-from cifar_tl.command.console import Parser, UsageError, run_command, say, warn
+from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
 from cifar_tl.data.source import OFFICIAL
 from cifar_tl.errors import ImageError
 from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, stage_folder
@@ -34,35 +34,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with some arguments; returns the exit code."""
-    parser = make_parser()
-
-    def name_images(options: argparse.Namespace) -> int:
-        """Names what is in each picture; what cannot be read is reported, and the rest done."""
-        from cifar_tl.checkpoint import load_model_and_classes
-        from cifar_tl.data.image_files import list_image_files, read_image
-        from cifar_tl.prediction import predict
-
-        model, classes = load_model_and_classes(options.model)
-        code, files = 0, 0
-        for path in list_image_files(options.images):
-            files += 1
-            try:
-                predictions = predict(model, classes, read_image(path), options.top)
-            except ImageError as error:
-                warn(f"{parser.prog}: {error}")
-                code = 1
-                continue
-            if options.json:
-                found = [prediction._asdict() for prediction in predictions]
-                say(json.dumps({"file": str(path), "classes": found}))
-            else:
-                named = ", ".join(f"{p.name} {p.probability:.1%}" for p in predictions)
-                say(f"{path}: {named}")
-        if not files:
-            raise ImageError("there are no images in these folders: name others, or files")
-        return code
-
-    return run_command(parser, argv, name_images, check=check)
+    return run_command(make_parser(), argv, name_images, check=check)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -70,3 +42,30 @@ def check(options: argparse.Namespace) -> None:
     check_model(options.model)
     if not any(path.exists() for path in options.images):
         raise UsageError(f"there is no file {options.images[0]}: check the path")
+
+
+def name_images(options: argparse.Namespace) -> int:
+    """Names what is in each picture; what cannot be read is reported, and the rest done."""
+    from cifar_tl.checkpoint import load_model_and_classes
+    from cifar_tl.data.image_files import list_image_files, read_image
+    from cifar_tl.prediction import predict
+
+    model, classes = load_model_and_classes(options.model)
+    code, files = 0, 0
+    for path in list_image_files(options.images):
+        files += 1
+        try:
+            predictions = predict(model, classes, read_image(path), options.top)
+        except ImageError as error:
+            warn(f"{called('predict')}: {error}")
+            code = 1
+            continue
+        if options.json:
+            found = [prediction._asdict() for prediction in predictions]
+            say(json.dumps({"file": str(path), "classes": found}))
+        else:
+            named = ", ".join(f"{p.name} {p.probability:.1%}" for p in predictions)
+            say(f"{path}: {named}")
+    if not files:
+        raise ImageError("there are no images in these folders: name others, or files")
+    return code

@@ -22,6 +22,7 @@ from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, STAGES, stage_folder
 from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 
 ALL = "all"
+BASE_MODEL = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
 # torch.set_num_threads(100000) crashes the process.
 thread_count = partial(whole_number, low=1, high=256)
 
@@ -79,8 +80,7 @@ def make_parser() -> Parser:
 
 
 def _add_other_options(parser: Parser) -> None:
-    base = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
-    add = parser.add_group("the new classes", f"--data flowers --base {base}")
+    add = parser.add_group("the new classes", f"--data flowers --base {BASE_MODEL}")
     add(
         "--base",
         metavar="FILE",
@@ -150,10 +150,9 @@ def check_arguments(options: argparse.Namespace) -> None:
                 "its features then serve any classes: --stage transfer --base FILE"
             )
         if options.stage in (ALL, "transfer") and options.base is None:
-            base = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
             raise UsageError(
                 f"--data {source}: name the base model whose features to use, such as "
-                f"--base {base} ({called('train')} --stage base makes it)"
+                f"--base {BASE_MODEL} ({called('train')} --stage base makes it)"
             )
     if options.base is not None:
         if "transfer" not in stages_to_run(options) or "base" in stages_to_run(options):

@@ -41,12 +41,8 @@ def recipe_values(stage: str, recipe: Recipe) -> dict[str, Any]:
     """Lists the values that a stage uses of its recipe, which is from `Recipe.for_stage`."""
     # Preprocessing belongs to the model that a stage starts from.
     unused = {"name"} if PARENTS[stage] is None else {"name", "normalize", "whiten"}
-    of_stages = tuple(f"{other}_" for other in STAGES)
-    return {
-        name: value
-        for name, value in dataclasses.asdict(recipe).items()
-        if name not in unused and not name.startswith(of_stages)
-    }
+    unused |= {name for name in vars(recipe) if name.startswith(tuple(f"{s}_" for s in STAGES))}
+    return {name: value for name, value in vars(recipe).items() if name not in unused}
 
 
 def run_settings(
