@@ -7,6 +7,7 @@ from pathlib import Path as _Path
 
 from cifar_tl.checkpoint import load_model_and_settings as _load_model_and_settings
 from cifar_tl.errors import CheckpointError as _CheckpointError
+from cifar_tl.experiment.run import STAGES as _STAGES
 from cifar_tl.model import CifarNet as _CifarNet
 
 
@@ -22,7 +23,7 @@ def base_net(weights: str | _Path | None = None) -> _CifarNet:
     Raises:
         CheckpointError: If the file is missing, damaged or of another stage.
     """
-    return _CifarNet(num_classes=5) if weights is None else _load(weights, ("base",))
+    return _CifarNet(num_classes=5) if weights is None else _load(weights, "old")
 
 
 def transfer_net(weights: str | _Path | None = None) -> _CifarNet:
@@ -38,13 +39,12 @@ def transfer_net(weights: str | _Path | None = None) -> _CifarNet:
     Raises:
         CheckpointError: If the file is missing, damaged or of another stage.
     """
-    if weights is None:
-        return _CifarNet(num_classes=10)
-    return _load(weights, ("transfer", "finetune", "scratch"))
+    return _CifarNet(num_classes=10) if weights is None else _load(weights, "new")
 
 
-def _load(weights: str | _Path, stages: tuple[str, ...]) -> _CifarNet:
+def _load(weights: str | _Path, classes: str) -> _CifarNet:
     model, settings = _load_model_and_settings(_Path(weights))
+    stages = [name for name, stage in _STAGES.items() if stage.classes == classes]
     if settings.get("stage") not in stages:
         raise _CheckpointError(
             f"{weights} is a model of the stage {settings.get('stage')!r} and not of "

@@ -88,14 +88,14 @@ def variants_table(
     data: Data, variants: Mapping[str, Recipe], seeds: Sequence[int], output_dir: Path
 ) -> str:
     """Means and standard deviations; differences from tuned with their standard errors."""
-    judged = STAGES[:2]
+    judged = ("base", "transfer")
     lines = [
         f"| recipe | {' | '.join([*STAGES, *(f'{stage} - tuned' for stage in judged)])} |",
         "|---|---|---|---|---|---|---|",
     ]
     tuned: dict[str, list[float]] = {}
     for name, recipe in variants.items():
-        stages = STAGES if name in ALL_STAGES else judged
+        stages = list(STAGES) if name in ALL_STAGES else judged
         found: dict[str, list[float]] = {stage: [] for stage in stages}
         for seed in seeds:
             for stage in stages:

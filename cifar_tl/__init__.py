@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.data.examples import split_validation as split_validation
     from cifar_tl.data.examples import stratified_prefix as stratified_prefix
     from cifar_tl.data.image_files import read_image as read_image
-    from cifar_tl.data.load import load_data as load_data
+    from cifar_tl.data.source import load_data as load_data
     from cifar_tl.data.subset import class_subset as class_subset
     from cifar_tl.errors import CheckpointError as CheckpointError
     from cifar_tl.errors import CifarTLError as CifarTLError

@@ -1,9 +1,6 @@
-"""Files that hold a model: written whole or not at all, read only if undamaged, never run code."""
+"""Files that hold a model: tensors and plain values, read only if undamaged; they run no code."""
 
-import contextlib
-import hashlib
 import io
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,13 +10,7 @@ from torch import Tensor
 
 from cifar_tl.errors import CheckpointError
 from cifar_tl.model import CifarNet
-
-TEMPORARY = ".tmp"  # ends the name of a file that is being written
-
-# torch.load does not notice a flipped bit, so a SHA-256 follows the archive that torch.save
-# writes. Plain torch.load ignores what follows an archive.
-_MARK = b"cifar_tl sha256:"
-_TRAILER_SIZE = len(_MARK) + hashlib.sha256().digest_size
+from cifar_tl.sealed import read_sealed, write_sealed
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -33,8 +24,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # saving to a path would put the file's name into the bytes
     torch.save(_canonical(content), buffer)
-    archive = buffer.getvalue()
-    write_atomically(path, archive + _MARK + hashlib.sha256(archive).digest())
+    write_sealed(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -43,18 +33,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, damaged or not one of ours.
     """
+    return _unpack(path, read_sealed(path))
+
+
+def _unpack(path: Path, sealed: bytes) -> dict[str, Any]:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = f"{error.strerror}: check the path"
-        raise CheckpointError(f"cannot read checkpoint {path}: {reason}") from error
-    archive, trailer = data[:-_TRAILER_SIZE], data[-_TRAILER_SIZE:]
-    if trailer != _MARK + hashlib.sha256(archive).digest():
-        raise CheckpointError(
-            f"{path} is damaged, or no checkpoint of this program: use another or train again"
-        )
-    try:
-        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError
     except MemoryError:
@@ -85,9 +69,14 @@ def load_model(path: str | Path) -> CifarNet:
     return model
 
 
-def load_model_and_settings(path: Path) -> tuple[CifarNet, dict[str, Any]]:
-    """Rebuilds a model as `load_model` does and returns the settings stored with it, too."""
-    content = load_checkpoint(path)
+def load_model_and_settings(
+    path: Path, sealed: bytes | None = None
+) -> tuple[CifarNet, dict[str, Any]]:
+    """Rebuilds a model as `load_model` does and returns the settings stored with it, too.
+
+    ``sealed`` is the file's content, from `read_sealed`, where it has been read before.
+    """
+    content = _unpack(path, read_sealed(path) if sealed is None else sealed)
     if "network" not in content:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
     if content["network"] != CifarNet.__name__:
@@ -139,32 +128,6 @@ def known_classes(path: Path, model: CifarNet, settings: dict[str, Any]) -> dict
     ):
         raise CheckpointError(f"{path} does not say which classes it knows: use another")
     return dict(zip(labels, names, strict=True))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that at any moment it is either the old one or the new one, whole.
-
-    Raises:
-        OSError: If it cannot be written; a file that was there before is still there.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):  # a full disk does not say which file it was
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    if os.name == "posix":  # make the renaming itself durable, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # not every file system can
-            os.fsync(folder)
-        os.close(folder)
 
 
 def _canonical(content: Any) -> Any:

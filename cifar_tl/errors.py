@@ -53,3 +53,8 @@ class RunError(CifarTLError, RuntimeError):
 
 class RunWarning(UserWarning):
     """Something about a run that its owner should know."""
+
+
+def first_line(error: BaseException) -> str:
+    """Takes the first line of what an error of another library says, or what it is called."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cifar_tl.checkpoint import write_atomically
 from cifar_tl.errors import ExportError
 from cifar_tl.model import CifarNet
+from cifar_tl.sealed import write_atomically
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

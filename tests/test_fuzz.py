@@ -18,7 +18,7 @@ from cifar_tl.checkpoint import load_model, save_checkpoint, save_model
 from cifar_tl.command import evaluate, export, predict, train_arguments
 from cifar_tl.command.arguments import check_model
 from cifar_tl.command.console import Parser, UsageError
-from cifar_tl.data.load import load_data
+from cifar_tl.data.source import load_data
 from cifar_tl.errors import CheckpointError, DataError
 from cifar_tl.model import CifarNet
 

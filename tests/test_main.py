@@ -1,6 +1,7 @@
 """The first word of the command, and the words with which its messages say what to type."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,8 +11,12 @@ import pytest
 
 import cifar_tl
 from cifar_tl.__main__ import COMMANDS, main
+from cifar_tl.checkpoint import save_model
+from cifar_tl.model import CifarNet
 from tests.conftest import ROOT
 from tests.processes import one_line, run_program
+
+NOTHING_HEAVY = "assert not {'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_help_and_wrong_usage_do_not_import_torch(tmp_path: Path) -> None:
         "    ['predict', 'a.png', '--model', 'none.pt'], ['evaluate', 'none.pt'],\n"
         "    ['export', 'none.pt', 'out'], []):\n"
         "    assert main(wrong) == 2\n"
-        "assert not {'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+        f"{NOTHING_HEAVY}\n"
     )
     process = run_program("-c", script, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
@@ -73,6 +78,66 @@ def test_help_and_wrong_usage_do_not_import_torch(tmp_path: Path) -> None:
     for command in COMMANDS:
         assert f"usage: cifar-tl {command} " in process.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_files_is_said_without_torch(tmp_path: Path) -> None:
+    model = tmp_path / "model.pt"
+    save_model(model, CifarNet(5), {})
+    model.write_bytes(model.read_bytes()[:1000] + b"!" + model.read_bytes()[1001:])
+    shutil.copy(model, tmp_path / "picture.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "own/train/one").mkdir(parents=True)
+    (tmp_path / "damaged/shapes/base").mkdir(parents=True)
+    shutil.copy(model, tmp_path / "damaged/shapes/base/model.pt")
+    expected = {
+        "evaluate model.pt --data shapes": (1, "model.pt is damaged, or no checkpoint"),
+        "predict picture.png --model model.pt": (1, "model.pt is damaged, or no checkpoint"),
+        "export model.pt out": (1, "model.pt is damaged, or no checkpoint"),
+        "train --data shapes --stage transfer": (
+            1,
+            "there is no base model runs/shapes/base/model.pt: make it first: "
+            "cifar-tl train --data shapes --stage base",
+        ),
+        "train --data shapes --stage transfer --output-dir damaged": (
+            1,
+            "model.pt is damaged, or no checkpoint of this program: use another or train again; or "
+            "make it anew: cifar-tl train --data shapes --stage base --output-dir damaged "
+            "--restart",
+        ),
+        "train --data own --base model.pt": (1, "there are none in own/train/one"),
+        "train --data empty.npz --stage finetune": (
+            1,
+            "there is no transfer model runs/empty.npz/transfer/model.pt: make it first",
+        ),
+    }
+    (tmp_path / "empty.npz").touch()
+    script = (
+        "import sys\n"
+        "from cifar_tl.__main__ import main\n"
+        f"for line, (code, _) in {expected!r}.items():\n"
+        "    assert main(line.split()) == code, line\n"
+        f"{NOTHING_HEAVY}\n"
+    )
+    process = run_program("-c", script, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    for line, (_, message) in zip(process.stderr.splitlines(), expected.values(), strict=True):
+        assert message in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_evaluating_on_what_lacks_cifar10_is_refused_without_torch(tmp_path: Path) -> None:
+    save_model(tmp_path / "model.pt", CifarNet(5), {})
+    (tmp_path / "data").mkdir()
+    script = (
+        "import sys\n"
+        "from cifar_tl.__main__ import main\n"
+        "for more in ([], ['--data', '.']):\n"
+        "    assert main(['evaluate', 'model.pt', *more]) == 2\n"
+        f"{NOTHING_HEAVY}\n"
+    )
+    process = run_program("-c", script, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "CIFAR-10 is not in data: name the model's data with --data" in process.stderr
 
 
 def paste(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

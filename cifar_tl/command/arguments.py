@@ -6,7 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from cifar_tl.command.console import UsageError, called
-from cifar_tl.data.source import SHAPES
+from cifar_tl.data.find_images import find_classes
+from cifar_tl.data.source import SHAPES, has_own_classes, kind_of
+from cifar_tl.errors import DataError
+from cifar_tl.sealed import read_sealed
 
 
 def whole_number(text: str, low: int, high: int = 10**9) -> int:
@@ -54,20 +57,26 @@ def fraction(text: str) -> float:
 
 
 def check_model(path: Path) -> None:
-    """Refuses a model that is not there."""
+    """Refuses a model that is not there or damaged."""
     if not path.is_file():
         maker = called("train")
         raise UsageError(f"there is no model {path}: name another, or make one with {maker}")
+    read_sealed(path)
 
 
 def check_source(source: str, if_missing: str = "check the name") -> None:
     """Refuses a source of data that can be none; if it is missing, says what to do."""
     if source == "":
         raise UsageError("--data: is empty; leave it out or name a source")
-    if source == SHAPES:
-        return
-    path = Path(source)
-    if not path.exists():
-        raise UsageError(f"--data {path}: there is no such file or folder; {if_missing}")
-    if path.is_file() and path.suffix != ".npz":
-        raise UsageError(f"--data {path}: name a folder, a .npz file or {SHAPES}")
+    if source != SHAPES and not Path(source).exists():
+        raise UsageError(f"--data {source}: there is no such file or folder; {if_missing}")
+    try:
+        kind_of(source)
+    except DataError as error:
+        raise UsageError(f"--data {error}") from error
+
+
+def check_own_classes(source: str) -> None:
+    """Refuses a folder with classes of one's own in which `find_classes` finds something wrong."""
+    if has_own_classes(source):
+        find_classes(Path(source))

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_tl.command.arguments import check_model, check_source
-from cifar_tl.command.console import Parser, called, run_command, say, shows_progress
-from cifar_tl.data.source import DEFAULT_SOURCE, SHAPES
-from cifar_tl.errors import DataError, MissingDataError
+from cifar_tl.command.arguments import check_model, check_own_classes, check_source
+from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
+from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, lacks_cifar10
+from cifar_tl.errors import DataError
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl.data.examples import Data, LabeledImages
@@ -29,11 +29,7 @@ def make_parser() -> Parser:
     add = parser.add_group("model and images", "runs/cifar10/transfer/model.pt --split validation")
     add("model", metavar="MODEL", type=Path, help="a model.pt")
     add(
-        "--data",
-        metavar="SOURCE",
-        default=DEFAULT_SOURCE,
-        help="a folder with CIFAR-10 (default: %(default)s) or with classes of your own, "
-        f"a .npz file, or {SHAPES}",
+        "--data", metavar="SOURCE", default=DEFAULT_SOURCE, help=f"{SOURCES} (default: %(default)s)"
     )
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
     parser.add_help_options()
@@ -45,24 +41,24 @@ def check(options: argparse.Namespace) -> None:
     check_model(options.model)
     if options.data != DEFAULT_SOURCE:  # its absence has a message of its own
         check_source(options.data)
+    check_own_classes(options.data)
+    if lacks_cifar10(options.data):
+        raise UsageError(
+            f"CIFAR-10 is not in {options.data}: name the model's data with --data; "
+            f"{called('train')} downloads CIFAR-10"
+        )
 
 
 def measure(options: argparse.Namespace) -> int:
     """Measures and prints."""
     from cifar_tl.checkpoint import known_classes, load_model_and_settings
-    from cifar_tl.data.load import load_data
+    from cifar_tl.data.source import load_data
     from cifar_tl.experiment.results import class_lines
     from cifar_tl.training import confusion_matrix, evaluate
 
     model, settings = load_model_and_settings(options.model)
     classes = known_classes(options.model, model, settings)
-    try:
-        data = load_data(options.data, progress=shows_progress())
-    except MissingDataError as error:
-        raise MissingDataError(
-            f"CIFAR-10 is not in {options.data}: name the model's data with --data; "
-            f"{called('train')} downloads CIFAR-10"
-        ) from error
+    data = load_data(options.data, progress=shows_progress())
     images, labels = select_examples(options, settings, classes, data)
     metrics = evaluate(model, images, labels)
     confusion = confusion_matrix(model, images, labels)[list(classes)].tolist()

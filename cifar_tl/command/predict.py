@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cifar_tl.command.arguments import at_least_one, check_model
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
+from cifar_tl.data.find_images import list_image_files
 from cifar_tl.data.source import OFFICIAL
 from cifar_tl.errors import ImageError
 from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, stage_folder
@@ -47,7 +48,7 @@ def check(options: argparse.Namespace) -> None:
 def name_images(options: argparse.Namespace) -> int:
     """Names what is in each picture; what cannot be read is reported, and the rest done."""
     from cifar_tl.checkpoint import load_model_and_classes
-    from cifar_tl.data.image_files import list_image_files, read_image
+    from cifar_tl.data.image_files import read_image
     from cifar_tl.prediction import predict
 
     model, classes = load_model_and_classes(options.model)

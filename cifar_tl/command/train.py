@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_tl.command.arguments import check_own_classes
 from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
 from cifar_tl.command.train_arguments import (
     ALL,
     check_arguments,
+    check_parent,
     choose_recipe,
     make_parser,
+    naming_commands,
     source_of,
     stages_to_run,
     write_command,
@@ -25,11 +28,11 @@ from cifar_tl.errors import (
     DownloadError,
     HistoryError,
     MissingDataError,
-    RunError,
     RunWarning,
     TrainingError,
+    first_line,
 )
-from cifar_tl.experiment.run import COMPARISON_PICTURE, PICTURES, stage_folder
+from cifar_tl.experiment.run import COMPARISON_PICTURE, PICTURES, STAGES, stage_folder, takes_base
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl import Data, Recipe
@@ -43,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
 def check(options: argparse.Namespace) -> None:
     """Checks the arguments, and that results can be written at the end."""
     check_arguments(options)
+    check_own_classes(source_of(options))
+    check_parent(options)
     check_output_dir(options.output_dir)
 
 
@@ -69,7 +74,7 @@ def train(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
-    try:
+    with naming_commands(options):
         data, seconds_reading = read_data(options, log)
         recipe, stages = choose_recipe(options), stages_to_run(options)
         log(
@@ -82,10 +87,6 @@ def train(options: argparse.Namespace) -> int:
         }
         if options.stage == ALL:
             compare_stages(options.output_dir / data.name, results)
-    except RunError as error:
-        if not error.remedy:
-            raise
-        raise RunError(f"{error}: {write_command(options, **error.remedy)}") from error
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
     return 0
@@ -94,7 +95,7 @@ def train(options: argparse.Namespace) -> int:
 def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple["Data", float]:
     """Reads the data, downloading CIFAR-10 if need be; returns it and the seconds of reading."""
     from cifar_tl.data.cifar10 import download_cifar10
-    from cifar_tl.data.load import load_data
+    from cifar_tl.data.source import load_data
 
     source, progress = source_of(options), shows_bars(options)
     start = time.perf_counter()
@@ -154,8 +155,8 @@ def run_one(
             output_dir=options.output_dir,
             seed=options.seed,
             device=options.device,
-            base=options.base if stage == "transfer" else None,
-            train_fraction=1.0 if stage == "base" else options.train_fraction,
+            base=options.base if takes_base(stage) else None,
+            train_fraction=options.train_fraction if STAGES[stage].classes == "new" else 1.0,
             seconds_reading=seconds_reading,
             log=log,
             progress=shows_bars(options),
@@ -195,8 +196,7 @@ def draw(folder: Path, data: "Data | None" = None) -> None:
         else:
             plots.draw_stage(folder, data)
     except (HistoryError, ImportError) as error:  # cost pictures, nothing else
-        reason, *_ = (str(error) or type(error).__name__).splitlines()
-        warnings.warn(f"no pictures in {folder}: {reason}", RunWarning, stacklevel=2)
+        warnings.warn(f"no pictures in {folder}: {first_line(error)}", RunWarning, stacklevel=2)
 
 
 def has_matplotlib() -> bool:
@@ -231,5 +231,5 @@ def check_device(name: str, precision: str | None) -> None:
             with torch.autocast(number.device.type, torch.bfloat16):
                 (number @ number).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise UsageError(f"--device {name}: cannot be used here ({reason})") from error

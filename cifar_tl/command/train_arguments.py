@@ -1,8 +1,10 @@
 """The arguments of ``train``: which there are, what they mean together, and how to write them."""
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -17,12 +19,21 @@ from cifar_tl.command.arguments import (
     whole_number,
 )
 from cifar_tl.command.console import Parser, UsageError, called
-from cifar_tl.data.source import DEFAULT_SOURCE, OFFICIAL, SHAPES, TRAIN, has_own_classes
-from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, STAGES, stage_folder
+from cifar_tl.data.source import (
+    DEFAULT_SOURCE,
+    OFFICIAL,
+    SOURCES,
+    TRAIN,
+    has_own_classes,
+    lacks_cifar10,
+    results_name,
+)
+from cifar_tl.errors import RunError
+from cifar_tl.experiment import run
 from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 
 ALL = "all"
-BASE_MODEL = stage_folder(OUTPUT_DIR, OFFICIAL, "base") / MODEL
+BASE_MODEL = run.stage_folder(run.OUTPUT_DIR, OFFICIAL, "base") / run.MODEL
 # torch.set_num_threads(100000) crashes the process.
 thread_count = partial(whole_number, low=1, high=256)
 
@@ -30,7 +41,7 @@ thread_count = partial(whole_number, low=1, high=256)
 OWN_SETTINGS = [
     (stage, field.name)
     for field in dataclasses.fields(Recipe)
-    for stage in STAGES
+    for stage in run.STAGES
     if field.name.startswith(f"{stage}_")
 ]
 
@@ -49,13 +60,11 @@ def make_parser() -> Parser:
     add(
         "--data",
         metavar="SOURCE",
-        help=f"a folder with CIFAR-10, downloaded if missing (default: {DEFAULT_SOURCE}); a folder "
-        "with classes of your own, images in train/CLASS/ and maybe val/CLASS/ and test/CLASS/; "
-        f"a .npz file in the Keras layout; or {SHAPES}: built-in images",
+        help=f"{SOURCES} (default: {DEFAULT_SOURCE}, to which CIFAR-10 is downloaded if missing)",
     )
     add(
         "--stage",
-        choices=(*STAGES, ALL),
+        choices=(*run.STAGES, ALL),
         default=ALL,
         help="what to run (default: all of them in this order, then a comparison)",
     )
@@ -71,7 +80,7 @@ def make_parser() -> Parser:
         "--output-dir",
         metavar="DIR",
         type=Path,
-        default=Path(OUTPUT_DIR),
+        default=Path(run.OUTPUT_DIR),
         help="results are written to DIR/DATA/STAGE (default: %(default)s)",
     )
     _add_other_options(parser)
@@ -144,22 +153,24 @@ def check_arguments(options: argparse.Namespace) -> None:
     _check_own_settings(options)
     source = source_of(options)
     if has_own_classes(source):
-        if options.stage == "base":
+        if options.stage != ALL and run.STAGES[options.stage].classes == "old":
             raise UsageError(
-                f"--stage base: a base model learns classes 0-4 of CIFAR-10, not {source}; "
+                f"--stage {options.stage} learns classes 0-4 of CIFAR-10, not {source}; "
                 "its features then serve any classes: --stage transfer --base FILE"
             )
-        if options.stage in (ALL, "transfer") and options.base is None:
+        if run.takes_base(stages_to_run(options)[0]) and options.base is None:
             raise UsageError(
                 f"--data {source}: name the base model whose features to use, such as "
                 f"--base {BASE_MODEL} ({called('train')} --stage base makes it)"
             )
     if options.base is not None:
-        if "transfer" not in stages_to_run(options) or "base" in stages_to_run(options):
+        if not run.takes_base(stages_to_run(options)[0]):
             raise UsageError("--base names the base model of a transfer: add --stage transfer")
         if not options.base.is_file():
             raise UsageError(f"--base {options.base}: there is no such file")
-    if options.train_fraction != 1 and options.stage == "base":
+    if options.train_fraction != 1 and not any(
+        run.way_to(stage) for stage in stages_to_run(options)
+    ):
         raise UsageError("--train-fraction is for the other stages: base trains on all its images")
 
 
@@ -167,14 +178,26 @@ def _check_data(source: str) -> None:
     """Refuses a folder that cannot have been meant, but for the one that CIFAR-10 goes to."""
     if source != DEFAULT_SOURCE:
         check_source(source, "to download CIFAR-10, leave out --data or make the folder first")
-    path = Path(source)
-    names = [] if source == SHAPES else [entry.name for entry in path.glob("[!.]*")]
-    if names and TRAIN not in names and not any(name.startswith("cifar-10") for name in names):
+    if lacks_cifar10(source) and any(Path(source).glob("[!.]*")):
         raise UsageError(
-            f"--data {path}: holds neither CIFAR-10 nor a folder {TRAIN}; classes of your own "
-            f"belong into {path / TRAIN}, a folder with images each, and CIFAR-10 is downloaded "
-            "into an empty folder"
+            f"--data {source}: holds neither CIFAR-10 nor a folder {TRAIN}; classes of your own "
+            f"belong into {Path(source) / TRAIN}, a folder with images each, and CIFAR-10 is "
+            "downloaded into an empty folder"
         )
+
+
+def check_parent(options: argparse.Namespace) -> None:
+    """Checks the model that the first stage starts from, if it is certain which data it is for.
+
+    Raises:
+        RunError: If it is missing or damaged.
+    """
+    source, (stage, *_) = source_of(options), stages_to_run(options)
+    if run.STAGES[stage].parent is None or lacks_cifar10(source):  # maybe the shapes instead
+        return
+    folder = options.output_dir / results_name(source)
+    with naming_commands(options):
+        run.read_parent(stage, folder, options.base, own_classes=has_own_classes(source))
 
 
 def _check_own_settings(options: argparse.Namespace) -> None:
@@ -199,7 +222,7 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
     if options.stage != ALL:
         return (options.stage,)
     own = has_own_classes(source_of(options))
-    return tuple(stage for stage in STAGES if stage != "base" or not own)
+    return tuple(name for name, stage in run.STAGES.items() if stage.classes == "new" or not own)
 
 
 def choose_recipe(options: argparse.Namespace) -> Recipe:
@@ -228,9 +251,9 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         if stage not in (ALL, other) or is_given_anew:
             values[name] = None
     values |= changes
-    if stage == "base":
+    if stage != ALL and run.STAGES[stage].classes == "old":
         values["train_fraction"] = 1.0
-    if stage not in (ALL, "transfer"):
+    if stage != ALL and not run.takes_base(stage):
         values["base"] = None
     parser = make_parser()
     words = []
@@ -239,6 +262,17 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         if value != action.default:
             words += [action.option_strings[0]] + ([] if value is True else [str(value)])
     return f"{parser.prog} {shlex.join(words)}".rstrip()
+
+
+@contextlib.contextmanager
+def naming_commands(options: argparse.Namespace) -> Iterator[None]:
+    """Adds to a `RunError` the command that helps."""
+    try:
+        yield
+    except RunError as error:
+        if not error.remedy:
+            raise
+        raise RunError(f"{error}: {write_command(options, **error.remedy)}") from error
 
 
 def _flag(name: str) -> str:

@@ -27,7 +27,7 @@ NETWORK_TIMEOUT = 30.0  # seconds without a single byte
 _NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException)
 
 
-def read_cifar10(folder: Path) -> Data:
+def read_cifar10(folder: Path, *, progress: bool = False) -> Data:  # noqa: ARG001
     """Reads the official data through torchvision, which verifies every file's checksum.
 
     Raises:
@@ -40,8 +40,9 @@ def read_cifar10(folder: Path) -> Data:
             dataset = CIFAR10(folder, train=is_train)
         except RuntimeError as error:
             raise MissingDataError(
-                f"CIFAR-10 is not in {folder}, or a file of it is damaged: download_cifar10 gets "
-                f"it; your own classes belong into {folder / TRAIN}, a folder a class"
+                f"CIFAR-10 is not in {folder}, or a file of it is damaged: `cifar-tl train` or "
+                f"download_cifar10 gets it; your own classes belong into {folder / TRAIN}, a "
+                "folder a class"
             ) from error
         return labeled_images(dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
 

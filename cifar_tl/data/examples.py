@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+SIZE = 32  # height and width of CIFAR-10's images, for which the network is made
 BASE_CLASSES = range(5)
 TRANSFER_CLASSES = range(5, 10)
 

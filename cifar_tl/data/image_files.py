@@ -1,6 +1,6 @@
-"""Image files: found in folders, and turned into what the network sees, 32x32 pixels."""
+"""An image file becomes what the network sees: 32x32 pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,26 +9,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cifar_tl.errors import ImageError
+from cifar_tl.data.examples import SIZE
+from cifar_tl.errors import ImageError, first_line
 from cifar_tl.progress import with_bar
-
-SIZE = 32
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-def is_image_file(path: str | Path) -> bool:
-    """Tells by its name whether a file is one of the images of a folder; hidden ones are not."""
-    path = Path(path)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def list_image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Lists files, whatever their names, and the images in and below each folder, in order."""
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(filter(is_image_file, path.rglob("*")))
-        else:
-            yield path
 
 
 def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> Tensor:
@@ -86,8 +69,7 @@ def read_image(path: str | Path) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # damage surfaces as whatever the decoder trips over first
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        reason = reason.replace(f" {str(path)!r}", "")  # it is named already
+        reason = first_line(error).replace(f" {str(path)!r}", "")  # it is named already
         raise ImageError(f"{path} is no readable image ({reason})") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import (
     BASE_CLASSES,
+    SIZE,
     TRANSFER_CLASSES,
     Data,
     LabeledImages,
@@ -22,10 +23,11 @@ from cifar_tl.data.examples import (
     select_classes,
     split_validation,
 )
-from cifar_tl.errors import DataError
+from cifar_tl.data.source import results_name
+from cifar_tl.errors import DataError, first_line
 
 
-def read_npz(path: Path) -> Data:
+def read_npz(path: Path, *, progress: bool = False) -> Data:  # noqa: ARG001  # all readers have it
     """Reads an archive in the Keras layout, all but the test images, which are only checked.
 
     Raises:
@@ -57,7 +59,7 @@ def read_npz(path: Path) -> Data:
             return labeled_images(_read(archive, "x_test").transpose(0, 3, 1, 2), y_test)
 
     return Data(
-        name=path.name,
+        name=results_name(path),
         description="a .npz file in the Keras layout",
         class_names=CIFAR10_CLASS_NAMES,
         train=labeled_images(x_train.transpose(0, 3, 1, 2), y_train),
@@ -77,10 +79,9 @@ def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # damage surfaces as whatever the reader trips over first
-        reason, *_ = (str(error) or type(error).__name__).splitlines()
+        reason = first_line(error).partition(". ")[0]
         raise DataError(
-            f"{path} is no readable .npz archive of plain arrays "
-            f"({reason.partition('. ')[0]}): make or copy it anew"
+            f"{path} is no readable .npz archive of plain arrays ({reason}): make or copy it anew"
         ) from error
 
 
@@ -105,8 +106,8 @@ def _check_images(path: Path, split: str, shape: tuple[int, ...], dtype: np.dtyp
     name = f"{path}: x_{split}"
     if dtype != np.uint8:
         raise DataError(f"{name} must hold uint8 pixels from 0 to 255, not {dtype}")
-    if len(shape) != 4 or shape[1:] != (32, 32, 3):
-        raise DataError(f"{name} must have the shape (N, 32, 32, 3), not {shape}")
+    if len(shape) != 4 or shape[1:] != (SIZE, SIZE, 3):
+        raise DataError(f"{name} must have the shape (N, {SIZE}, {SIZE}, 3), not {shape}")
 
 
 def _check_labels(path: Path, split: str, labels: NDArray[Any], num_images: int) -> None:

@@ -6,12 +6,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_tl.data.examples import Data, fingerprint_of, labeled_images
+from cifar_tl.data.examples import SIZE, Data, fingerprint_of, labeled_images
 from cifar_tl.data.source import SHAPES
 
 NUM_TRAIN, NUM_TEST = 10_000, 2_000
 
-_SIZE = 32
 _CHUNK = 500  # images drawn at a time: their arrays stay in the processor's cache
 _SEED = 20_090_408
 
@@ -48,7 +47,7 @@ _SIGNED_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
 CLASS_NAMES = tuple(_SIGNED_DISTANCES)
 
 
-def read_shapes() -> Data:
+def read_shapes(*_: object, **__: object) -> Data:
     """Draws the built-in images."""
     x_train, y_train, x_test, y_test = draw_shapes()
     return Data(
@@ -78,7 +77,7 @@ def draw_shapes(
     labels = np.concatenate(
         [random.permutation(np.arange(count) % len(CLASS_NAMES)) for count in (num_train, num_test)]
     )
-    images = np.empty((total, 3, _SIZE, _SIZE), np.uint8)
+    images = np.empty((total, 3, SIZE, SIZE), np.uint8)
     for start in range(0, total, _CHUNK):
         images[start : start + _CHUNK] = _draw(labels[start : start + _CHUNK], random)
     return images[:num_train], labels[:num_train], images[num_train:], labels[num_train:]
@@ -90,7 +89,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
     def uniform(low: float, high: float, *shape: int) -> Floats:
         return (low + (high - low) * random.random((count, *shape))).astype(np.float32)
 
-    y, x = np.mgrid[:_SIZE, :_SIZE].astype(np.float32) - (_SIZE - 1) / 2
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
 
     # Coordinates in which each shape is upright, at the origin and about 1 in radius.
     radius = uniform(7.5, 12, 1, 1)
@@ -121,7 +120,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
     colour = background + np.where(background > uniform(0.3, 0.7, 3, 1, 1), -step, step)
     image += shape[:, None] * (colour - image)
 
-    noise = random.standard_normal((count, 3, _SIZE, _SIZE), np.float32)
+    noise = random.standard_normal((count, 3, SIZE, SIZE), np.float32)
     image += noise * uniform(0.02, 0.1, 1, 1, 1)
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifar_tl.experiment.results import align
+from cifar_tl.experiment.run import way_to
 
 
 def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -41,9 +42,10 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "seconds_base": seconds_base,
         "ways": {},
     }
-    for way in ("transfer", "transfer+finetune", "scratch"):
-        stages = way.split("+")
-        last = results[stages[-1]]
+    for name in results:
+        if not (stages := way_to(name)):
+            continue
+        way, last = "+".join(stages), results[name]
         seconds = sum(results[stage]["seconds_total"] for stage in stages)
         # The data is read once, whatever follows.
         seconds -= sum(results[stage].get("seconds_reading", 0.0) for stage in stages[1:])

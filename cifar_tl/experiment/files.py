@@ -17,17 +17,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from cifar_tl.checkpoint import (
-    TEMPORARY,
-    load_checkpoint,
-    save_checkpoint,
-    save_model,
-    write_atomically,
-)
+from cifar_tl.checkpoint import load_checkpoint, save_checkpoint, save_model
 from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
 from cifar_tl.experiment import run
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
+from cifar_tl.sealed import TEMPORARY, write_atomically
 from cifar_tl.training import EpochRecord
 
 DIGEST = "sha256"  # in result.json: of all the rest of it

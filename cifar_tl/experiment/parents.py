@@ -8,7 +8,7 @@ from cifar_tl.checkpoint import load_model_and_settings
 from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import CheckpointError, RunError
-from cifar_tl.experiment.run import MODEL, PARENTS, stage_classes
+from cifar_tl.experiment import run
 from cifar_tl.model import CifarNet
 
 
@@ -29,32 +29,23 @@ def load_parent(
         RunError: If there is no such model, or it is damaged, or was made by another stage, or, for
             finetuning and from CIFAR-10 to CIFAR-10, from other images than these.
     """
-    if base is not None and stage != "transfer":
-        raise ValueError(f"only transfer takes another base model, not {stage}")
-    parent_stage = PARENTS[stage]
-    if parent_stage is None:
+    if base is not None and not run.takes_base(stage):
+        raise ValueError(f"only a transfer takes another base model, not {stage}")
+    if run.STAGES[stage].parent is None:
         return None, None
-    if stage == "transfer" and data.base_classes is None and base is None:
+    if run.takes_base(stage) and data.base_classes is None and base is None:
         raise ValueError(
             f"name the base model whose features to use for the classes of {data.name}"
         )
-    path = Path(base) if base is not None else folder / parent_stage / MODEL
-    remedy: dict[str, Any] = {"stage": parent_stage, "base": None, "restart": False}
-    if data.base_classes is None:
-        remedy = {}  # the command that made it has named a base model, which is not known here
-    if not path.exists():
-        raise RunError(f"there is no {parent_stage} model {path}: make it first", **remedy)
-    digest = _file_digest(path)
+    path, content, remedy = run.read_parent(
+        stage, folder, base, own_classes=data.base_classes is None
+    )
     try:
-        model, settings = load_model_and_settings(path)
+        model, settings = load_model_and_settings(path, content)
     except CheckpointError as error:
         raise RunError(f"{error}; or make it anew", **remedy) from error
-    if _file_digest(path) != digest:
-        raise RunError(f"{path} was written while it was read: try again")
-    if remedy:
-        remedy["restart"] = base is None
     _check(path, settings, stage, data, train_fraction, remedy)
-    return model, digest
+    return model, hashlib.sha256(content).hexdigest()
 
 
 def _check(
@@ -66,20 +57,22 @@ def _check(
     remedy: dict[str, Any],
 ) -> None:
     """Refuses a model of another stage, of other classes, or whose images may be among these."""
-    wanted: dict[str, Any] = {"stage": PARENTS[stage]}
-    if classes := stage_classes(wanted["stage"], data):
+    parent = run.STAGES[stage].parent
+    assert parent is not None
+    wanted: dict[str, Any] = {"stage": parent}
+    if classes := run.stage_classes(parent, data):
         wanted["classes"] = list(classes)
-    if stage == "finetune":
+    if not run.takes_base(stage):
         wanted["train_fraction"] = train_fraction
     names = settings.get("class_names")
     is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
     both_cifar10 = is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES
-    if stage == "transfer" and both_cifar10 and data.base_classes is None:
+    if run.takes_base(stage) and both_cifar10 and data.base_classes is None:
         raise RunError(
             f"{path} was trained on CIFAR-10, whose classes {data.name} has, too, and maybe its "
             "images: leave out the folders of the first five classes"
         )
-    if stage == "finetune" or both_cifar10:  # of another base, the images may be among these
+    if not run.takes_base(stage) or both_cifar10:  # of another base, the images may be among these
         wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
         words = {"fingerprint": "data with the fingerprint"}
@@ -90,7 +83,3 @@ def _check(
         raise RunError(
             f"{path} was made for {' and not for '.join(sides)}: use another or make one", **remedy
         )
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

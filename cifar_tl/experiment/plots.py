@@ -20,19 +20,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cifar_tl.checkpoint import load_model, write_atomically
+from cifar_tl.checkpoint import load_model
 from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import TRANSFER_CLASSES, Data
 from cifar_tl.experiment import run
 from cifar_tl.experiment.files import HistoryRow, read_history
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
+from cifar_tl.sealed import write_atomically
 from cifar_tl.training import EpochRecord, extract_features
 
 BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#777777"
-STYLES: dict[str, dict[str, Any]] = {  # of the ways to a model of the new classes
+STYLES: dict[str, dict[str, Any]] = {  # of the ways to a model of the new classes, by its stage
     "transfer": {"color": BLUE, "marker": "o"},
-    "transfer+finetune": {"color": ORANGE, "marker": "^"},
+    "finetune": {"color": ORANGE, "marker": "^"},
     "scratch": {"color": BLACK, "marker": "s"},
 }
 # Validation accuracy and seconds of the documented run: its transfer, and its base before that.
@@ -65,7 +66,8 @@ def draw_stage(folder: Path, data: Data) -> None:
 def draw_comparison(folder: Path) -> None:
     """Draws the comparison of all stages into the folder that holds the stages' folders."""
     content = json.loads((folder / run.COMPARISON[0]).read_text(encoding="utf-8"))
-    stages = {stage: _read(folder / stage) for stage in ("transfer", "finetune", "scratch")}
+    compared = [stage for stage in content["stages"] if run.way_to(stage)]
+    stages = {stage: _read(folder / stage) for stage in compared}
     result = stages["scratch"][0]
     rows = {stage: rows for stage, (_, rows) in stages.items()}
     is_documented = (
@@ -209,7 +211,7 @@ def comparison(
     """Draws validation accuracy against time for transfer, transfer and finetuning, and scratch.
 
     Args:
-        histories: The epochs of the stages transfer, finetune and scratch.
+        histories: The epochs of the stages on the new classes, in their order.
         seconds_base: How long the base model took, or None if it was there before.
         title: What they are of.
         seconds_reading: What each stage's time has of reading, which is needed only once.
@@ -217,20 +219,20 @@ def comparison(
     """
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     ax = figure.subplots()
-    transfer, finetune, scratch = (histories[s] for s in ("transfer", "finetune", "scratch"))
-    transfer_end = transfer[-1].seconds_total_so_far - seconds_reading
-    ways = {  # each goes on from the point before it
-        "scratch": [_point(row) for row in scratch],
-        "transfer": [_point(row) for row in transfer],
-        "transfer+finetune": [
-            _point(transfer[-1]),
-            *(_point(row, transfer_end) for row in finetune),
-        ],
-    }
-    for way, points in ways.items():
+    ways: dict[str, list[tuple[float, float]]] = {}  # to each stage, on from the one before it
+    for stage, rows in histories.items():
+        before = [ways[other][-1] for other in run.way_to(stage)[-2:-1]]
+        start = before[0][0] - seconds_reading if before else 0.0
+        ways[stage] = before + [
+            (row.seconds_total_so_far + start, row.val_accuracy) for row in rows
+        ]
+    names = {stage: "+".join(run.way_to(stage)) for stage in ways}
+    for stage, points in ways.items():
         last = f"{points[-1][1]:.1%} in {_seconds(points[-1][0])}"
-        ax.plot(*zip(*points, strict=True), label=f"{way}: {last}", **STYLES[way])
-    first = transfer[0]
+        ax.plot(
+            *zip(*points, strict=True), label=f"{names[stage]}: {last}", **STYLES.get(stage, {})
+        )
+    first = histories["transfer"][0]
     features_end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
     features = (features_end - first.seconds_features_so_far, features_end)
     low = min(accuracy for points in ways.values() for _, accuracy in points)
@@ -242,12 +244,12 @@ def comparison(
         trained = f"base trained: {_seconds(seconds_base)}"
         at_foot = (seconds_base, ax.get_ylim()[0])
         ax.annotate(trained, at_foot, xytext=(-11, 4), **SMALL, color=GREY, rotation=90)
-        for way in ("transfer", "transfer+finetune"):
+        for stage in (stage for stage in ways if run.takes_base(run.way_to(stage)[0])):
             start = seconds_base - seconds_reading
-            later = [(start + seconds, accuracy) for seconds, accuracy in ways[way]]
-            label = f"{way}, and its base before: {_seconds(later[-1][0])}"
+            later = [(start + seconds, accuracy) for seconds, accuracy in ways[stage]]
+            label = f"{names[stage]}, and its base before: {_seconds(later[-1][0])}"
             hollow: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
-            ax.plot(*zip(*later, strict=True), label=label, **STYLES[way], **hollow)
+            ax.plot(*zip(*later, strict=True), label=label, **STYLES.get(stage, {}), **hollow)
     ax.set_xlim(0)
     if documented:
         _mark_documented(ax)
@@ -276,10 +278,6 @@ def _mark_documented(ax: Axes) -> None:
 def _read(folder: Path) -> tuple[dict[str, Any], list[HistoryRow]]:
     result = json.loads((folder / run.RESULT).read_text(encoding="utf-8"))
     return result, read_history(folder / run.HISTORY, result["epochs"])
-
-
-def _point(row: HistoryRow, seconds_before: float = 0.0) -> tuple[float, float]:
-    return row.seconds_total_so_far + seconds_before, row.val_accuracy
 
 
 def _tiles(

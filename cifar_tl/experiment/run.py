@@ -4,17 +4,30 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from cifar_tl.errors import RunError
+from cifar_tl.errors import CheckpointError, RunError
 from cifar_tl.recipe import NEUTRAL, Recipe
+from cifar_tl.sealed import read_sealed
 
 if TYPE_CHECKING:  # the commands' help needs this module, and no torch
     from cifar_tl.data.examples import Data
 
-# The stages, in an order in which they can run, and the one whose model each starts from.
-PARENTS = {"base": None, "transfer": "base", "finetune": "transfer", "scratch": None}
-STAGES = tuple(PARENTS)
+
+class Stage(NamedTuple):
+    """What a stage starts from, which classes it learns, and what of the network it trains."""
+
+    parent: str | None  # the stage whose model it starts from; None: fresh weights
+    classes: Literal["old", "new"]
+    trains: Literal["everything", "a new classifier"]  # the latter on frozen features
+
+
+STAGES = {  # in an order in which they can run
+    "base": Stage(None, "old", "everything"),
+    "transfer": Stage("base", "new", "a new classifier"),
+    "finetune": Stage("transfer", "new", "everything"),
+    "scratch": Stage(None, "new", "everything"),
+}
 
 OUTPUT_DIR = "runs"
 MODEL = "model.pt"  # the finished model
@@ -34,13 +47,51 @@ def stage_folder(output_dir: str | Path, data_name: str, stage: str) -> Path:
 
 def stage_classes(stage: str, data: "Data") -> range:
     """Tells which classes a stage learns: none for base where all are new ones."""
-    return (data.base_classes or range(0)) if stage == "base" else data.new_classes
+    old = STAGES[stage].classes == "old"
+    return (data.base_classes or range(0)) if old else data.new_classes
+
+
+def way_to(stage: str) -> tuple[str, ...]:
+    """Lists the stages on the new classes that lead to a stage's model, itself the last."""
+    parent = STAGES[stage].parent
+    before = way_to(parent) if parent else ()
+    return (*before, stage) if STAGES[stage].classes == "new" else ()
+
+
+def takes_base(stage: str) -> bool:
+    """Tells whether a stage starts from a model of the old classes, which may be of other data."""
+    parent = STAGES[stage].parent
+    return parent is not None and STAGES[parent].classes == "old"
+
+
+def read_parent(
+    stage: str, folder: Path, base: str | Path | None = None, *, own_classes: bool
+) -> tuple[Path, bytes, dict[str, Any]]:
+    """Reads the file that a stage starts from: ``base``, or the model of the stage before it.
+
+    Returns:
+        Its path, its content, and the options of ``train`` that make it anew: none for classes of
+        one's own, since the command that made it has named a base model.
+
+    Raises:
+        RunError: If there is no such file, or it is damaged.
+    """
+    parent = STAGES[stage].parent
+    path = Path(base) if base is not None else folder / str(parent) / MODEL
+    anew = {"stage": parent, "base": None, "restart": base is None and path.exists()}
+    remedy = {} if own_classes else anew
+    if not path.exists():
+        raise RunError(f"there is no {parent} model {path}: make it first", **remedy)
+    try:
+        return path, read_sealed(path), remedy
+    except CheckpointError as error:
+        raise RunError(f"{error}; or make it anew", **remedy) from error
 
 
 def recipe_values(stage: str, recipe: Recipe) -> dict[str, Any]:
     """Lists the values that a stage uses of its recipe, which is from `Recipe.for_stage`."""
     # Preprocessing belongs to the model that a stage starts from.
-    unused = {"name"} if PARENTS[stage] is None else {"name", "normalize", "whiten"}
+    unused = {"name"} if STAGES[stage].parent is None else {"name", "normalize", "whiten"}
     unused |= {name for name in vars(recipe) if name.startswith(tuple(f"{s}_" for s in STAGES))}
     return {name: value for name, value in vars(recipe).items() if name not in unused}
 
@@ -65,7 +116,7 @@ def run_settings(
         "classes": classes,
         "class_names": [data.class_names[label] for label in classes],
         "fingerprint": data.fingerprint,
-        "parent_stage": PARENTS[stage],
+        "parent_stage": STAGES[stage].parent,
         "parent": parent_digest,
         "recipe": recipe.name,
         **{

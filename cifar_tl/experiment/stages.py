@@ -171,10 +171,10 @@ def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
 def _check(stage: str, data: Data, train_fraction: float) -> None:
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
-    if stage == "base" and data.base_classes is None:
-        raise ValueError(f"there is no base stage on {data.name}: its classes are all new ones")
-    if stage == "base" and train_fraction != 1:
-        raise ValueError("base trains on all images of its classes: train_fraction must be 1")
+    if STAGES[stage].classes == "old" and data.base_classes is None:
+        raise ValueError(f"there is no stage {stage} on {data.name}: its classes are all new ones")
+    if STAGES[stage].classes == "old" and train_fraction != 1:
+        raise ValueError(f"{stage} trains on all images of its classes: train_fraction must be 1")
 
 
 def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
@@ -189,21 +189,23 @@ def _starting_model(
     run: _Run, parent: CifarNet | None, images: Tensor
 ) -> tuple[CifarNet, nn.Module]:
     """Makes the model that training starts from; returns it and the part of it that is trained."""
+    classifier_only = STAGES[run.stage].trains == "a new classifier"
     num_classes = len(run.data.class_names)  # as documented: the old classes have outputs, too
     seed = training.derive_seed(run.settings["seed"], run.stage, "weights")
     with training.seeded(seed, torch.device("cpu")):
         if parent is None:
-            model = CifarNet(len(run.settings["classes"]) if run.stage == "base" else num_classes)
+            old = STAGES[run.stage].classes == "old"
+            model = CifarNet(len(run.settings["classes"]) if old else num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
             if run.recipe.whiten:
                 whiten_first_layer(model, images[:WHITENING_IMAGES])
-        elif run.stage == "transfer":
+        elif classifier_only:
             model = transfer_model(parent, num_classes)
         else:
             model = parent
     model.to(run.device)
-    return model, model.classifier if run.stage == "transfer" else model
+    return model, model.classifier if classifier_only else model
 
 
 def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int) -> None:
@@ -219,7 +221,7 @@ def _inputs(
 ) -> tuple[Tensor, Tensor, float]:
     """Turns images into what is trained on: images, or frozen features, with their seconds."""
     views, val_images = views.to(run.device), val_images.to(run.device)
-    if run.stage != "transfer":
+    if STAGES[run.stage].trains == "everything":
         return views, val_images, 0.0
     # The frozen layers have no randomness: one pass through them serves all epochs.
     start = time.perf_counter()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cifar_tl.command.evaluate import main
-from cifar_tl.data.load import load_data
+from cifar_tl.data.source import load_data
 from cifar_tl.experiment.results import class_lines
 from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import TUNED
@@ -44,10 +44,10 @@ def test_it_finds_what_the_run_found(
         ("none.pt", "small.npz", 2, "there is no model "),
         ("model.pt", "none.npz", 2, "none.npz: there is no such file or folder"),
         ("model.pt", "", 2, "--data: is empty"),
-        ("model.pt", "pyproject.toml", 2, "pyproject.toml: name a folder, a .npz file or shapes"),
+        ("model.pt", "pyproject.toml", 2, "pyproject.toml is no source of images: name a folder"),
         ("history.csv", "small.npz", 1, "history.csv is damaged, or no checkpoint"),
         ("model.pt", "shapes", 1, "knows the classes 5 dog,"),
-        ("model.pt", "cifar10", 1, "CIFAR-10 is not in cifar10: name the model's data"),
+        ("model.pt", "cifar10", 2, "CIFAR-10 is not in cifar10: name the model's data"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

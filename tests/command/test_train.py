@@ -289,7 +289,7 @@ def test_bad_data_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]
     Path("data").write_bytes(b"no folder")
     for arguments, message in (
         (["--data", "bad.npz"], "bad.npz is no readable .npz archive"),
-        ([], "data is neither a folder nor a .npz file"),
+        ([], "data is no source of images: name a folder with CIFAR-10; "),
     ):
         assert main(arguments) == 1
         errors = capsys.readouterr().err

@@ -34,7 +34,7 @@ from cifar_tl.command.train_arguments import (
         (["--stage", "all-of-it"], "--stage: invalid choice"),
         (["--recipe", "secret"], "--recipe: invalid choice"),
         (["--data", "dta"], "--data dta: there is no such file or folder"),
-        (["--data", "file.txt"], "--data file.txt: name a folder, a .npz file or shapes"),
+        (["--data", "file.txt"], "--data file.txt is no source of images: name a folder"),
         (["--base", "file.txt"], "add --stage transfer"),
         (["--stage", "transfer", "--base", "none.pt"], "--base none.pt: there is no such file"),
         (["--train-fraction", "0"], "--train-fraction: must be a number above 0 and at most 1"),
@@ -68,7 +68,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stage", "base"], "a base model learns classes 0-4 of CIFAR-10"),
+        (["--stage", "base"], "--stage base learns classes 0-4 of CIFAR-10"),
         (["--stage", "transfer"], "name the base model whose features to use"),
         ([], "name the base model whose features to use"),
         (["--stage", "scratch", "--base", "model.pt"], "add --stage transfer"),

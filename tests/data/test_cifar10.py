@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR10
 
 from cifar_tl.data import cifar10
 from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES, download_cifar10
-from cifar_tl.data.load import load_data
+from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 from tests.conftest import Malicious
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cifar_tl.data.examples import LabeledImages
 from cifar_tl.data.image_files import read_image
-from cifar_tl.data.load import load_data
+from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError
 
 
@@ -103,7 +103,10 @@ def test_damaged_images_are_all_listed(own_classes: Path, tmp_path: Path) -> Non
     ("added", "message"),
     [
         ("train/dust/readme.txt", "every class needs a folder with .*dust"),
-        ("train/one/a.png", "class one has no training image"),
+        (
+            "train/one/a.png",
+            "one has one image: a class needs one to train and another",
+        ),
         ("val/ash/a.png", "class Birch has no validation image"),
         ("test/oak/a.png", "oak is a class that train does not have"),
     ],

@@ -11,8 +11,8 @@ from cifar_tl.data.examples import (
     split_validation,
     stratified_prefix,
 )
-from cifar_tl.data.load import load_data
 from cifar_tl.data.shapes import draw_shapes
+from cifar_tl.data.source import load_data
 
 
 def test_halves_have_the_documented_labels_and_sizes() -> None:

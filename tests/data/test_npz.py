@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_tl.data.load import load_data
+from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError
 from tests.conftest import Malicious
 

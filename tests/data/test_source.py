@@ -1,8 +1,44 @@
 from pathlib import Path
 
 import pytest
+from torchvision.datasets import CIFAR10
 
-from cifar_tl.data.source import SHAPES, has_own_classes
+from cifar_tl.data.cifar10 import download_cifar10
+from cifar_tl.data.source import SHAPES, has_own_classes, load_data
+from cifar_tl.errors import DataError, MissingDataError
+
+
+def test_each_source_is_read_by_its_reader(
+    tmp_path: Path, small_npz: Path, own_classes: Path, archive: bytes
+) -> None:
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)
+    for source, name, images in (
+        (SHAPES, "shapes", 10_000),
+        (small_npz, "small.npz", 400),
+        (own_classes, "own", 32),
+        (tmp_path, "cifar10", 200),
+    ):
+        for spelling in {source, str(source)}:
+            data = load_data(spelling)
+            assert (data.name, len(data.train.labels)) == (name, images)
+
+
+def test_a_folder_called_shapes_is_reached_by_its_path(
+    own_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shapes").symlink_to(own_classes)
+    monkeypatch.chdir(tmp_path)
+    assert load_data("shapes").description == "built-in drawn shapes"
+    assert load_data("./shapes").name == "own"
+
+
+def test_what_is_no_source_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(DataError, match=r"file\.txt is no source of images: name a folder"):
+        load_data(tmp_path / "file.txt")
+    with pytest.raises(MissingDataError, match=r"CIFAR-10 is not in .*none"):
+        load_data(tmp_path / "none")
 
 
 def test_a_folder_train_makes_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

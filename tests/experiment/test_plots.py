@@ -19,7 +19,7 @@ from PIL import Image
 
 from cifar_tl.checkpoint import load_model_and_classes
 from cifar_tl.command import train
-from cifar_tl.data.load import load_data
+from cifar_tl.data.source import load_data
 from cifar_tl.experiment import plots
 from cifar_tl.experiment.files import HistoryRow, discard
 from cifar_tl.experiment.run import PICTURES, STAGES

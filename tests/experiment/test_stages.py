@@ -18,7 +18,7 @@ from cifar_tl.data.examples import (
     select_classes,
     split_validation,
 )
-from cifar_tl.data.load import load_data
+from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, RunError, TrainingError
 from cifar_tl.experiment.run import STAGES
 from cifar_tl.experiment.stages import run_stage
@@ -337,7 +337,7 @@ def test_mirror_images_are_used_if_the_recipe_says_so(
 def test_wrong_arguments_are_refused(small_data: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no stage 'Base': choose among base, transfer"):
         run_stage("Base", small_data, SMALL, output_dir=tmp_path)
-    with pytest.raises(ValueError, match="only transfer takes another base model"):
+    with pytest.raises(ValueError, match="only a transfer takes another base model"):
         run_stage("scratch", small_data, SMALL, output_dir=tmp_path, base=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -347,7 +347,7 @@ def test_own_classes_have_outputs_of_their_own_and_maybe_no_test_images(
 ) -> None:
     own = load_data(own_classes)
     base = finished / "base" / "model.pt"
-    for stage in STAGES[1:]:
+    for stage in list(STAGES)[1:]:
         result = run_stage(
             stage, own, SMALL, output_dir=tmp_path, base=base if stage == "transfer" else None
         )
@@ -365,7 +365,7 @@ def test_own_classes_have_outputs_of_their_own_and_maybe_no_test_images(
 
 def test_own_classes_have_no_base_stage(own_classes: Path, tmp_path: Path) -> None:
     own = load_data(own_classes)
-    with pytest.raises(ValueError, match="there is no base stage on own"):
+    with pytest.raises(ValueError, match="there is no stage base on own"):
         run_stage("base", own, SMALL, output_dir=tmp_path)
     with pytest.raises(ValueError, match="name the base model"):
         run_stage("transfer", own, SMALL, output_dir=tmp_path)

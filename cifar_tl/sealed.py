@@ -1,0 +1,68 @@
+"""Files written whole or not at all, and sealed with a checksum that tells of damage."""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from cifar_tl.errors import CheckpointError
+
+TEMPORARY = ".tmp"  # ends the name of a file that is being written
+
+# torch.load does not notice a flipped bit, so a SHA-256 follows the archive that torch.save
+# writes. Plain torch.load ignores what follows an archive.
+_MARK = b"cifar_tl sha256:"
+_SEAL_SIZE = len(_MARK) + hashlib.sha256().digest_size
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Writes bytes and their checksum, as `write_atomically` does."""
+    write_atomically(path, content + _seal(content))
+
+
+def read_sealed(path: Path) -> bytes:
+    """Reads what `write_sealed` wrote, the seal included.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or not one of ours.
+    """
+    try:
+        sealed = path.read_bytes()
+    except OSError as error:
+        reason = f"{error.strerror}: check the path"
+        raise CheckpointError(f"cannot read checkpoint {path}: {reason}") from error
+    if sealed[-_SEAL_SIZE:] != _seal(sealed[:-_SEAL_SIZE]):
+        raise CheckpointError(
+            f"{path} is damaged, or no checkpoint of this program: use another or train again"
+        )
+    return sealed
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that at any moment it is either the old one or the new one, whole.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there before is still there.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # a full disk does not say which file it was
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    if os.name == "posix":  # make the renaming itself durable, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(folder)
+        os.close(folder)
+
+
+def _seal(content: bytes) -> bytes:
+    return _MARK + hashlib.sha256(content).digest()
