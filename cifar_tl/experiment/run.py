@@ -19,12 +19,12 @@ class Stage(NamedTuple):
 
     parent: str | None  # the stage whose model it starts from; None: fresh weights
     classes: Literal["old", "new"]
-    trains: Literal["everything", "a new classifier"]  # the latter on frozen features
+    trains: Literal["everything", "the classifier"]  # the latter on frozen features
 
 
 STAGES = {  # in an order in which they can run
     "base": Stage(None, "old", "everything"),
-    "transfer": Stage("base", "new", "a new classifier"),
+    "transfer": Stage("base", "new", "the classifier"),
     "finetune": Stage("transfer", "new", "everything"),
     "scratch": Stage(None, "new", "everything"),
 }

@@ -22,9 +22,17 @@ from cifar_tl.data.examples import (
 from cifar_tl.experiment import files, results
 from cifar_tl.experiment.machine import environment, surroundings
 from cifar_tl.experiment.parents import load_parent
-from cifar_tl.experiment.run import STAGES, recipe_values, run_settings, stage_folder
+from cifar_tl.experiment.run import STAGES, recipe_values, run_settings, stage_folder, takes_base
 from cifar_tl.lock import locked
-from cifar_tl.model import CifarNet, count_parameters, layers, transfer_model, whiten_first_layer
+from cifar_tl.model import (
+    CifarNet,
+    count_parameters,
+    freeze,
+    layers,
+    transfer_model,
+    unfreeze,
+    whiten_first_layer,
+)
 from cifar_tl.recipe import Recipe
 
 WHITENING_IMAGES = 2000  # hold more than a million patches
@@ -189,7 +197,7 @@ def _starting_model(
     run: _Run, parent: CifarNet | None, images: Tensor
 ) -> tuple[CifarNet, nn.Module]:
     """Makes the model that training starts from; returns it and the part of it that is trained."""
-    classifier_only = STAGES[run.stage].trains == "a new classifier"
+    classifier_only = STAGES[run.stage].trains == "the classifier"
     num_classes = len(run.data.class_names)  # as documented: the old classes have outputs, too
     seed = training.derive_seed(run.settings["seed"], run.stage, "weights")
     with training.seeded(seed, torch.device("cpu")):
@@ -200,10 +208,11 @@ def _starting_model(
                 model.mean, model.std = channel_statistics(images)
             if run.recipe.whiten:
                 whiten_first_layer(model, images[:WHITENING_IMAGES])
-        elif classifier_only:
+        elif takes_base(run.stage):
             model = transfer_model(parent, num_classes)
         else:
             model = parent
+    (freeze if classifier_only else unfreeze)(model.features)
     model.to(run.device)
     return model, model.classifier if classifier_only else model
 

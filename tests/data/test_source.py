@@ -1,10 +1,13 @@
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from torchvision.datasets import CIFAR10
 
 from cifar_tl.data.cifar10 import download_cifar10
-from cifar_tl.data.source import SHAPES, has_own_classes, load_data
+from cifar_tl.data.npz import read_npz
+from cifar_tl.data.source import KINDS, SHAPES, Kind, has_own_classes, load_data, results_name
 from cifar_tl.errors import DataError, MissingDataError
 
 
@@ -51,3 +54,16 @@ def test_a_folder_train_makes_own_classes(tmp_path: Path, monkeypatch: pytest.Mo
     assert not has_own_classes("none")
     assert not has_own_classes(SHAPES)
     assert has_own_classes(f"./{SHAPES}")
+
+
+def test_another_source_is_a_module_and_an_entry_in_the_table(
+    tmp_path: Path, small_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("cifar_tl.data.renamed")
+    module.read_renamed = lambda path, *, progress: read_npz(path.rename(small_npz))  # type: ignore[attr-defined]  # noqa: ARG005
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    kind = Kind("a renamed file", lambda source: str(source).endswith(".zip"), lambda _: "renamed")
+    monkeypatch.setattr("cifar_tl.data.source.KINDS", {"renamed": kind, **KINDS})
+    path = small_npz.rename(tmp_path / "small.zip")
+    assert results_name(path) == "renamed"
+    assert len(load_data(path).train.labels) == 400

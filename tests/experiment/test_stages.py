@@ -3,6 +3,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from cifar_tl.data.examples import (
 )
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, RunError, TrainingError
-from cifar_tl.experiment.run import STAGES
+from cifar_tl.experiment.comparison import compare
+from cifar_tl.experiment.run import STAGES, Stage
 from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import ORIGINAL
 from cifar_tl.training import evaluate
@@ -373,3 +375,20 @@ def test_own_classes_have_no_base_stage(own_classes: Path, tmp_path: Path) -> No
         run_stage("transfer", own, SMALL, output_dir=tmp_path, base=tmp_path / "none.pt")
     assert error.value.remedy == {}
     assert not list(tmp_path.iterdir())
+
+
+def test_another_stage_is_a_line_in_the_table(
+    finished: Path, small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STAGES, "direct", Stage("base", "new", "everything"))
+    monkeypatch.setitem(STAGES, "head", Stage("direct", "new", "the classifier"))
+    shutil.copytree(finished, tmp_path / "small.npz")
+    results = {s: run_stage(s, small_data, SMALL, output_dir=tmp_path) for s in STAGES}
+    assert results["direct"]["num_classes"] == 10
+    assert results["direct"]["parameters_trainable"] == 120_226
+    assert results["head"]["parameters_trainable"] == 103_818
+    first, second = (load_model(tmp_path / f"small.npz/{s}/model.pt") for s in ("direct", "head"))
+    assert torch.equal(*(m.get_parameter("features.conv3.weight") for m in (first, second)))
+    assert not torch.equal(*(m.get_parameter("classifier.linear1.weight") for m in (first, second)))
+    ways = compare(results)["ways"]
+    assert list(ways) == ["transfer", "transfer+finetune", "scratch", "direct", "direct+head"]
