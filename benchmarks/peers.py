@@ -100,7 +100,7 @@ def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
     for _ in range(EPOCHS):  # as often as the peers run an epoch
         start = time.perf_counter()
         model = transfer_model(base)
-        views = make_views(train.images, mirror=TUNED.mirror)
+        views = make_views(train.images, mirror=True)
         recipe = replace(TUNED.for_stage("transfer"), **changes)
         with autocast(recipe, views.device):
             features = extract_features(model.forward_features, views.flatten(0, 1))

@@ -46,13 +46,16 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.data.subset import class_subset as class_subset
     from cifar_tl.errors import CheckpointError as CheckpointError
     from cifar_tl.errors import CifarTLError as CifarTLError
+    from cifar_tl.errors import CifarTLWarning as CifarTLWarning
     from cifar_tl.errors import DataError as DataError
+    from cifar_tl.errors import DataWarning as DataWarning
     from cifar_tl.errors import DownloadError as DownloadError
     from cifar_tl.errors import ExportError as ExportError
     from cifar_tl.errors import ImageError as ImageError
     from cifar_tl.errors import LockedError as LockedError
     from cifar_tl.errors import MissingDataError as MissingDataError
     from cifar_tl.errors import RunError as RunError
+    from cifar_tl.errors import RunWarning as RunWarning
     from cifar_tl.errors import TrainingError as TrainingError
     from cifar_tl.experiment.run import STAGES as STAGES
     from cifar_tl.experiment.stages import run_stage as run_stage

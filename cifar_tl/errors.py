@@ -51,8 +51,16 @@ class RunError(CifarTLError, RuntimeError):
         self.remedy = remedy
 
 
-class RunWarning(UserWarning):
+class CifarTLWarning(UserWarning):
+    """What all warnings of this package are."""
+
+
+class RunWarning(CifarTLWarning):
     """Something about a run that its owner should know."""
+
+
+class DataWarning(CifarTLWarning):
+    """Something about images that their owner should know: what was left out, or is doubtful."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,9 +1,11 @@
 """A trained model for programs without this package: ``torch.export`` and ONNX."""
 
 import io
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +15,31 @@ from cifar_tl.model import CifarNet
 from cifar_tl.sealed import write_atomically
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+CLASSES_FILE = "classes.json"  # among the extra files of a .pt2
 
 
-def export_pt2(model: CifarNet, path: str | Path) -> None:
+def export_pt2(model: CifarNet, path: str | Path, classes: Mapping[int, str] | None = None) -> None:
     """Writes a model as ``torch.export.load`` reads it, checked before it is kept.
 
     It takes ``(N, 3, 32, 32)`` uint8 images, any N, and returns logits: the preprocessing goes with
-    it. The model is in evaluation mode.
+    it. Images of another type are refused.
+
+    Args:
+        model: In evaluation mode.
+        path: The file to write.
+        classes: The names of the outputs that were trained, from `load_model_and_classes`; they go
+            with it, in JSON, in the extra file ``classes.json``.
 
     Raises:
         ExportError: If the exported model computes something else.
         OSError: If the file cannot be written.
     """
+    described = describe_classes(model, classes or {})
 
     def convert(images: Tensor) -> bytes:
         buffer, batch = io.BytesIO(), torch.export.Dim("batch")
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, buffer)
+        program = torch.export.export(_Uint8(model), (images,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, buffer, extra_files={CLASSES_FILE: json.dumps(described)})
         return buffer.getvalue()
 
     def run(exported: bytes, images: Tensor) -> Tensor:
@@ -39,8 +49,19 @@ def export_pt2(model: CifarNet, path: str | Path) -> None:
     _export(model, Path(path), convert, run)
 
 
-def export_onnx(model: CifarNet, path: str | Path) -> None:
+def describe_classes(model: CifarNet, classes: Mapping[int, str]) -> dict[str, Any]:
+    """Says, as plain values, what the model's outputs mean: names, and which were never trained."""
+    untrained = [label for label in range(model.num_classes) if label not in classes]
+    named = {str(label): name for label, name in classes.items()}
+    return {"classes": named, "untrained_outputs": untrained if classes else None}
+
+
+def export_onnx(
+    model: CifarNet, path: str | Path, classes: Mapping[int, str] | None = None
+) -> None:
     """Writes a model as ONNX, checked with onnxruntime before it is kept; else as `export_pt2`.
+
+    The classes are two entries of the metadata, each in JSON.
 
     Raises:
         ImportError: If a package of `ONNX_PACKAGES` is missing.
@@ -60,6 +81,8 @@ def export_onnx(model: CifarNet, path: str | Path) -> None:
                 verbose=False,
             )
         assert program is not None
+        for key, value in describe_classes(model, classes or {}).items():
+            program.model_proto.metadata_props.add(key=key, value=json.dumps(value))
         exported: bytes = program.model_proto.SerializeToString()
         return exported
 
@@ -68,6 +91,19 @@ def export_onnx(model: CifarNet, path: str | Path) -> None:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
     _export(model, Path(path), convert, run)
+
+
+class _Uint8(nn.Module):
+    """A model that refuses what is no uint8: exported, it would take floats for 0 to 255."""
+
+    def __init__(self, model: CifarNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch.ops.aten._assert_tensor_metadata.default(images, dtype=torch.uint8)
+        logits: Tensor = self.model(images)
+        return logits
 
 
 def _export(

@@ -22,7 +22,9 @@ class Recipe:
     schedule: Schedule = "constant"
     normalize: bool = False  # each colour channel to mean 0 and deviation 1; else pixels / 255
     whiten: bool = False  # the first layer starts as principal components: `whiten_first_layer`
-    mirror: bool = False  # the mirror image of each training image is a second view of it
+    # The mirror image of each training image is a second view of it; None: if `Data.mirror` says
+    # that it shows the same. `run_stage` decides it.
+    mirror: bool | None = False
     epochs: int = 10
     batch_size: int = 100
     weight_decay: float = 0.0  # an L2 penalty; muon: of weights only, apart from the gradient
@@ -82,7 +84,7 @@ TUNED = Recipe(
     schedule="one-cycle",
     normalize=True,
     whiten=True,
-    mirror=True,
+    mirror=None,
     batch_size=200,
     weight_decay=0.2,
     transfer_lr=0.05,

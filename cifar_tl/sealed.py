@@ -1,11 +1,14 @@
 """Files written whole or not at all, and sealed with a checksum that tells of damage."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
-from cifar_tl.errors import CheckpointError
+from cifar_tl.errors import CheckpointError, RunWarning
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
@@ -49,7 +52,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno(), path.parent)
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -62,6 +65,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):  # not every file system can
             os.fsync(folder)
         os.close(folder)
+
+
+def _sync(descriptor: int, folder: Path) -> None:
+    """Has a file's content written to the disk, where the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        _warn_of_loss(folder, str(error.strerror))
+
+
+@functools.cache  # once for each folder
+def _warn_of_loss(folder: Path, reason: str) -> None:
+    warnings.warn(
+        f"{folder}: its file system cannot confirm that a file is on the disk ({reason}): a power "
+        "cut may cost the last epochs",
+        RunWarning,
+        stacklevel=2,
+    )
 
 
 def _seal(content: bytes) -> bytes:

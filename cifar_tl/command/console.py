@@ -19,7 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cifar_tl.errors import CifarTLError, RunWarning
+from cifar_tl.errors import CifarTLError, CifarTLWarning
+from cifar_tl.names import printable
 from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
@@ -138,7 +139,7 @@ def run_command(
             stream.reconfigure(errors="backslashreplace")  # a name may hold any character
     try:
         with _signals_as_exceptions(), warnings.catch_warnings():
-            warnings.simplefilter("always", RunWarning)
+            warnings.simplefilter("always", CifarTLWarning)
             warnings.showwarning = lambda text, *_, **__: warn(f"{parser.prog}: warning: {text}")
             try:
                 parsed = parser.parse_args(argv)
@@ -182,7 +183,7 @@ def warn(line: str) -> None:
         return
     with contextlib.suppress(OSError):
         # A name may hold any character, and a library may warn in several lines.
-        print(line.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def shows_progress() -> bool:

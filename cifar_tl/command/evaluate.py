@@ -85,6 +85,12 @@ def select_examples(
             f"{options.model} knows the classes {_listed(classes)}, but {options.data} has "
             f"{_listed(expected)}: name the data that it was made for"
         )
+    white = [side.get("white", {}) for side in (settings, data.reading)]
+    if all(white) and white[0] != white[1]:
+        raise DataError(
+            f"{options.model} takes {white[0]} for white, and {options.data} has {white[1]}: "
+            "convert its images to 8 bits"
+        )
     if options.split == "test":
         test = select_classes(data.test, classes)
         if not len(test.labels):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cifar_tl.command.arguments import check_model
 from cifar_tl.command.console import Parser, UsageError, run_command, say
+from cifar_tl.names import printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,15 +42,19 @@ def check(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> int:
     """Writes the files that can be written."""
-    from cifar_tl.checkpoint import load_model
-    from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
+    from cifar_tl.checkpoint import load_model_and_classes
+    from cifar_tl.export import ONNX_PACKAGES, describe_classes, export_onnx, export_pt2
 
-    model, out = load_model(options.model), options.out
-    export_pt2(model, out.with_name(f"{out.name}.pt2"))
+    (model, classes), out = load_model_and_classes(options.model), options.out
+    export_pt2(model, out.with_name(f"{out.name}.pt2"), classes)
     say(f"{out}.pt2: for torch.export.load")
     if all(find_spec(package) for package in ONNX_PACKAGES):
-        export_onnx(model, out.with_name(f"{out.name}.onnx"))
+        export_onnx(model, out.with_name(f"{out.name}.onnx"), classes)
         say(f"{out}.onnx: for any ONNX runtime")
     else:
         say(f"no {out}.onnx: pip install {' '.join(ONNX_PACKAGES)}")
+    named = ", ".join(f"{label} {printable(name)}" for label, name in classes.items())
+    untrained = describe_classes(model, classes)["untrained_outputs"]
+    never = f"; never trained: {', '.join(map(str, untrained))}" if untrained else ""
+    say(f"outputs: {named}{never}")
     return 0

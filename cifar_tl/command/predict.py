@@ -47,16 +47,19 @@ def check(options: argparse.Namespace) -> None:
 
 def name_images(options: argparse.Namespace) -> int:
     """Names what is in each picture; what cannot be read is reported, and the rest done."""
-    from cifar_tl.checkpoint import load_model_and_classes
+    from cifar_tl.checkpoint import known_classes, load_model_and_settings
     from cifar_tl.data.image_files import read_image
     from cifar_tl.prediction import predict
 
-    model, classes = load_model_and_classes(options.model)
-    code, files = 0, 0
-    for path in list_image_files(options.images):
-        files += 1
+    model, settings = load_model_and_settings(options.model)
+    classes = known_classes(options.model, model, settings)
+    code, (files, notes) = 0, list_image_files(options.images)
+    for note in notes:
+        warn(f"{called('predict')}: warning: {note}")
+    for path in files:
         try:
-            predictions = predict(model, classes, read_image(path), options.top)
+            image = read_image(path, settings.get("white", {}))
+            predictions = predict(model, classes, image, options.top)
         except ImageError as error:
             warn(f"{called('predict')}: {error}")
             code = 1

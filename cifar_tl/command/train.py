@@ -3,15 +3,16 @@
 import argparse
 import importlib.util
 import os
+import shlex
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_tl.command.arguments import check_own_classes
-from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
+from cifar_tl.command.console import UsageError, called, run_command, say, shows_progress, warn
 from cifar_tl.command.train_arguments import (
     ALL,
     check_arguments,
@@ -26,13 +27,19 @@ from cifar_tl.command.train_arguments import (
 from cifar_tl.data.source import OFFICIAL, SHAPES
 from cifar_tl.errors import (
     DownloadError,
-    HistoryError,
     MissingDataError,
     RunWarning,
     TrainingError,
     first_line,
 )
-from cifar_tl.experiment.run import COMPARISON_PICTURE, PICTURES, STAGES, stage_folder, takes_base
+from cifar_tl.experiment.run import (
+    COMPARISON_PICTURE,
+    MODEL,
+    PICTURES,
+    STAGES,
+    stage_folder,
+    takes_base,
+)
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl import Data, Recipe
@@ -89,7 +96,15 @@ def train(options: argparse.Namespace) -> int:
             compare_stages(options.output_dir / data.name, results)
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
+    if data.base_classes is None:
+        log(f"Try it: {next_command(options.output_dir / data.name, results)}")
     return 0
+
+
+def next_command(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Writes the command that asks the model of the stage that validated best."""
+    best = max(results, key=lambda stage: results[stage]["val_accuracy"])
+    return f"{called('predict')} photo.jpg --model {shlex.quote(str(folder / best / MODEL))}"
 
 
 def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple["Data", float]:
@@ -195,7 +210,9 @@ def draw(folder: Path, data: "Data | None" = None) -> None:
             plots.draw_comparison(folder)
         else:
             plots.draw_stage(folder, data)
-    except (HistoryError, ImportError) as error:  # cost pictures, nothing else
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it is costs pictures, nothing else
         warnings.warn(f"no pictures in {folder}: {first_line(error)}", RunWarning, stacklevel=2)
 
 

@@ -134,6 +134,12 @@ def _add_recipe_options(parser: Parser) -> None:
         help="images in a batch of base, finetune and scratch, or of the one --stage that is named",
     )
     add("--weight-decay", metavar="X", type=not_negative, help="as the recipe's optimizer means it")
+    add(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="train on mirror images, too (default: tuned does where they show the same class, as "
+        "with CIFAR-10, and not with classes of your own)",
+    )
     for stage, name in OWN_SETTINGS:
         what = name.removeprefix(f"{stage}_").replace("_", " ").replace("lr", "learning rate")
         number: dict[str, Any] = {"metavar": "N", "type": at_least_one}
@@ -260,7 +266,8 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
     for action in parser._actions:
         value = values.get(action.dest, action.default)
         if value != action.default:
-            words += [action.option_strings[0]] + ([] if value is True else [str(value)])
+            words += [action.option_strings[-1 if value is False else 0]]
+            words += [] if isinstance(value, bool) else [str(value)]
     return f"{parser.prog} {shlex.join(words)}".rstrip()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
-from cifar_tl.data.source import OFFICIAL, TRAIN
+from cifar_tl.data.source import ARCHIVES, BATCH, OFFICIAL, TRAIN
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 from cifar_tl.lock import locked
 
@@ -35,6 +35,8 @@ def read_cifar10(folder: Path, *, progress: bool = False) -> Data:  # noqa: ARG0
     """
     from torchvision.datasets import CIFAR10  # here, since the import takes time
 
+    folder = _root(folder)
+
     def read(is_train: bool) -> LabeledImages:
         try:
             dataset = CIFAR10(folder, train=is_train)
@@ -54,6 +56,7 @@ def read_cifar10(folder: Path, *, progress: bool = False) -> Data:  # noqa: ARG0
         train=read(is_train=True),
         read_test=lambda: read(is_train=False),
         fingerprint=fingerprint_of(*checksums),
+        mirror=True,
     )
 
 
@@ -65,7 +68,7 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
         DataError: If what it gives, or what is on disk, is damaged.
         OSError: If the files cannot be written.
     """
-    folder = Path(folder)
+    folder = _root(Path(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, wait=True):
         _download_cifar10(folder, progress=progress)
@@ -79,7 +82,11 @@ def _download_cifar10(folder: Path, *, progress: bool) -> None:
     by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
     for partial in folder.glob(f"{CIFAR10.filename}.*.partial"):
         partial.unlink()  # of a process that was killed
-    if not check_integrity(archive, CIFAR10.tgz_md5):
+    archives = sorted(path for path in folder.glob("*") if _is_archive(path))
+    found = [path for path in archives if check_integrity(path, CIFAR10.tgz_md5)]
+    if found:
+        archive = found[0]
+    else:
         damaged = _damaged_files(folder)
         try:
             with _socket_timeout(NETWORK_TIMEOUT):
@@ -103,7 +110,30 @@ def _download_cifar10(folder: Path, *, progress: bool) -> None:
                 f"the download of {archive} was incomplete or wrong ({size:,} bytes, wrong "
                 f"checksum; deleted): try again, or {by_hand}"
             )
-    extract_archive(str(archive), str(folder))
+    try:
+        extract_archive(str(archive), str(folder))
+    except PermissionError as error:
+        raise DataError(
+            f"{archive} cannot be unpacked, since nothing can be written into {folder}: copy it "
+            "into a folder of your own and name that"
+        ) from error
+
+
+def _root(folder: Path) -> Path:
+    """Returns the folder that holds the one with the batches, which may have been named itself."""
+    from torchvision.datasets import CIFAR10
+
+    if not (folder / BATCH).exists():
+        return folder
+    if folder.resolve().name != CIFAR10.base_folder:
+        raise DataError(f"{folder} holds CIFAR-10: rename it to {CIFAR10.base_folder}")
+    return folder.resolve().parent
+
+
+def _is_archive(path: Path) -> bool:
+    """Tells by its name whether a file may be the archive, such as ``cifar-10-python (1).tar.gz``."""
+    name = path.name.lower()
+    return "cifar" in name and name.endswith(ARCHIVES) and path.is_file()
 
 
 def _damaged_files(folder: Path) -> list[Path]:

@@ -2,15 +2,20 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import PIL
 import torch
 
+from cifar_tl.data.duplicates import find_duplicates
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
 from cifar_tl.data.find_images import find_classes
-from cifar_tl.data.image_files import read_images
+from cifar_tl.data.image_files import READING_RULES, ReadImages, read_images
 from cifar_tl.data.source import OFFICIAL, PARTS, SHAPES, TEST, TRAIN, VALIDATION, results_name
 from cifar_tl.errors import DataError, ImageError
+
+Sample = tuple[str, str, int]  # its part, path and label
 
 
 def read_class_folders(folder: Path, *, progress: bool = False) -> Data:
@@ -24,44 +29,64 @@ def read_class_folders(folder: Path, *, progress: bool = False) -> Data:
     if name in (SHAPES, OFFICIAL):
         raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
     found = find_classes(folder)
-    classes = list(found[TRAIN])
-    paths = {part: list(by_class.values()) for part, by_class in found.items()}
-    if not any(paths[VALIDATION]):
-        of_both = paths[TRAIN]
-        paths[VALIDATION] = [of_class[num_training(len(of_class)) :] for of_class in of_both]
-        paths[TRAIN] = [of_class[: num_training(len(of_class))] for of_class in of_both]
-    parts = _read_parts(paths, progress=progress)
+    classes = list(found.images[TRAIN])
+    samples = _samples({part: list(of.values()) for part, of in found.images.items()})
+    try:
+        read = read_images([path for _, path, _ in samples], progress=progress)
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    parts = _parts(samples, read.images)
     return Data(
         name=name,
         description=f"{len(classes)} classes of image files",
         class_names=tuple(classes),
         train=parts[TRAIN],
         read_test=lambda: parts[TEST],
-        fingerprint=fingerprint_of(
-            json.dumps(classes), *(array.numpy() for part in parts.values() for array in part)
-        ),
+        fingerprint=_fingerprint(folder, classes, samples, read.digests),
         validation=parts[VALIDATION],
         base_classes=None,
         new_classes=range(len(classes)),
+        notes=(*found.notes, *_notes(read), *find_duplicates(read.images, samples)),
+        reading={"reading_rules": READING_RULES, **({"white": read.white} if read.white else {})},
+        software={"pillow": PIL.__version__},
     )
 
 
-def _read_parts(paths: dict[str, list[list[str]]], *, progress: bool) -> dict[str, LabeledImages]:
-    """Reads the images of each part; the classes take turns, in case only the first are used."""
-    samples = [
+def _samples(paths: dict[str, list[list[str]]]) -> list[Sample]:
+    """Splits the images; the classes take turns, in case only the first are used."""
+    if not any(paths[VALIDATION]):
+        of_both = paths[TRAIN]
+        paths[VALIDATION] = [of_class[num_training(len(of_class)) :] for of_class in of_both]
+        paths[TRAIN] = [of_class[: num_training(len(of_class))] for of_class in of_both]
+    return [
         (part, path, label)
-        for part, by_class in paths.items()
-        for row in itertools.zip_longest(*by_class)
+        for part in PARTS
+        for row in itertools.zip_longest(*paths[part])
         for label, path in enumerate(row)
         if path is not None
     ]
-    try:
-        images = read_images([path for _, path, _ in samples], progress=progress)
-    except ImageError as error:
-        raise DataError(str(error)) from error
+
+
+def _parts(samples: Sequence[Sample], images: torch.Tensor) -> dict[str, LabeledImages]:
     labels = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
-    parts = {}
-    for part in PARTS:
-        rows = torch.tensor([sample[0] == part for sample in samples])
-        parts[part] = LabeledImages(images[rows], labels[rows])
-    return parts
+    rows = {part: torch.tensor([sample[0] == part for sample in samples]) for part in PARTS}
+    return {part: LabeledImages(images[of_part], labels[of_part]) for part, of_part in rows.items()}
+
+
+def _fingerprint(
+    folder: Path, classes: Sequence[str], samples: Sequence[Sample], digests: Sequence[str]
+) -> str:
+    """Identifies files and split, not what a version of the decoder has made of them."""
+    files = [
+        (part, label, str(Path(path).relative_to(folder)), digest)
+        for (part, path, label), digest in zip(samples, digests, strict=True)
+    ]
+    return fingerprint_of(json.dumps([READING_RULES, classes, files]))
+
+
+def _notes(read: ReadImages) -> list[str]:
+    return [
+        f"grey images of more than 8 bits: in all that hold {deep}, {level:g} is taken for white, "
+        "and the model remembers it"
+        for deep, level in read.white.items()
+    ]

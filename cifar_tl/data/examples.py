@@ -1,8 +1,8 @@
 """Labelled images, and what is done to them: classes, split, views."""
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -36,6 +36,10 @@ class Data:
     validation: LabeledImages | None = None  # None: among `train`
     base_classes: range | None = BASE_CLASSES  # None: a base model comes from other data
     new_classes: range = TRANSFER_CLASSES
+    notes: tuple[str, ...] = ()  # what their owner should know, a line each
+    mirror: bool = False  # whether the mirror image of a class is a picture of that class
+    reading: Mapping[str, Any] = field(default_factory=dict)  # how files became pixels
+    software: Mapping[str, str] = field(default_factory=dict)  # whose versions decide some pixels
 
     @cached_property
     def test(self) -> LabeledImages:

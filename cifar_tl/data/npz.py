@@ -3,7 +3,7 @@
 import contextlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from cifar_tl.data.examples import (
 from cifar_tl.data.source import results_name
 from cifar_tl.errors import DataError, first_line
 
+REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+OPTIONAL = ("x_val", "y_val", "class_names")
+
 
 def read_npz(path: Path, *, progress: bool = False) -> Data:  # noqa: ARG001  # all readers have it
     """Reads an archive in the Keras layout, all but the test images, which are only checked.
@@ -35,37 +38,44 @@ def read_npz(path: Path, *, progress: bool = False) -> Data:  # noqa: ARG001  # 
     """
     with _open_npz(path) as archive:
         members = {name.removesuffix(".npy") for name in archive.namelist()}
-        if absent := [
-            key for key in ("x_train", "y_train", "x_test", "y_test") if key not in members
-        ]:
+        splits = ("train", "val", "test") if members & {"x_val", "y_val"} else ("train", "test")
+        arrays = [f"{kind}_{split}" for split in splits for kind in "xy"]
+        if absent := [key for key in arrays if key not in members]:
             raise DataError(f"{path} has no array {', '.join(absent)}: add it to the archive")
-        _check_images(path, "train", *_read_header(archive, "x_train"))
-        test_shape, test_dtype = _read_header(archive, "x_test")
-        _check_images(path, "test", test_shape, test_dtype)
-        x_train, y_train, y_test = (_read(archive, key) for key in ("x_train", "y_train", "y_test"))
-        image_checksums = [archive.getinfo(f"{key}.npy").CRC for key in ("x_train", "x_test")]
-    _check_labels(path, "train", y_train, len(x_train))
-    _check_labels(path, "test", y_test, test_shape[0])
-    y_train, y_test = (labels.reshape(-1).astype(np.int64) for labels in (y_train, y_test))
-    _check_classes(path, y_train, y_test)
+        sizes = {split: _check_headers(path, archive, split) for split in splits}
+        labels = {split: _read_labels(path, archive, split, sizes[split]) for split in splits}
+        names = _read_names(path, archive) if "class_names" in members else CIFAR10_CLASS_NAMES
+        images = {split: _read(archive, f"x_{split}") for split in splits if split != "test"}
+        checksums = {split: archive.getinfo(f"x_{split}.npy").CRC for split in splits}
+    _check_classes(path, names, labels)
 
     def read_test() -> LabeledImages:
         with _open_npz(path) as archive:
-            checksum = archive.getinfo("x_test.npy").CRC
-            if checksum != image_checksums[1]:
+            if checksums["test"] != archive.getinfo("x_test.npy").CRC:
                 raise DataError(
                     f"{path} has changed since the training images were read: put it back as it was"
                 )
-            return labeled_images(_read(archive, "x_test").transpose(0, 3, 1, 2), y_test)
+            return _examples(_read(archive, "x_test"), labels["test"])
 
+    held_out = (checksums["val"], labels["val"]) if "val" in splits else ()
+    unused = sorted(members.difference(REQUIRED, OPTIONAL))
     return Data(
         name=results_name(path),
         description="a .npz file in the Keras layout",
-        class_names=CIFAR10_CLASS_NAMES,
-        train=labeled_images(x_train.transpose(0, 3, 1, 2), y_train),
+        class_names=names,
+        train=_examples(images["train"], labels["train"]),
         read_test=read_test,
-        fingerprint=fingerprint_of(*image_checksums, y_train, y_test),
+        fingerprint=fingerprint_of(
+            *(checksums["train"], checksums["test"], labels["train"], labels["test"]), *held_out
+        ),
+        validation=_examples(images["val"], labels["val"]) if held_out else None,
+        notes=(f"{path}: arrays that are not used: {', '.join(unused)}",) if unused else (),
+        mirror=names == CIFAR10_CLASS_NAMES,
     )
+
+
+def _examples(images: NDArray[Any], labels: NDArray[np.int64]) -> LabeledImages:
+    return labeled_images(images.transpose(0, 3, 1, 2), labels)
 
 
 @contextlib.contextmanager
@@ -102,42 +112,72 @@ def _read_header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], n
         return shape, dtype
 
 
-def _check_images(path: Path, split: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _check_headers(path: Path, archive: zipfile.ZipFile, split: str) -> int:
+    """Checks shapes and types of a split's arrays; returns how many images it has."""
+    shape, dtype = _read_header(archive, f"x_{split}")
     name = f"{path}: x_{split}"
     if dtype != np.uint8:
-        raise DataError(f"{name} must hold uint8 pixels from 0 to 255, not {dtype}")
+        raise DataError(f"{name} must hold uint8 pixels from 0 to 255, not {_type_name(dtype)}")
     if len(shape) != 4 or shape[1:] != (SIZE, SIZE, 3):
         raise DataError(f"{name} must have the shape (N, {SIZE}, {SIZE}, 3), not {shape}")
-
-
-def _check_labels(path: Path, split: str, labels: NDArray[Any], num_images: int) -> None:
+    found, dtype = _read_header(archive, f"y_{split}")
     name = f"{path}: y_{split}"
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{name} must hold integers from 0 to 9, not {labels.dtype}")
-    if labels.shape not in ((num_images,), (num_images, 1)):
-        raise DataError(
-            f"{name} must have the shape ({num_images},) to fit x_{split}, not {labels.shape}"
-        )
+    if not np.issubdtype(dtype, np.integer):
+        raise DataError(f"{name} must hold integers from 0 to 9, not {_type_name(dtype)}")
+    if found not in (shape[:1], (shape[0], 1)):
+        raise DataError(f"{name} must have the shape ({shape[0]},) to fit x_{split}, not {found}")
+    return shape[0]
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    return "Python objects" if dtype.hasobject else str(dtype)
+
+
+def _read_labels(
+    path: Path, archive: zipfile.ZipFile, split: str, num_images: int
+) -> NDArray[np.int64]:
+    labels = _read(archive, f"y_{split}").reshape(num_images)
     if len(labels) and (labels.min() < 0 or labels.max() > 9):
         raise DataError(
-            f"{name} must hold labels from 0 to 9, not from {labels.min()} to {labels.max()}"
+            f"{path}: y_{split} must hold labels from 0 to 9, not from {labels.min()} to "
+            f"{labels.max()}"
         )
+    return labels.astype(np.int64)
 
 
-def _check_classes(path: Path, y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> None:
-    labels = torch.from_numpy(y_train)
+def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
+    shape, dtype = _read_header(archive, "class_names")
+    if dtype.kind not in "US" or shape != (10,):
+        raise DataError(
+            f"{path}: class_names must be ten strings, not {_type_name(dtype)} of shape {shape}: "
+            "np.array([...], dtype=str) makes them"
+        )
+    names = _read(archive, "class_names")
+    texts = names if dtype.kind == "U" else np.char.decode(names, "utf-8", "backslashreplace")
+    return tuple(map(str, texts))
+
+
+def _check_classes(
+    path: Path, names: Sequence[str], labels: Mapping[str, NDArray[np.int64]]
+) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: class_names has a name twice: give each class its own")
+    of_train = torch.from_numpy(labels["train"])
     for classes in (BASE_CLASSES, TRANSFER_CLASSES):
         # Which images train and validate is decided by labels alone: they stand in for the images.
-        half = select_classes(LabeledImages(labels, labels), classes)
-        train, validation = split_validation(half)
+        half = select_classes(LabeledImages(of_train, of_train), classes)
+        train, validation = (part.labels.tolist() for part in split_validation(half))
+        if "val" in labels:
+            train, validation = half.labels.tolist(), labels["val"].tolist()
         for part, found in (
-            ("training", train.labels.tolist()),
-            ("validation", validation.labels.tolist()),
-            ("test", y_test.tolist()),
+            ("training", train),
+            ("validation", validation),
+            ("test", labels["test"].tolist()),
         ):
             if absent := sorted(set(classes).difference(found)):
                 raise DataError(
                     f"{path}: no {part} image of class {absent[0]}: every class must be in the "
                     "first 80 % (training) and the last 20 % (validation) of the training images "
-                    "of its half, and in the test images; shuffle the file if it is sorted"
+                    "of its half, or in x_val, and in the test images; shuffle the file if it is "
+                    "sorted"
                 )

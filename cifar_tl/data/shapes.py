@@ -57,6 +57,7 @@ def read_shapes(*_: object, **__: object) -> Data:
         train=labeled_images(x_train, y_train),
         read_test=lambda: labeled_images(x_test, y_test),
         fingerprint=fingerprint_of(x_train, y_train, x_test, y_test),
+        mirror=True,
     )
 
 

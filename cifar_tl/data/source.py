@@ -3,12 +3,13 @@
 Nothing here needs torch, so that a command can refuse a wrong source at once.
 """
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cifar_tl.errors import DataError
+from cifar_tl.errors import DataError, DataWarning
 
 if TYPE_CHECKING:
     from cifar_tl.data.examples import Data
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 SHAPES = "shapes"  # the source with the built-in images, and the folder of their results
 OFFICIAL = "cifar10"  # the folder of the official data's results
 DEFAULT_SOURCE = "data"  # the folder of the official data itself
+
+ARCHIVES = (".tar.gz", ".tgz")  # how an archive of CIFAR-10 ends
+BATCH = "data_batch_1"  # a file that the unpacked CIFAR-10 has
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "val", "test")  # folders with a folder for each class
 
@@ -34,7 +38,7 @@ KINDS = {
     "shapes": Kind(f"{SHAPES}: built-in images", lambda source: source == SHAPES, lambda _: SHAPES),
     "npz": Kind(
         "a .npz file in the Keras layout",
-        lambda source: Path(source).suffix == ".npz",
+        lambda source: Path(source).suffix.lower() == ".npz",
         lambda path: path.name,
     ),
     "class_folders": Kind(
@@ -59,7 +63,8 @@ def load_data(source: str | Path, *, progress: bool = False) -> "Data":
         source: ``"shapes"`` for the built-in images; a folder for the official CIFAR-10; a
             ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test`` in the Keras
             layout, images ``(N, 32, 32, 3)`` uint8 and integer labels 0..9, ``(N,)`` or
-            ``(N, 1)``; or a folder with classes of your own, image files
+            ``(N, 1)``, and maybe ``x_val``, ``y_val`` and ten ``class_names``; or a folder with
+            classes of your own, image files
             ``train/CLASS/*`` and maybe ``val/CLASS/*`` and ``test/CLASS/*``, each read by
             `read_image`. Without ``val/``, the first 80 % of each class train, in the order of
             their names, and the last 20 % validate.
@@ -73,11 +78,31 @@ def load_data(source: str | Path, *, progress: bool = False) -> "Data":
     Raises:
         MissingDataError: If CIFAR-10 is not in the folder: see `download_cifar10`.
         DataError: If the data is damaged or not of this kind.
+
+    Warns:
+        DataWarning: Of what is left out, taken for granted, or doubtful; see `Data.notes`.
     """
     kind = kind_of(source)
     read = getattr(import_module(f"cifar_tl.data.{kind}"), f"read_{kind}")
     data: Data = read(Path(source), progress=progress)
+    _check_pixels(source, data)
+    for note in data.notes:
+        warnings.warn(note, DataWarning, stacklevel=2)
     return data
+
+
+def _check_pixels(source: str | Path, data: "Data") -> None:
+    """Refuses images in which there is nothing to see."""
+    import torch
+
+    images = data.train.images
+    if all(torch.equal(image, images[0]) for image in images):
+        raise DataError(f"{source}: all training images are the same: check how they were made")
+    if all(chunk.max() <= 1 for chunk in images.split(1000)):
+        raise DataError(
+            f"{source}: all pixels of the training images are 0 or 1, as after dividing by 255: "
+            "multiply by 255 before making whole numbers of them"
+        )
 
 
 def kind_of(source: str | Path) -> str:
@@ -85,6 +110,8 @@ def kind_of(source: str | Path) -> str:
     for name, kind in KINDS.items():
         if kind.recognizes(source):
             return name
+    if str(source).lower().endswith(ARCHIVES):
+        raise DataError(f"{source}: an archive of CIFAR-10 is found in its folder: name the folder")
     raise DataError(f"{source} is no source of images: name {SOURCES}")
 
 
@@ -100,4 +127,7 @@ def has_own_classes(source: str | Path) -> bool:
 
 def lacks_cifar10(source: str | Path) -> bool:
     """Tells whether a source is a folder for CIFAR-10 that holds nothing of it."""
-    return kind_of(source) == "cifar10" and not any(Path(source).glob("cifar-10*"))
+    if kind_of(source) != "cifar10":
+        return False
+    names = [path.name for path in Path(source).glob("*")]
+    return BATCH not in names and not any("cifar" in name.lower() for name in names)

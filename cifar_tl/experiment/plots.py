@@ -27,6 +27,7 @@ from cifar_tl.experiment import run
 from cifar_tl.experiment.files import HistoryRow, read_history
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
+from cifar_tl.names import printable
 from cifar_tl.sealed import write_atomically
 from cifar_tl.training import EpochRecord, extract_features
 
@@ -51,7 +52,7 @@ def draw_stage(folder: Path, data: Data) -> None:
     logits = extract_features(model, validation.images)[:, result["classes"]]
     labels = validation.labels - result["classes"][0]
     names = result["class_names"]
-    title = f"{result['stage']} on {result['data']}"
+    title = f"{result['stage']} on {printable(result['data'])}"
     with _drawing(), locked(folder, wait=True):
         figures = (
             curves(rows, title),
@@ -76,7 +77,7 @@ def draw_comparison(folder: Path) -> None:
         and tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
     )
     title = (
-        f"{result['data']}, recipe {result['recipe']}, seed {result['seed']}, "
+        f"{printable(result['data'])}, recipe {result['recipe']}, seed {result['seed']}, "
         f"{result['images_train']:,} images"
     )
     with _drawing(), locked(folder, wait=True):
@@ -303,6 +304,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _short(name: str, most: int = 14) -> str:
+    name = printable(name)
     return name if len(name) <= most else f"{name[: most - 1]}\u2026"
 
 

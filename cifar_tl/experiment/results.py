@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_tl.model import Layer
+from cifar_tl.names import printable
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
@@ -60,9 +61,12 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
         f"Recipe {result['recipe']}: {', '.join(f'{name} {result[name]}' for name in names)}",
         f"Seed {result['seed']}",
-        f"Classes {', '.join(f'{label} {name}' for label, name in classes)}",
+        f"Classes {', '.join(f'{label} {printable(name)}' for label, name in classes)}",
         f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
         f"{result['images_test']:,} test images",
+        *(
+            f"NOTE: {printable(note)}" for note in result.get("data_notes", ())
+        ),  # runs of before have none
     ]
 
 
@@ -147,13 +151,14 @@ def class_lines(
     for name, row, accuracy in zip(names, confusion, accuracies, strict=True):
         table.append((name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}"))
     return align(table, "<>>") + [
-        f"{share:.1%} of {name} are taken for {other}"
+        f"{share:.1%} of {printable(name)} are taken for {printable(other)}"
         for name, other, share in most_confused(confusion, classes, names)
     ]
 
 
 def align(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
     """Makes lines of a table's rows; ``alignments`` has ``<`` or ``>`` for each column."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

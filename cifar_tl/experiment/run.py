@@ -126,6 +126,7 @@ def run_settings(
         },
         "seed": seed,
         "train_fraction": train_fraction,
+        **data.reading,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
     return plain
@@ -141,7 +142,13 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
     if "recipe" in differences:  # its values differ as well: name it alone
         values = {field.name for field in dataclasses.fields(Recipe)}
         differences = [key for key in differences if key not in values]
-    words = {"fingerprint": "other data", "parent": f"another {wanted['parent_stage']} model"}
+    if "reading_rules" in differences:  # then the fingerprint cannot be the same
+        differences = [key for key in differences if key != "fingerprint"]
+    words = {
+        "reading_rules": "made by a version that read image files by other rules",
+        "fingerprint": "other data",
+        "parent": f"another {wanted['parent_stage']} model",
+    }
     listed = ", ".join(
         words.get(key, f"{key} {found.get(key)} there, {wanted.get(key)} now")
         for key in differences

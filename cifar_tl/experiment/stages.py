@@ -92,6 +92,8 @@ def run_stage(
     _check(stage, data, train_fraction)
     start = time.perf_counter() - seconds_reading
     recipe = recipe.for_stage(stage)
+    if recipe.mirror is None:
+        recipe = dataclasses.replace(recipe, mirror=data.mirror)
     folder = stage_folder(output_dir, data.name, stage)
     parent, digest = load_parent(stage, folder.parent, data, base, train_fraction)
     settings = run_settings(stage, data, recipe, int(seed), train_fraction, digest)
@@ -126,7 +128,7 @@ def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
     views, labels, validation = _examples(run)
     model, trained = _starting_model(run, parent, views[0])
     optimizer = training.make_optimizer(trained, run.recipe)
-    now = surroundings(run.device)
+    now = {**surroundings(run.device), **run.data.software}
     rows, made_in = files.resume(run.folder, run.settings, model, optimizer, now)
     _announce(run, labels, validation, len(rows))
     views, val_inputs, seconds_features = _inputs(run, model, views, validation.images)
@@ -190,7 +192,7 @@ def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
     train, validation = run.data.train_and_validation(run.settings["classes"])
     if run.settings["train_fraction"] != 1:
         train = stratified_prefix(train, run.settings["train_fraction"])
-    return make_views(train.images, mirror=run.recipe.mirror), train.labels, validation
+    return make_views(train.images, mirror=bool(run.recipe.mirror)), train.labels, validation
 
 
 def _starting_model(
@@ -250,6 +252,7 @@ def _description(run: _Run, model: CifarNet, num_train: int) -> dict[str, Any]:
         **recipe_values(run.stage, run.recipe),
         **run.settings,
         "data_description": run.data.description,
+        "data_notes": list(run.data.notes),
         "num_classes": model.num_classes,
         "images_train": num_train,
         "parameters_total": count_parameters(model),

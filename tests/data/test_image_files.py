@@ -111,9 +111,9 @@ def test_cut_images_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 def test_many_images_are_read_in_their_order(tmp_path: Path) -> None:
     paths = [save(Image.new("L", (32, 32), n), tmp_path / f"{n}.png") for n in range(100, 0, -1)]
-    images = read_images(paths)
+    images = read_images(paths).images
     assert images[:, 0, 0, 0].tolist() == list(range(100, 0, -1))
-    assert read_images([]).shape == (0, 3, 32, 32)
+    assert read_images([]).images.shape == (0, 3, 32, 32)
 
 
 def test_ctrl_c_does_not_wait_for_images_that_remain(tmp_path: Path) -> None:
