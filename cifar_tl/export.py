@@ -81,9 +81,10 @@ def export_onnx(
                 verbose=False,
             )
         assert program is not None
+        proto = program.model_proto
         for key, value in describe_classes(model, classes or {}).items():
-            program.model_proto.metadata_props.add(key=key, value=json.dumps(value))
-        exported: bytes = program.model_proto.SerializeToString()
+            proto.metadata_props.add(key=key, value=json.dumps(value))
+        exported: bytes = proto.SerializeToString()
         return exported
 
     def run(exported: bytes, images: Tensor) -> Tensor:

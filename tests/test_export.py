@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,42 @@ def test_pt2_computes_the_same(model: CifarNet, images: torch.Tensor, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
+def test_pt2_refuses_what_would_be_taken_for_other_pixels(
+    model: CifarNet, images: torch.Tensor, tmp_path: Path
+) -> None:
+    export_pt2(model, tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    for wrong in (images / 255, images.to(torch.int64), images.half()):
+        with pytest.raises(RuntimeError, match=r"dtype|type"):
+            exported(wrong)
+
+
+def test_pt2_says_what_its_outputs_mean(model: CifarNet, tmp_path: Path) -> None:
+    extra = {"classes.json": ""}
+    export_pt2(model, tmp_path / "model.pt2", dict(enumerate("abcdefg", start=2)))
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["classes.json"]) == {
+        "classes": {"2": "a", "3": "b", "4": "c", "5": "d", "6": "e", "7": "f", "8": "g"},
+        "untrained_outputs": [0, 1, 9],
+    }
+    export_pt2(model, tmp_path / "model.pt2")
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["classes.json"]) == {"classes": {}, "untrained_outputs": None}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_computes_the_same(model: CifarNet, images: torch.Tensor, tmp_path: Path) -> None:
     for package in ONNX_PACKAGES:
         pytest.importorskip(package)
     import onnxruntime
 
-    export_onnx(model, tmp_path / "model.onnx")
+    export_onnx(model, tmp_path / "model.onnx", {9: "truck"})
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == {"9": "truck"}
+    assert json.loads(metadata["untrained_outputs"]) == list(range(9))
+    with pytest.raises(Exception, match="float"):
+        session.run(None, {"images": (images / 255).numpy()})
     for batch in (images[:1], images):
         (logits,) = session.run(None, {"images": batch.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), model(batch), atol=1e-4, rtol=1e-4)

@@ -104,7 +104,10 @@ def test_what_is_wrong_with_files_is_said_without_torch(tmp_path: Path) -> None:
             "make it anew: cifar-tl train --data shapes --stage base --output-dir damaged "
             "--restart",
         ),
-        "train --data own --base model.pt": (1, "there are none in own/train/one"),
+        "train --data own --base model.pt": (
+            1,
+            "own/train holds only one class: there must",
+        ),
         "train --data empty.npz --stage finetune": (
             1,
             "there is no transfer model runs/empty.npz/transfer/model.pt: make it first",

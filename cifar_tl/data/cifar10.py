@@ -131,7 +131,7 @@ def _root(folder: Path) -> Path:
 
 
 def _is_archive(path: Path) -> bool:
-    """Tells by its name whether a file may be the archive, such as ``cifar-10-python (1).tar.gz``."""
+    """Tells by its name if a file may be the archive, such as ``cifar-10-python (1).tar.gz``."""
     name = path.name.lower()
     return "cifar" in name and name.endswith(ARCHIVES) and path.is_file()
 

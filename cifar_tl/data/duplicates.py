@@ -45,8 +45,8 @@ def find_duplicates(images: Tensor, samples: Sequence[tuple[str, str, int]]) -> 
         if odd := [path for _, path, other in group if other != label]:
             number = sum(len({label for _, _, label in group}) > 1 for group in twice)
             lines.append(
-                f"the same image is in two classes, {number} of them, such as {group[0][1]} and "
-                f"{odd[0]}: delete it where it is wrong"
+                f"{number} image{'s are' if number > 1 else ' is'} in two classes, such as "
+                f"{group[0][1]} and {odd[0]}: delete what is wrong"
             )
             break
     return lines

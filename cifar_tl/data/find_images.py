@@ -121,7 +121,7 @@ def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
     listed = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in counts.most_common())
     can = f"{INSTALL_HEIF} reads {HEIF_SUFFIXES[0]}; " if counts.keys() & {*HEIF_SUFFIXES} else ""
     return [
-        f"{folder}: {len(others):,} files are left out ({listed}): {can}convert what is an image "
+        f"{folder}: left out are {len(others):,} files ({listed}): {can}convert what is an image "
         "to PNG or JPEG"
     ]
 
@@ -139,8 +139,8 @@ def find_classes(folder: Path) -> Classes:
     classes = _folders(folder / TRAIN)
     if len(classes) < 2:
         raise DataError(
-            f"{folder / TRAIN} holds {len(classes) or 'no'} class: there must be two or more, each "
-            "a folder with its images"
+            f"{folder / TRAIN} holds {'only one class' if classes else 'no classes'}: there must "
+            "be two or more, each a folder with its images"
         )
     for part in (VALIDATION, TEST):
         if unknown := sorted({*_folders(folder / part)}.difference(classes)):
@@ -191,7 +191,7 @@ def _check_numbers(folder: Path, found: Mapping[str, Mapping[str, Found]]) -> No
             of_class = found[part].get(name, Found([], [], {}))
             if not of_class.images:
                 names = [os.path.basename(path) for path in of_class.others[:2]]  # noqa: PTH119
-                what = f", only {len(of_class.others):,} files such as {', '.join(names)}"
+                what = f", only {len(of_class.others):,} other files, such as {', '.join(names)}"
                 raise DataError(
                     f"{folder / part / name} has no image{what if names else ''}: add some, or "
                     f"delete that class {'here and ' if part != TRAIN else ''}in {TRAIN}"

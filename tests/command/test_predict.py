@@ -8,6 +8,7 @@ from PIL import Image
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.predict import main
 from cifar_tl.model import CifarNet
+from tests.processes import one_line
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
 
@@ -39,7 +40,10 @@ def test_files_and_folders_are_named_a_line_each(
     names = [line.partition(": ")[0] for line in output.splitlines()]
     assert names == [str(pictures / name) for name in ("a.JPG", "b.png", "more/c.png", "b.png")]
     assert all(line.count("%") == 2 for line in output.splitlines())
-    assert errors == ""
+    assert one_line(errors) == (
+        f"cifar-tl predict: warning: {pictures}: left out are 1 files (1 .txt): convert what is an "
+        "image to PNG or JPEG\n"
+    )
 
 
 def test_json_is_an_object_a_line(
@@ -61,7 +65,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_done(
     assert main(arguments) == 1
     output, errors = capsys.readouterr()
     assert len(output.splitlines()) == 2
-    assert len(errors.splitlines()) == 3
+    assert len(errors.splitlines()) == 4
     assert all(line.startswith("cifar-tl predict: ") for line in errors.splitlines())
     for name in ("b.png", "notes.txt", "none.png"):
         assert sum(name in line for line in errors.splitlines()) == 1

@@ -11,6 +11,8 @@ from cifar_tl.data.image_files import read_image
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError
 
+COLOURS = {"Birch": "red", "ash": "green", "cedar tree": "blue"}
+
 
 def own_paths(folder: Path, part: str = "train") -> dict[str, list[Path]]:
     return {path.name: sorted(path.iterdir()) for path in sorted((folder / part).iterdir())}
@@ -46,7 +48,7 @@ def test_own_validation_and_test_images_are_numbered_as_train_numbers_them(
 ) -> None:
     folder = tmp_path / "own"
     shutil.copytree(own_classes, folder)
-    for name, colour in {"Birch": "red", "ash": "green", "cedar tree": "blue"}.items():
+    for name, colour in COLOURS.items():
         add_image(folder / "val" / name / "a.png", colour)
     add_image(folder / "test" / "cedar tree" / "a.jpg", "white")  # the only class there
     data = load_data(folder)
@@ -70,7 +72,7 @@ def test_fingerprint_of_own_classes_tells_of_every_change(
 
     def hold_out(folder: Path) -> None:
         for name in own_paths(folder):
-            add_image(folder / "val" / name / "a.png", "red")
+            add_image(folder / "val" / name / "a.png", COLOURS[name])
 
     changes: list[Callable[[Path], object]] = [
         lambda folder: (folder / "train/ash/00.png").unlink(),
@@ -102,12 +104,18 @@ def test_damaged_images_are_all_listed(own_classes: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ("train/dust/readme.txt", "every class needs a folder with .*dust"),
+        (
+            "train/dust/readme.txt",
+            "has no image, only 1 other files, such as readme.txt: add some, or",
+        ),
         (
             "train/one/a.png",
             "one has one image: a class needs one to train and another",
         ),
-        ("val/ash/a.png", "class Birch has no validation image"),
+        (
+            "val/ash/a.png",
+            "val/Birch has no image: add some, or delete that class here and in",
+        ),
         ("test/oak/a.png", "oak is a class that train does not have"),
     ],
 )
@@ -132,7 +140,7 @@ def test_folders_of_other_kinds_are_explained(own_classes: Path, tmp_path: Path)
     add_image(tmp_path / "held-out" / "validation" / "ash" / "a.png", "red")
     add_image(tmp_path / "loose" / "test" / "a.png", "red")
     for name, message in {
-        "empty": "every class needs a folder with its images",
+        "empty": "holds no classes: there must be two or more, each a folder with its images",
         "one": "holds only one class",
         "classes": "your own classes belong into .*train, a folder a class",
         "held-out": "validation would be ignored: rename it to val",

@@ -71,7 +71,11 @@ def test_fingerprint_notices_one_pixel_and_one_label(
         ({"y_train": lambda y: np.where(y == 2, 1, y)}, "no training image of class 2"),
         ({"y_train": lambda y: np.sort(y)}, "no training image of class 4: .* shuffle the file"),
         ({"x_train": lambda x: x[:0], "y_train": lambda y: y[:0]}, "no training image of class 0"),
-        ({"y_train": lambda y: np.array([{}] * len(y))}, "is no readable .npz archive"),
+        (
+            {"y_train": lambda y: np.array([{}] * len(y))},
+            "y_train must hold integers .* Python",
+        ),
+        ({"y_train": lambda _: np.array([None] * 7)}, "y_train must hold integers .* Python"),
     ],
 )
 def test_npz_of_another_kind_is_refused(

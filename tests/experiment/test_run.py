@@ -164,6 +164,8 @@ def test_a_result_lists_every_value_of_the_recipe(
     recipe = dataclasses.replace(recipe, epochs=1)
     result = run_stage("base", small_data, recipe, output_dir=tmp_path)
     written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
+    recipe = dataclasses.replace(recipe, mirror=bool(result["mirror"]))
+    assert recipe.mirror is (recipe.name == "tuned")  # as small_data says
     for name, value in recipe_values("base", recipe).items():
         assert result[name] == written[name] == value
     text = (tmp_path / "small.npz" / "base" / "results.txt").read_text()
