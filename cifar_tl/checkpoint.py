@@ -85,6 +85,9 @@ def load_model_and_settings(
             "use another"
         )
     try:
+        outputs = content["state_dict"]["classifier.linear2.bias"]
+        if outputs.shape != (content["num_classes"],) or not outputs.is_contiguous():
+            raise TypeError  # before memory is taken for as many as it says
         with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
             model = CifarNet(content["num_classes"])
         for name, value in model.state_dict().items():
