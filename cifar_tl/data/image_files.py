@@ -161,6 +161,13 @@ def _decode(path: str | Path, content: bytes) -> _Picture:
     return _Picture(pixels, largest=float(pixels.max()), halved=halved)
 
 
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """A JPEG, or the first image of a file with several, in silence."""
+
+    def _read_dpi_from_exif(self) -> None:
+        """Does not look for what nobody asks for, and warns of no damage found there."""
+
+
 def _open(content: bytes) -> Image.Image:
     """Opens an image as ``Image.open`` does, which tries more formats and refuses what is large.
 
@@ -175,9 +182,7 @@ def _open(content: bytes) -> Image.Image:
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is not None and accept is not None and accept(content[:16]) is True:
-            if name == "JPEG":  # the factory warns of what it then ignores
-                factory = JpegImagePlugin.JpegImageFile
-            return factory(io.BytesIO(content), "")
+            return (_Jpeg if name == "JPEG" else factory)(io.BytesIO(content), "")
     raise ValueError(f"none of {', '.join(FORMATS)}")
 
 

@@ -1,11 +1,15 @@
+import os
 import signal
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from cifar_tl.data.image_files import read_image, read_images
 from cifar_tl.errors import ImageError
@@ -139,3 +143,230 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> Non
     large = read_image(save(Image.fromarray(pixels), tmp_path / "a.jpg", quality=95))
     small = read_image(save(Image.fromarray(pixels).resize((96, 64)), tmp_path / "b.png"))
     assert (large.int() - small.int()).abs().max() < 8
+
+
+# More than 8 bits of grey
+
+DEEP = np.linspace(0, 1, 32 * 32).reshape(32, 32)  # from black to white, already of the right size
+
+
+def save_deep(folder: Path, name: str, top: float, dtype: type = np.uint16) -> Path:
+    values = (DEEP * top).astype(dtype)
+    return save(Image.fromarray(values), folder / name)
+
+
+def expected(white: float, top: float, *, whole: bool = True) -> torch.Tensor:
+    values = DEEP * top
+    values = values.astype(np.uint16) if whole else values.astype(np.float32)
+    return torch.from_numpy((values * (255 / white)).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_bits_are_those_of_the_file_whatever_the_brightest_pixel(
+    tmp_path: Path, suffix: str
+) -> None:
+    for top in (255, 256, 4095, 65535):
+        image = read_image(save_deep(tmp_path, f"{top}{suffix}", top))
+        assert torch.equal(image, expected(65535, top).expand(3, 32, 32))
+    # And one of 8 bits in which nothing is bright is dark.
+    dark = read_image(save(Image.new("L", (40, 40), 3), tmp_path / f"dark{suffix}"))
+    assert colour(dark) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("tops", "white"),
+    [((200, 255), 255), ((255, 256), 1023), ((3, 4000), 4095), ((9, 5000), 16383)],
+)
+def test_all_images_of_a_data_set_have_the_same_white(
+    tmp_path: Path, tops: tuple[int, int], white: int
+) -> None:
+    paths = [save_deep(tmp_path, f"{top}.png", top) for top in tops]
+    paths.append(save(Image.new("L", (40, 40), 77), tmp_path / "plain.png"))
+    found = read_images(paths)
+    assert found.white == {"integers": white}
+    for image, top in zip(found.images[:2], tops, strict=True):
+        assert torch.equal(image, expected(white, top).expand(3, 32, 32))
+    assert colour(found.images[2]) == (77, 77, 77)
+    # One of them alone, as the model that was trained on them is asked about it.
+    assert torch.equal(read_image(paths[0], found.white), found.images[0])
+    with pytest.raises(ImageError, match=rf"values up to 65535, where {white} is white"):
+        read_image(save_deep(tmp_path, "bright.png", 65535), found.white)
+
+
+@pytest.mark.parametrize(("top", "white"), [(1, 1), (0.3, 1), (1.5, 255), (255, 255), (300, 65535)])
+def test_floats_have_one_white_too(tmp_path: Path, top: float, white: float) -> None:
+    path = save_deep(tmp_path, "a.tif", top, np.float32)
+    found = read_images([path, save_deep(tmp_path, "dark.tif", top / 9, np.float32)])
+    assert found.white == {"floats": white}
+    difference = found.images[0, 0].int() - expected(white, top, whole=False).int()
+    assert difference.abs().max() <= 1  # rounding
+    if white == 1:
+        assert torch.equal(read_image(path), found.images[0])
+    else:
+        with pytest.raises(ImageError, match=r"where 1 is white in what the model was trained on"):
+            read_image(path)
+
+
+def test_floats_from_0_to_1_look_like_their_copies_of_8_bits(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
+    plain = save(Image.fromarray(levels), tmp_path / "a.png")
+    floats = save(Image.fromarray(levels.astype(np.float32) / 255), tmp_path / "a.tif")
+    assert torch.equal(read_images([floats]).images, read_images([plain]).images)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([-1.0, 1.0]), "has values from -1 to 1, of which nobody can tell"),
+        (np.array([0, np.nan]), "has values from nan to nan"),
+        (np.array([0, np.inf]), "has values from 0 to inf"),
+        (np.array([0, 70000.0]), "has values from 0 to 70000"),
+        (np.array([-5, 9], np.int32), "has values from -5 to 9"),
+        (np.array([0, 70000], np.int32), "has values from 0 to 70000"),
+    ],
+)
+def test_what_nobody_can_tell_is_refused_with_its_range(
+    tmp_path: Path, values: Any, message: str
+) -> None:
+    values = values.astype(np.float32) if values.dtype == np.float64 else values
+    path = save(Image.fromarray(np.resize(values, (40, 40))), tmp_path / "a.tif")
+    for read in (read_image, lambda path: read_images([path])):
+        with pytest.raises(ImageError, match=message):
+            read(path)
+
+
+def save_deep_colours(path: Path, values: Any) -> Path:
+    """Writes a PNG with 16 bits a colour, which Pillow only reads."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_colours_of_which_16_levels_would_be_left_are_refused(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(4096, size=(32, 32, 3))
+    low = save_deep_colours(tmp_path / "low.png", values)
+    high = save_deep_colours(tmp_path / "high.png", values * 16)
+    with pytest.raises(ImageError, match=r"1 images such as .*low\.png have 16 bits a colour"):
+        read_images([low])
+    images = read_images([low, high]).images  # 16 bits are used
+    assert torch.equal(images[1], torch.from_numpy(values // 16).byte().permute(2, 0, 1))
+
+
+# Nothing but a picture
+
+
+def test_what_claims_to_be_an_image_starts_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/trace\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n%%EOF\n")
+    with pytest.raises(OSError, match=""):  # what Pillow does by itself
+        Image.open(path).load()
+    assert (tmp_path / "trace").exists()
+    (tmp_path / "trace").unlink()
+    with pytest.raises(ImageError, match=r"a\.jpg is no readable image \(none of JPEG, PNG"):
+        read_image(path)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("suffix", [".tga", ".ico", ".psd", ".xbm", ".pcx", ".sgi", ".jp2"])
+def test_other_formats_are_not_opened_whatever_their_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    try:
+        Image.new("L", (32, 32), 9).save(path)
+    except (ValueError, KeyError, OSError):
+        path.write_bytes(b"8BPS\0\1" + bytes(40))
+    path = path.rename(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="is no readable image"):
+        read_image(path)
+
+
+def test_what_counts_is_the_size_that_would_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)
+    image = Image.new("RGB", (3000, 2000), RED)
+    large = read_image(save(image, tmp_path / "a.jpg", quality=95))
+    assert large[0].min() > 240
+    assert large[1:].max() < 15
+    with pytest.raises(
+        ImageError, match=r"a\.png is too large \(3,000 x 2,000 pixels\): scale it down"
+    ):
+        read_image(save(image, tmp_path / "a.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # somebody wants no limit
+    assert colour(read_image(tmp_path / "a.png")) == RED
+
+
+def strange_images(folder: Path) -> list[Path]:
+    """Good pictures of which Pillow warns."""
+    image = Image.new("RGB", (64, 64), WHITE)
+    image.paste(RED, (0, 0, 64, 32))
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 9, 274, 3, 1, 3, 0)  # 9 entries, and one
+    palette = image.convert("P")
+    return [
+        save(image, folder / "exif.jpg", exif=exif),
+        save(image, folder / "exif.png", exif=exif),
+        save(palette, folder / "palette.png", transparency=bytes([255] * 256)),
+    ]
+
+
+def test_pillow_warns_of_none_and_nothing_of_the_process_changes(tmp_path: Path) -> None:
+    paths = strange_images(tmp_path)
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    images = read_images(paths).images  # in tests, a warning is an error
+    for image in images[:2]:  # turned as the damaged data still say
+        assert tuple(image[:, 4, 16].tolist()) == WHITE
+        assert image[1, 28, 16] < 10
+    after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    assert before == after
+    with pytest.warns(UserWarning, match="Corrupt EXIF|corrupt EXIF"):
+        Image.open(paths[0]).getexif().get(274)  # so there is something to warn of
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_every_orientation_is_turned_as_pillow_turns_it(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(4, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels.repeat(16, 0).repeat(16, 1))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"quality": 95} if suffix in (".jpg", ".webp") else {}
+    path = save(image, tmp_path / f"a{suffix}", exif=exif, **options)
+    with Image.open(path) as opened:
+        turned = ImageOps.exif_transpose(opened).convert("RGB").resize((32, 32))
+    seen = torch.from_numpy(np.array(turned)).permute(2, 0, 1)
+    assert (read_image(path).int() - seen.int()).abs().float().mean() < 8
+
+
+def test_orientation_of_xmp_and_of_imagemagick_counts_too(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), WHITE)
+    image.paste(RED, (0, 0, 64, 32))
+    xmp = PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>')
+    profile = PngImagePlugin.PngInfo()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = exif.tobytes()
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n")
+    for info in (xmp, profile):
+        seen = read_image(save(image, tmp_path / "a.png", pnginfo=info))
+        assert tuple(seen[:, 4, 16].tolist()) == WHITE
+        assert tuple(seen[:, 28, 16].tolist()) == RED
