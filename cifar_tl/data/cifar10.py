@@ -132,8 +132,7 @@ def _root(folder: Path) -> Path:
 
 def _is_archive(path: Path) -> bool:
     """Tells by its name if a file may be the archive, such as ``cifar-10-python (1).tar.gz``."""
-    name = path.name.lower()
-    return "cifar" in name and name.endswith(ARCHIVES) and path.is_file()
+    return "cifar" in path.name.lower() and path.name.endswith(ARCHIVES) and path.is_file()
 
 
 def _damaged_files(folder: Path) -> list[Path]:

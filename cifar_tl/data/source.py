@@ -110,7 +110,7 @@ def kind_of(source: str | Path) -> str:
     for name, kind in KINDS.items():
         if kind.recognizes(source):
             return name
-    if str(source).lower().endswith(ARCHIVES):
+    if str(source).endswith(ARCHIVES):
         raise DataError(f"{source}: an archive of CIFAR-10 is found in its folder: name the folder")
     raise DataError(f"{source} is no source of images: name {SOURCES}")
 

@@ -1,5 +1,6 @@
 import gc
 import http.server
+import os
 import pickle
 import random
 import shutil
@@ -15,7 +16,7 @@ from torchvision.datasets import CIFAR10
 
 from cifar_tl.data import cifar10
 from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES, download_cifar10
-from cifar_tl.data.source import load_data
+from cifar_tl.data.source import lacks_cifar10, load_data
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 from tests.conftest import Malicious
 
@@ -210,3 +211,54 @@ def test_damaged_batch_is_never_unpickled(tmp_path: Path, archive: bytes) -> Non
     with pytest.raises(MissingDataError):
         load_data(tmp_path)
     assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python (1).tar.gz", "cifar10.tgz", "CIFAR-10.tar.gz"])
+def test_the_right_archive_of_another_name_is_used(
+    tmp_path: Path, archive: bytes, server: Server, name: str
+) -> None:
+    (tmp_path / "cifar10 notes.tgz").write_bytes(b"something else")
+    (tmp_path / name).write_bytes(archive)
+    assert not lacks_cifar10(tmp_path)
+    download_cifar10(tmp_path)
+    assert server.requests == 0
+    assert len(load_data(tmp_path).train.labels) == 200
+
+
+def test_the_folder_with_the_batches_may_be_named(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    download_cifar10(tmp_path)
+    batches = tmp_path / CIFAR10.base_folder
+    assert not lacks_cifar10(batches)
+    assert load_data(batches).fingerprint == load_data(tmp_path).fingerprint
+    (batches / "data_batch_3").write_bytes(b"damaged")
+    download_cifar10(batches)  # from the archive above it
+    assert len(load_data(batches).train.labels) == 200
+    renamed = batches.rename(tmp_path / "batches")
+    with pytest.raises(DataError, match="batches holds CIFAR-10: rename it to cifar-10-batches-py"):
+        load_data(renamed)
+
+
+def test_an_archive_where_nothing_can_be_written_says_what_to_do(
+    tmp_path: Path, archive: bytes
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / CIFAR10.filename).write_bytes(archive)
+    folder.chmod(0o555)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        if os.geteuid() == 0 and parent != Path("/tmp"):
+            parent.chmod(0o755)  # so that somebody else may look into it
+    process = os.fork()
+    if process == 0:  # as somebody else: root may write whatever the permissions say
+        code = 1
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            download_cifar10(folder)
+        except DataError as error:
+            code = 0 if "copy it into a folder of your own and name that" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    folder.chmod(0o755)

@@ -1,15 +1,18 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cifar_tl.data.examples import LabeledImages
-from cifar_tl.data.image_files import read_image
+from cifar_tl.data.image_files import READING_RULES, read_image
 from cifar_tl.data.source import load_data
-from cifar_tl.errors import DataError
+from cifar_tl.errors import DataError, DataWarning
 
 COLOURS = {"Birch": "red", "ash": "green", "cedar tree": "blue"}
 
@@ -82,7 +85,8 @@ def test_fingerprint_of_own_classes_tells_of_every_change(
         hold_out,
     ]
     assert fingerprint() == load_data(own_classes).fingerprint
-    assert len({fingerprint(), *map(fingerprint, changes)}) == 6
+    changes.append(lambda folder: (folder / "train/ash/00.png").rename(folder / "train/ash/0.png"))
+    assert len({fingerprint(), *map(fingerprint, changes)}) == 7
 
 
 def test_damaged_images_are_all_listed(own_classes: Path, tmp_path: Path) -> None:
@@ -149,3 +153,30 @@ def test_folders_of_other_kinds_are_explained(own_classes: Path, tmp_path: Path)
     }.items():
         with pytest.raises(DataError, match=message):
             load_data(tmp_path / name)
+
+
+def test_another_decoder_makes_no_other_data(
+    own_classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_data(own_classes)
+    resize = ImageOps.fit
+
+    def brighter(*arguments: Any) -> Image.Image:  # as another Pillow may decode a JPEG
+        return resize(*arguments).point(lambda level: min(level + 1, 255))
+
+    monkeypatch.setattr(ImageOps, "fit", brighter)
+    after = load_data(own_classes)
+    assert not torch.equal(before.train.images, after.train.images)
+    assert before.fingerprint == after.fingerprint
+    assert before.software == {"pillow": PIL.__version__}
+
+
+def test_white_of_deep_images_goes_with_the_data(own_classes: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(own_classes, tmp_path / "own"))
+    levels = np.linspace(0, 4000, 40 * 40).reshape(40, 40).astype(np.uint16)
+    Image.fromarray(levels).save(folder / "train/ash/deep.png")
+    line = "grey images of more than 8 bits: in all that hold integers, 4095 is taken for white"
+    with pytest.warns(DataWarning, match=line):
+        data = load_data(folder)
+    assert data.reading == {"reading_rules": READING_RULES, "white": {"integers": 4095.0}}
+    assert load_data(own_classes).reading == {"reading_rules": READING_RULES}

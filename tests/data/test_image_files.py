@@ -156,9 +156,8 @@ def save_deep(folder: Path, name: str, top: float, dtype: type = np.uint16) -> P
     return save(Image.fromarray(values), folder / name)
 
 
-def expected(white: float, top: float, *, whole: bool = True) -> torch.Tensor:
-    values: Any = DEEP * top
-    values = values.astype(np.uint16) if whole else values.astype(np.float32)
+def expected(white: float, top: float, dtype: type = np.uint16) -> torch.Tensor:
+    values = (DEEP * top).astype(dtype)
     return torch.from_numpy((values * (255 / white)).round().astype(np.uint8))
 
 
@@ -199,7 +198,7 @@ def test_floats_have_one_white_too(tmp_path: Path, top: float, white: float) -> 
     path = save_deep(tmp_path, "a.tif", top, np.float32)
     found = read_images([path, save_deep(tmp_path, "dark.tif", top / 9, np.float32)])
     assert found.white == {"floats": white}
-    difference = found.images[0, 0].int() - expected(white, top, whole=False).int()
+    difference = found.images[0, 0].int() - expected(white, top, np.float32).int()
     assert difference.abs().max() <= 1  # rounding
     if white == 1:
         assert torch.equal(read_image(path), found.images[0])

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
-from cifar_tl.errors import DataError
+from cifar_tl.errors import DataError, DataWarning
 from tests.conftest import Malicious
 
 
@@ -19,7 +21,7 @@ def save_npz(path: Path, arrays: tuple[Any, ...], **changes: Any) -> Path:
         "y_test": y_test,
     }
     for key, change in changes.items():
-        content[key] = change(content[key])
+        content[key] = change(content.get(key))
     np.savez(path, **{key: value for key, value in content.items() if value is not None})
     return path
 
@@ -75,6 +77,12 @@ def test_fingerprint_notices_one_pixel_and_one_label(
             {"y_train": lambda y: np.array([{}] * len(y))},
             "y_train must hold integers .* Python",
         ),
+        ({"x_train": lambda _: np.array([None] * 7)}, "x_train must hold uint8 .* Python objects"),
+        ({"x_val": lambda _: np.zeros((9, 32, 32, 3), np.uint8)}, "has no array y_val: add it"),
+        ({"class_names": lambda _: np.array(list("abc"))}, r"must be ten strings, .* \(3,\): np"),
+        ({"class_names": lambda _: np.array([None] * 10)}, "ten strings, not Python objects of"),
+        ({"class_names": lambda _: np.arange(10)}, "class_names must be ten strings, not int64"),
+        ({"class_names": lambda _: np.array(["a"] * 10)}, "class_names has a name twice"),
         ({"y_train": lambda _: np.array([None] * 7)}, "y_train must hold integers .* Python"),
     ],
 )
@@ -178,3 +186,53 @@ def test_damage_in_the_test_images_is_noticed(
 def test_missing_npz_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file"):
         load_data(tmp_path / "none.npz")
+
+
+def test_suffix_counts_in_any_case(tmp_path: Path, small_arrays: tuple[Any, ...]) -> None:
+    path = save_npz(tmp_path / "data.npz", small_arrays).rename(tmp_path / "DATA.NPZ")
+    assert (load_data(path).name, len(load_data(str(path)).test.labels)) == ("DATA.NPZ", 40)
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path: Path, small_arrays: tuple[Any, ...]) -> None:
+    path = save_npz(tmp_path / "mine.npz", small_arrays, weights=lambda _: np.ones(3), z=str)
+    line = f"{path}: arrays that are not used: weights, z"
+    with pytest.warns(DataWarning, match=re.escape(line)):
+        assert load_data(path).notes == (line,)
+
+
+@pytest.mark.parametrize("dtype", [str, bytes])
+def test_class_names_are_used_and_then_nothing_is_mirrored(
+    tmp_path: Path, small_arrays: tuple[Any, ...], dtype: type
+) -> None:
+    names = tuple(f"sign {letter}" for letter in "abcdefghij")
+    plain = load_data(save_npz(tmp_path / "a.npz", small_arrays))
+    path = save_npz(tmp_path / "b.npz", small_arrays, class_names=lambda _: np.array(names, dtype))
+    named = load_data(path)
+    assert (plain.class_names, plain.mirror) == (CIFAR10_CLASS_NAMES, True)
+    assert (named.class_names, named.mirror) == (names, False)
+    assert named.notes == ()
+
+
+def test_validation_images_of_its_own_are_used(
+    tmp_path: Path, small_arrays: tuple[Any, ...]
+) -> None:
+    _, y_train, x_test, y_test = small_arrays
+    held_out = {
+        "x_val": lambda _: 255 - x_test.transpose(0, 2, 3, 1),
+        "y_val": lambda _: y_test[:, None],
+    }
+    plain = load_data(save_npz(tmp_path / "a.npz", small_arrays))
+    data = load_data(save_npz(tmp_path / "b.npz", small_arrays, **held_out))
+    assert data.fingerprint != plain.fingerprint
+    train, validation = data.train_and_validation(range(5, 10))
+    assert torch.equal(train.labels, torch.from_numpy(y_train[y_train > 4]))
+    assert torch.equal(validation.labels, torch.from_numpy(y_test[y_test > 4]))
+    assert torch.equal(validation.images, torch.from_numpy(255 - x_test[y_test > 4]))
+    changed = held_out | {"y_val": lambda _: (y_test + (y_test == 9) * 0)[::-1]}
+    assert load_data(save_npz(tmp_path / "c.npz", small_arrays, **changed)).fingerprint not in (
+        plain.fingerprint,
+        data.fingerprint,
+    )
+    missing = held_out | {"y_val": lambda _: np.where(y_test == 7, 8, y_test)}
+    with pytest.raises(DataError, match="no validation image of class 7: every class must be in"):
+        load_data(save_npz(tmp_path / "d.npz", small_arrays, **missing))

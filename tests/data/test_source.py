@@ -1,14 +1,18 @@
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from cifar_tl.data.cifar10 import download_cifar10
 from cifar_tl.data.npz import read_npz
 from cifar_tl.data.source import KINDS, SHAPES, Kind, has_own_classes, load_data, results_name
 from cifar_tl.errors import DataError, MissingDataError
+from tests.data.test_npz import save_npz
 
 
 def test_each_source_is_read_by_its_reader(
@@ -67,3 +71,34 @@ def test_another_source_is_a_module_and_an_entry_in_the_table(
     path = small_npz.rename(tmp_path / "small.zip")
     assert results_name(path) == "renamed"
     assert len(load_data(path).train.labels) == 400
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_images_in_which_there_is_nothing_to_see_are_refused(
+    tmp_path: Path, small_arrays: tuple[Any, ...], divided: bool
+) -> None:
+    def change(images: Any) -> Any:
+        return (images // 128).astype(np.uint8) if divided else np.full_like(images, 77)
+
+    path = save_npz(tmp_path / "mine.npz", small_arrays, x_train=change)
+    message = "are 0 or 1, as after dividing by 255" if divided else "images are the same: check"
+    with pytest.raises(DataError, match=rf"mine\.npz: all .*{message}"):
+        load_data(path)
+    folder = tmp_path / "own"
+    for number in range(4):
+        for name in "ab":
+            image = Image.new("L", (32, 32), 0 if divided else 9)
+            if divided:
+                image.paste(1, (number, 0, 20, 20))
+            path = folder / "train" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    with pytest.raises(DataError, match=rf"own: all .*{message}"):
+        load_data(folder)
+
+
+def test_an_archive_that_is_named_itself_says_what_to_name(tmp_path: Path) -> None:
+    for name in ("cifar-10-python.tar.gz", "CIFAR10.tgz"):
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match=f"{name}: an archive .* in its folder: name the fold"):
+            load_data(tmp_path / name)

@@ -7,7 +7,8 @@ import pytest
 
 from cifar_tl.checkpoint import load_checkpoint, load_model
 from cifar_tl.data.examples import Data
-from cifar_tl.errors import RunError
+from cifar_tl.data.source import load_data
+from cifar_tl.errors import RunError, RunWarning
 from cifar_tl.experiment.run import STAGES, check_settings, recipe_values, run_settings
 from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import NEUTRAL, ORIGINAL, Recipe
@@ -171,3 +172,30 @@ def test_a_result_lists_every_value_of_the_recipe(
     text = (tmp_path / "small.npz" / "base" / "results.txt").read_text()
     assert f"weight_decay {recipe.weight_decay}" in text
     assert "precision float32" in text
+
+
+def test_a_run_of_before_these_reading_rules_is_told_plainly(
+    own_classes: Path, tmp_path: Path
+) -> None:
+    own = load_data(own_classes)
+    now = settings_of(own, stage="scratch")
+    before = {key: value for key, value in now.items() if key != "reading_rules"}
+    before["fingerprint"] = "of pixels"
+    with pytest.raises(RunError) as error:
+        check_settings(tmp_path, before, now)
+    assert (
+        "other settings (made by a version that read image files by other rules): choose another "
+        "output folder, or replace that run"
+    ) in str(error.value)
+
+
+def test_another_pillow_is_a_warning_and_recorded(own_classes: Path, tmp_path: Path) -> None:
+    own = load_data(own_classes)
+    recipe = dataclasses.replace(SMALL, epochs=2)
+    with pytest.raises(StopError):
+        run_stage("scratch", own, recipe, output_dir=tmp_path, log=stop_at("epoch 1/2"))
+    other = dataclasses.replace(own, software={"pillow": "99.1"})
+    version = own.software["pillow"]
+    with pytest.warns(RunWarning, match=rf"surroundings \(pillow {version} before, 99\.1 now\)"):
+        result = run_stage("scratch", other, recipe, output_dir=tmp_path)
+    assert [part["pillow"] for part in result["surroundings"]] == [version, "99.1"]
