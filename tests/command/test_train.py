@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 import cifar_tl
-from cifar_tl.command import predict
+from cifar_tl.command import evaluate, predict
 from cifar_tl.command.train import main
 from cifar_tl.experiment.run import STAGES
 from tests.command.conftest import remedy
@@ -108,9 +110,17 @@ def test_own_classes_from_a_base_model_to_a_prediction(
     own = ["--data", str(own_classes), "--epochs", "8", "--finetune-epochs", "1"]
     own += ["--base", "runs/small.npz/base/model.pt"]
     assert main(own) == 0
-    assert "The base model was there before" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "The base model was there before" in output
     assert not Path("runs/own/base").exists()
     comparison = json.loads(Path("runs/own/comparison.json").read_text())
+    accuracies = {name: stage["val_accuracy"] for name, stage in comparison["stages"].items()}
+    best = f"runs/own/{max(accuracies, key=lambda name: accuracies[name])}/model.pt"
+    # The last line is the next command.
+    assert output.splitlines()[-1] == f"Try it: cifar-tl predict photo.jpg --model {best}"
+    shutil.copy(next((own_classes / "train" / "ash").iterdir()), "photo.jpg")
+    assert predict.main(shlex.split(output.splitlines()[-1])[4:]) == 0
+    assert "photo.jpg: " in capsys.readouterr().out
     assert set(comparison["stages"]) == {"transfer", "finetune", "scratch"}
     assert comparison["seconds_base"] is None
     assert main(own) == 0
@@ -119,6 +129,48 @@ def test_own_classes_from_a_base_model_to_a_prediction(
     assert predict.main([str(own_classes / "train" / "ash"), "--model", model, "--top", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.partition(": ")[2].startswith("ash ") for line in lines) > len(lines) / 2
+
+
+def test_deep_pictures_are_asked_about_as_they_were_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(30):
+        for name, low in (("dark", 0), ("bright", 2200)):
+            values = low + random.integers(1800, size=(32, 32))
+            path = tmp_path / "camera" / "train" / name / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values.astype(np.uint16)).save(path)
+    command = ["--data", "camera", "--stage", "scratch", "--epochs", "8", "--batch-size", "8"]
+    assert main(command) == 0
+    output, errors = capsys.readouterr()
+    assert "in all that hold integers, 4095 is taken for white, and the model" in one_line(errors)
+    assert "validation accuracy 100.00%" in output
+    assert result("runs/camera/scratch/result.json")["white"] == {"integers": 4095}
+    model = ["--model", "runs/camera/scratch/model.pt", "--top", "1"]
+    for name in ("dark", "bright"):  # the bright ones alone would have another white
+        assert predict.main([f"camera/train/{name}/00.png", *model]) == 0
+        assert f".png: {name} " in capsys.readouterr().out
+    Image.fromarray(np.full((32, 32), 9000, np.uint16)).save("brighter.png")
+    assert predict.main(["brighter.png", *model]) == 1
+    assert "values up to 9000, where 4095 is white" in one_line(capsys.readouterr().err)
+    shutil.copytree("camera/train", "other/train")
+    Image.fromarray(np.full((32, 32), 9000, np.uint16)).save("other/train/dark/x.png")
+    arguments = ["runs/camera/scratch/model.pt", "--data", "other"]
+    assert evaluate.main(arguments) == 1
+    assert "convert its images to 8 bits" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("flag", "used"), [("--mirror", True), ("--no-mirror", False)])
+def test_mirror_images_can_be_had_and_not(
+    small_npz: Path, own_classes: Path, flag: str, used: bool
+) -> None:
+    for source in (small_npz, own_classes):
+        assert main(["--data", str(source), "--stage", "scratch", "--epochs", "1", flag]) == 0
+        assert result(f"runs/{source.name}/scratch/result.json")["mirror"] is used
+    words = ["--stage", "base", "--recipe", "original", "--epochs", "1", flag]
+    assert main([*words, "--data", str(small_npz)]) == 0
+    assert result("runs/small.npz/base/result.json")["mirror"] is used
 
 
 def test_a_fraction_of_the_new_images_on_a_base_of_all(

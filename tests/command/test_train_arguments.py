@@ -117,6 +117,14 @@ def test_suggested_commands_are_understood_and_mean_what_they_should(own_classes
     assert choose_recipe(lower).for_stage("transfer").lr == 0.5
 
 
+def test_command_repeats_whether_to_mirror() -> None:
+    for flag in ("--mirror", "--no-mirror"):
+        options = make_parser().parse_args(["--data", "shapes", flag])
+        assert write_command(options) == f"cifar-tl train --data shapes {flag}"
+        assert choose_recipe(options).mirror is (flag == "--mirror")
+    assert choose_recipe(make_parser().parse_args([])).mirror is None
+
+
 def test_command_repeats_what_was_given() -> None:
     arguments = ["--stage", "base", "--data", "my data.npz", "--lr", "0.1", "--restart"]
     options = make_parser().parse_args(arguments)

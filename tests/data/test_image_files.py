@@ -152,12 +152,12 @@ DEEP = np.linspace(0, 1, 32 * 32).reshape(32, 32)  # from black to white, alread
 
 
 def save_deep(folder: Path, name: str, top: float, dtype: type = np.uint16) -> Path:
-    values = (DEEP * top).astype(dtype)
+    values: Any = (DEEP * top).astype(dtype)
     return save(Image.fromarray(values), folder / name)
 
 
 def expected(white: float, top: float, dtype: type = np.uint16) -> torch.Tensor:
-    values = (DEEP * top).astype(dtype)
+    values: Any = (DEEP * top).astype(dtype)
     return torch.from_numpy((values * (255 / white)).round().astype(np.uint8))
 
 
@@ -255,7 +255,7 @@ def save_deep_colours(path: Path, values: Any) -> Path:
 
 
 def test_colours_of_which_16_levels_would_be_left_are_refused(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).integers(4096, size=(32, 32, 3))
+    values: Any = np.random.default_rng(0).integers(4096, size=(32, 32, 3))
     low = save_deep_colours(tmp_path / "low.png", values)
     high = save_deep_colours(tmp_path / "high.png", values * 16)
     with pytest.raises(ImageError, match=r"1 images such as .*low\.png have 16 bits a colour"):

@@ -228,7 +228,7 @@ def test_validation_images_of_its_own_are_used(
     assert torch.equal(train.labels, torch.from_numpy(y_train[y_train > 4]))
     assert torch.equal(validation.labels, torch.from_numpy(y_test[y_test > 4]))
     assert torch.equal(validation.images, torch.from_numpy(255 - x_test[y_test > 4]))
-    changed = held_out | {"y_val": lambda _: (y_test + (y_test == 9) * 0)[::-1]}
+    changed = held_out | {"y_val": lambda _: y_test[::-1]}
     assert load_data(save_npz(tmp_path / "c.npz", small_arrays, **changed)).fingerprint not in (
         plain.fingerprint,
         data.fingerprint,

@@ -278,6 +278,63 @@ def test_names_may_hold_dollar_signs_and_any_script(
     assert capsys.readouterr().err == ""
 
 
+def test_names_may_be_no_utf_8_and_hold_line_breaks(
+    own_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = (os.fsdecode(b"\xe9t\xe9"), "a\nb", "tab\t")  # as old archives are unzipped
+    folder = tmp_path / os.fsdecode(b"\xe9")
+    for new, old in zip(strange, ("ash", "Birch", "cedar tree"), strict=True):
+        shutil.copytree(own_classes / "train" / old, folder / "train" / new)
+    command = ["--stage", "scratch", "--epochs", "1", "--output-dir", str(tmp_path / "runs")]
+    command += ["--data", str(folder)]
+    assert train.main(command) == 0
+    run = tmp_path / "runs" / folder.name / "scratch"
+    assert {name for name in PICTURES if (run / name).exists()} == {*PICTURES}
+    text = (run / "results.txt").read_text("ascii")
+    assert "\nClasses 0 a\\nb, 1 tab\\t, 2 \\udce9t\\udce9\n" in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("%")][-3:] == [
+        *("a\\nb", "tab\\t", "\\udce9t\\udce9")
+    ]
+    assert load_model_and_classes(run / "model.pt")[1][2] == strange[0]
+    assert train.main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_accents_where_nothing_is_utf_8(own_classes: Path, tmp_path: Path) -> None:
+    shutil.copytree(own_classes, tmp_path / "pictures")
+    (tmp_path / "pictures/train/ash").rename(tmp_path / "pictures/train/\u00e9t\u00e9")
+    command = [sys.executable, str(ROOT / "train.py"), "--stage", "scratch", "--epochs", "1"]
+    process = subprocess.run(
+        [*command, "--data", "pictures"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert (tmp_path / "runs/pictures/scratch/confusion.png").exists()
+
+
+def test_whatever_drawing_raises_costs_pictures_and_one_warning(
+    copied: Path,
+    small_npz: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UnicodeEncodeError("utf-8", "a", 0, 1, "something\nof matplotlib")
+
+    (copied / "base" / "curves.png").unlink()
+    monkeypatch.setattr(Figure, "savefig", fail)
+    capsys.readouterr()
+    run_all(small_npz, copied.parent)
+    monkeypatch.undo()
+    errors = capsys.readouterr().err.splitlines()
+    for line, folder in zip(errors, (copied / "base", copied), strict=True):  # and the comparison
+        assert f"warning: no pictures in {folder}: 'utf-8' codec can't encode" in line
+
+
 def test_a_new_comparison_or_result_is_drawn_anew(
     drawn: Path, copied: Path, small_npz: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -334,6 +335,50 @@ def test_mirror_images_are_used_if_the_recipe_says_so(
     plain = load_model(tmp_path / "small.npz" / "base" / "model.pt").state_dict()
     mirrored = load_model(finished / "base" / "model.pt").state_dict()
     assert not torch.equal(plain["features.conv1.weight"], mirrored["features.conv1.weight"])
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_the_data_say_whether_mirror_images_show_the_same_unless_the_recipe_does(
+    small_data: Data, own_classes: Path, tmp_path: Path, wanted: bool | None
+) -> None:
+    recipe = dataclasses.replace(SMALL, epochs=1, mirror=wanted)
+    assert ORIGINAL.mirror is False
+    for data, of_data in ((small_data, True), (load_data(own_classes), False)):
+        result = run_stage("scratch", data, recipe, output_dir=tmp_path)
+        used = of_data if wanted is None else wanted
+        assert result["mirror"] is used
+        text = (tmp_path / data.name / "scratch" / "results.txt").read_text()
+        assert f"mirror {used}" in text
+        lines: list[str] = []
+        settings = load_checkpoint(tmp_path / data.name / "scratch" / "model.pt")["settings"]
+        assert settings.get("mirror", False) is used
+        run_stage(
+            "scratch",
+            data,
+            dataclasses.replace(recipe, mirror=used),
+            output_dir=tmp_path,
+            log=lines.append,
+        )
+        assert "finished before" in lines[0]
+
+
+def test_signs_that_turn_left_and_right_are_told_apart(tmp_path: Path) -> None:
+    for number in range(40):
+        for name in ("left", "right"):
+            sign = Image.new("L", (32, 32), 40 + number)
+            sign.paste(255, (4, 14, 28, 18))
+            tip = 4 if name == "left" else 22
+            sign.paste(255, (tip, 8, tip + 6, 24))
+            path = tmp_path / "signs" / "train" / name / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sign.save(path)
+    signs = load_data(tmp_path / "signs")
+    recipe = dataclasses.replace(SMALL, epochs=5)
+    result = run_stage("scratch", signs, recipe, output_dir=tmp_path)
+    assert result["val_accuracy"] == 1
+    mirrored = dataclasses.replace(recipe, mirror=True)
+    result = run_stage("scratch", signs, mirrored, output_dir=tmp_path / "mirrored")
+    assert result["val_accuracy"] < 0.8
 
 
 def test_wrong_arguments_are_refused(small_data: Data, tmp_path: Path) -> None:
