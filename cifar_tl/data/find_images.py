@@ -1,6 +1,7 @@
 """Find the image files in folders, and of which class each is; nothing here needs torch."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -144,7 +145,11 @@ def find_classes(folder: Path) -> Classes:
         )
     for part in (VALIDATION, TEST):
         if unknown := sorted({*_folders(folder / part)}.difference(classes)):
-            raise DataError(f"{folder / part / unknown[0]} is a class that {TRAIN} does not have")
+            meant = [name for name in classes if _spoken(name) == _spoken(unknown[0])]
+            what = f", which has {meant[0]!r}, spelled otherwise: rename one" if meant else ""
+            raise DataError(
+                f"{folder / part / unknown[0]} is a class that {TRAIN} does not have{what}"
+            )
     found = {
         part: {
             name: find_images(folder / part / name)
@@ -161,7 +166,8 @@ def find_classes(folder: Path) -> Classes:
         part: {name: by_class[name].images if name in by_class else [] for name in classes}
         for part, by_class in found.items()
     }
-    return Classes(images, [*left_out(folder, others), *_unused(folder)])
+    notes = [*left_out(folder, others), *_unused(folder), *_doubtful(folder, images[TRAIN])]
+    return Classes(images, notes)
 
 
 def _check_layout(folder: Path) -> None:
@@ -172,7 +178,10 @@ def _check_layout(folder: Path) -> None:
     known = suffixes()
     for path in sorted(path for part in PARTS for path in folder.glob(f"{part}/[!.]*")):
         if path.suffix.lower() in known and not path.is_dir():
-            raise DataError(f"{path} has no class: move it into the folder of its class")
+            raise DataError(
+                f"{path} has no class: move it into the folder of its class, or {path.parent.name} "
+                "elsewhere, and have predict name what is in it"
+            )
         if path.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to nowhere: repair or delete it")
 
@@ -220,3 +229,31 @@ def _unused(folder: Path) -> list[str]:
     if not unused:
         return []
     return [f"images in {', '.join(unused)} are not used: what is used is in {', '.join(PARTS)}"]
+
+
+def _doubtful(folder: Path, images: Mapping[str, Sequence[str]]) -> list[str]:
+    """Says what is taken for granted about classes, where something else may have been meant."""
+    notes = []
+    spoken: dict[str, list[str]] = {}
+    for name, paths in images.items():
+        spoken.setdefault(_spoken(name), []).append(name)
+        below = {Path(path).relative_to(folder / TRAIN / name).parts[0] for path in paths}
+        if len(below) > 1 and not any((folder / TRAIN / name / part).is_file() for part in below):
+            notes.append(
+                f"{folder / TRAIN / name}: images in {', '.join(sorted(below))} are all of the "
+                f"class {name}; for classes of their own, move these folders up"
+            )
+    alike = [names for names in spoken.values() if len(names) > 1]
+    return [
+        *notes,
+        *(
+            f"the classes {' and '.join(map(repr, names))} differ only in their spelling: if they "
+            "are one, move their images together"
+            for names in alike
+        ),
+    ]
+
+
+def _spoken(name: str) -> str:
+    """Leaves out of a name what is not heard: case, spaces, two ways to write an accent."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())

@@ -148,7 +148,7 @@ def test_folders_of_other_kinds_are_explained(own_classes: Path, tmp_path: Path)
         "one": "holds only one class",
         "classes": "your own classes belong into .*train, a folder a class",
         "held-out": "validation would be ignored: rename it to val",
-        "loose": "test/a.png has no class: move it",
+        "loose": "test/a.png has no class: move it into the folder of its class",
         "cifar10": "a folder cifar10 are of other data: rename it",
     }.items():
         with pytest.raises(DataError, match=message):

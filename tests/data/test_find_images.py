@@ -247,3 +247,46 @@ def test_images_are_in_the_order_of_image_folder(tmp_path: Path) -> None:
         add_image(tmp_path / "all/class" / name / "0.png", "red")
     expected = [path for path, _ in ImageFolder(tmp_path / "all").samples]
     assert find_images(tmp_path / "all/class").images == expected
+
+
+@pytest.mark.parametrize("name", ["BIRCH", "Birch ", " birch"])
+def test_classes_that_sound_alike_are_named(folder: Path, name: str) -> None:
+    add_image(folder / "train" / name / "a.png", "red")
+    add_image(folder / "train" / name / "b.png", "blue")
+    (note,) = find_classes(folder).notes
+    assert "differ only in their spelling: if they are one, move their images together" in note
+    assert repr(name) in note
+    assert "'Birch'" in note
+
+
+def test_a_class_that_is_spelled_otherwise_in_another_part_is_named(folder: Path) -> None:
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"  # macOS unzips to the second
+    (folder / "train/ash").rename(folder / "train" / composed)
+    add_image(folder / "val" / decomposed / "a.png", "red")
+    with pytest.raises(DataError, match=f"which has '{composed}', spelled otherwise: rename one"):
+        load_data(folder)
+
+
+def test_classes_within_a_class_are_named(folder: Path) -> None:
+    for name in ("oak", "elm"):
+        add_image(folder / "train/tree" / name / f"{name}.png", "red" if name == "oak" else "blue")
+    (note,) = find_classes(folder).notes
+    assert "images in elm, oak are all of the class tree; for classes of their own, move" in note
+    add_image(folder / "train/tree/a.png", "green")  # sorted into folders, but one class
+    assert find_classes(folder).notes == []
+
+
+def test_a_test_set_without_classes_says_what_to_do(folder: Path) -> None:
+    add_image(folder / "test/0001.jpg", "red")
+    with pytest.raises(
+        DataError, match=r"0001\.jpg has no class: .* or test elsewhere, and"
+    ):
+        load_data(folder)
+
+
+def test_a_class_that_the_test_images_lack_shifts_no_other(folder: Path) -> None:
+    add_image(folder / "test/cedar tree/a.png", "red")
+    add_image(folder / "test/ash/a.png", "blue")
+    data = load_data(folder)
+    named = {data.class_names[label] for label in data.test.labels.tolist()}
+    assert named == {"ash", "cedar tree"}

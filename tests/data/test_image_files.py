@@ -87,8 +87,12 @@ def test_every_mode_becomes_colours(
 
 
 def test_cmyk_and_transparent_palettes(tmp_path: Path) -> None:
-    cmyk = save(Image.new("CMYK", (40, 40), (0, 255, 255, 0)), tmp_path / "a.tif")
-    assert colour(read_image(cmyk)) == RED
+    cmyk = Image.new("CMYK", (40, 40), (0, 255, 255, 0))
+    assert colour(read_image(save(cmyk, tmp_path / "a.tif"))) == RED
+    # As Photoshop writes it, with all values inverted.
+    inverted = read_image(save(cmyk, tmp_path / "a.jpg", quality=100))
+    assert inverted[0].min() > 250
+    assert inverted[1:].max() < 5
     palette = Image.new("P", (40, 40), 0)
     palette.putpalette([*RED] * 256)
     assert colour(read_image(save(palette, tmp_path / "a.gif", transparency=0))) == WHITE
@@ -370,3 +374,27 @@ def test_orientation_of_xmp_and_of_imagemagick_counts_too(tmp_path: Path) -> Non
         seen = read_image(save(image, tmp_path / "a.png", pnginfo=info))
         assert tuple(seen[:, 4, 16].tolist()) == WHITE
         assert tuple(seen[:, 28, 16].tolist()) == RED
+
+
+def test_of_several_images_in_a_file_the_first_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, WHITE)]
+    for suffix in (".gif", ".png", ".webp", ".tif", ".mpo"):
+        path = tmp_path / f"a{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        image = read_image(path)
+        assert image[0].min() > 250
+        assert image[1:].max() < 5
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b'{"error": 404}', b"GIF89a", b"RIFF"])
+def test_what_a_server_sent_instead_of_an_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.jpg is no readable image \("):
+        read_image(path)
+
+
+def test_a_suffix_may_lie(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 40), RED).save(path, format="WEBP", lossless=True)
+    assert colour(read_image(path)) == RED
