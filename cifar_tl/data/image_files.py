@@ -181,9 +181,12 @@ def _open(content: bytes) -> Image.Image:
     Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
-        if factory is not None and accept is not None and accept(content[:16]) is True:
+        accepted = accept(content[:16]) if accept is not None else False
+        if isinstance(accepted, str):  # Pillow was built without it
+            raise ValueError(accepted)
+        if factory is not None and accepted:
             return (_Jpeg if name == "JPEG" else factory)(io.BytesIO(content), "")
-    raise ValueError(f"none of {', '.join(FORMATS)}")
+    raise ValueError(f"none of {', '.join(name for name in FORMATS if name in Image.OPEN)}")
 
 
 def _turn(image: Image.Image) -> Image.Image:

@@ -278,9 +278,7 @@ def test_classes_within_a_class_are_named(folder: Path) -> None:
 
 def test_a_test_set_without_classes_says_what_to_do(folder: Path) -> None:
     add_image(folder / "test/0001.jpg", "red")
-    with pytest.raises(
-        DataError, match=r"0001\.jpg has no class: .* or test elsewhere, and"
-    ):
+    with pytest.raises(DataError, match=r"0001\.jpg has no class: .* or test elsewhere, and"):
         load_data(folder)
 
 
