@@ -6,7 +6,8 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 IMAGE_SHAPE = (3, 32, 32)
 
@@ -22,13 +23,27 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drops elements of the input, of any shape and floating-point type, in training mode."""
-        threshold = round(self.p * 2**16) - 2**15
-        if not self.training or input.device.type != "cpu" or self.inplace or threshold == 2**15:
-            return super().forward(input)
+        return _drop(input, self.p, self.training, self.inplace)
+
+
+@fx.wrap  # which traces the modules of a network, and no functions that look at tensors
+def _drop(input: Tensor, probability: float, training: bool, inplace: bool) -> Tensor:
+    threshold = round(probability * 2**16) - 2**15
+    if (
+        not training
+        or inplace
+        or threshold == 2**15
+        or input.device.type != "cpu"
+        or torch.compiler.is_compiling()
+    ):
+        return functional.dropout(input, probability, training, inplace)
+    try:
         draws = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        uniform = draws.view(torch.int16)[: input.numel()].view(input.shape)
-        kept = uniform >= threshold
-        return input * kept.to(input.dtype).div_(1 - self.p)
+    except RuntimeError:  # vmap has rules of its own for randomness
+        return functional.dropout(input, probability, training, inplace)
+    uniform = draws.view(torch.int16)[: input.numel()].view(input.shape)
+    kept = uniform >= threshold
+    return input * kept.to(input.dtype).div_(1 - probability)
 
 
 class CifarNet(nn.Module):
@@ -37,34 +52,49 @@ class CifarNet(nn.Module):
     ``features`` is layers 1-5 (convolutions to flattened features) and ``classifier`` layers 6-8
     (dropout and two linear layers). Weights start Glorot-uniform and biases at zero, drawn from
     torch's global generator. With 5 classes it has 119,581 parameters, with 10 it has 120,226.
+    The interface of the head is timm's.
 
     The model does its own preprocessing: it takes images as they are, and ``mean`` and ``std``,
     buffers of shape ``(3, 1, 1)``, travel with the weights. The defaults, 0 and 1, leave the
     pixels divided by 255 and nothing more.
 
     Args:
-        num_classes: Number of outputs.
+        num_classes: Number of outputs; with 0 it puts out the 128 values of layer 7.
+        dropout: The probability with which layer 6 drops a feature in training.
+
+    Attributes:
+        class_names: The names of the outputs that were trained, by number, as `load_model` and
+            `save_model` keep them.
+        white: What is white in images of more than 8 bits, for `read_image`; from `load_model`.
     """
 
     num_features = 800
+    head_hidden_size = 128
     mean: Tensor
     std: Tensor
+    classifier: nn.Sequential
+    class_names: dict[int, str]
+    white: dict[str, float]
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, dropout: float = 0.42) -> None:
         super().__init__()
+        self.class_names, self.white = {}, {}
+        self.dropout = dropout
         self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.register_buffer("std", torch.ones(3, 1, 1))
         self.features = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(3, 32, kernel_size=5),
-                relu1=nn.ReLU(inplace=True),
+                # Not in place, which is worth a hundredth of a step: a hook on a layer sees what it
+                # put out.
+                relu1=nn.ReLU(),
                 conv2=nn.Conv2d(32, 16, kernel_size=5),
                 # Documented the other way round: the maximum of ReLUs is the ReLU of the maximum,
                 # and this way a quarter of the work.
                 pool=nn.MaxPool2d(2),
-                relu2=nn.ReLU(inplace=True),
+                relu2=nn.ReLU(),
                 conv3=nn.Conv2d(16, 8, kernel_size=3),
-                relu3=nn.ReLU(inplace=True),
+                relu3=nn.ReLU(),
                 flatten=nn.Flatten(),
             )
         )
@@ -74,22 +104,35 @@ class CifarNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the classifier by a new one with fresh weights.
 
+        With 0 the last layer alone goes, and the outputs are those of layer 7, ``(N, 128)``.
+
         Raises:
-            ValueError: If there were fewer than one output.
+            ValueError: If there were fewer outputs than none.
         """
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-        self.num_classes = num_classes
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, not {num_classes}")
+        self.num_classes, self.class_names = num_classes, {}
+        if num_classes == 0 and hasattr(self, "classifier"):
+            self.classifier.linear2 = nn.Identity()
+            return
+        hidden = self.head_hidden_size
+        last = nn.Linear(hidden, num_classes) if num_classes else nn.Identity()
         self.classifier = nn.Sequential(
             OrderedDict(
-                dropout=Dropout(0.42),
-                linear1=nn.Linear(self.num_features, 128),
-                relu4=nn.ReLU(inplace=True),
-                linear2=nn.Linear(128, num_classes),
+                dropout=Dropout(self.dropout),
+                linear1=nn.Linear(self.num_features, hidden),
+                relu4=nn.ReLU(),
+                linear2=last,
             )
         )
         _glorot_uniform(self.classifier)
-        self.classifier.to(self.mean.device, self.mean.dtype).train(self.training)
+        if self.mean.device.type != "cpu" or self.mean.dtype != torch.float32:
+            self.classifier.to(self.mean.device, self.mean.dtype)
+        self.classifier.train(self.training)
+
+    def get_classifier(self) -> nn.Module:
+        """Returns the last layer."""
+        return self.classifier[-1]
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Turns images into the input of the first layer.
@@ -101,28 +144,55 @@ class CifarNet(nn.Module):
             ``(N, 3, 32, 32)`` in the type of the weights, normalised by ``mean`` and ``std``.
 
         Raises:
-            ValueError: If the images have another shape.
+            ValueError: If the images have another shape, or, where that can be seen without
+                waiting for a device, another range.
         """
-        if images.shape[1:] != IMAGE_SHAPE:
-            raise ValueError(f"images must be (N, 3, 32, 32), not {tuple(images.shape)}")
-        levels = 1 if images.is_floating_point() else 255
-        inputs = (images - levels * self.mean) / (levels * self.std)
-        # With channels last, the convolutions need no rearranged copies of what they work on.
-        return inputs.to(self.mean.dtype, memory_format=torch.channels_last)
+        return _prepare(images, self.mean, self.std)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Computes the features, ``(N, 800)``, of images as `preprocess` takes them."""
         features: Tensor = self.features(self.preprocess(images))
         return features
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Computes the logits, ``(N, num_classes)``, of features ``(N, 800)``."""
-        logits: Tensor = self.classifier(features)
-        return logits
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Computes the logits, ``(N, num_classes)``, of features ``(N, 800)``.
+
+        With ``pre_logits`` it stops before the last layer, at ``(N, 128)``.
+        """
+        outputs: Tensor = (self.classifier[:-1] if pre_logits else self.classifier)(features)
+        return outputs
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the logits, ``(N, num_classes)``, of images as `preprocess` takes them."""
         return self.forward_head(self.forward_features(images))
+
+
+@fx.wrap
+def _prepare(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    if images.shape[1:] != IMAGE_SHAPE:
+        raise ValueError(f"images must be (N, 3, 32, 32), not {tuple(images.shape)}")
+    if images.is_floating_point():
+        _check_range(images)
+    levels = 1 if images.is_floating_point() else 255
+    inputs = ((images - levels * mean) / (levels * std)).to(mean.dtype)
+    # With channels last, the convolutions need no rearranged copies of what they work on. vmap
+    # knows no memory_format.
+    return inputs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _check_range(images: Tensor) -> None:
+    """Refuses images from 0 to 255, or normalised ones, where nothing waits for the answer."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling() or not images.numel():
+        return
+    try:
+        low, high = (float(value) for value in images.detach().aminmax())
+    except RuntimeError:  # under vmap no value can be looked at
+        return
+    if low < -1 or high > 2:
+        raise ValueError(
+            f"floating-point images go from 0 to 1, these from {low:g} to {high:g}: give uint8, "
+            "divide by 255, or leave out a normalisation, which the model does itself"
+        )
 
 
 @torch.no_grad()
@@ -154,18 +224,57 @@ def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
     kernels.copy_(torch.cat([whitening, -whitening], 1).t().view_as(kernels))
 
 
-def transfer_model(base: CifarNet, num_classes: int = 10) -> CifarNet:
-    """Makes a transfer model: the frozen features of a base model under a new classifier.
+def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | None = None) -> Module:
+    """Makes a transfer model: everything of a base model frozen, under a new classifier.
 
-    The base model is left as it is: its features and preprocessing are copied.
+    The base model is left as it is: it is copied.
+
+    Args:
+        base: A `CifarNet`, a model of timm, or any other.
+        num_classes: Number of outputs of the new classifier.
+        classifier: For a model without ``reset_classifier``: the name of its last layer, a
+            ``Linear``, such as ``"fc"`` of a torchvision ResNet.
 
     Returns:
-        A model whose ``features`` are frozen and whose ``classifier`` has fresh weights.
+        A model of the same class, in which only the new classifier is trained.
+
+    Raises:
+        ValueError: If it is not to be known what the classifier is.
     """
     model = copy.deepcopy(base)
-    model.reset_classifier(num_classes)
-    freeze(model.features)
+    if isinstance(model, CifarNet):
+        model.reset_classifier(num_classes)
+        freeze(model.features)
+        return model
+    if classifier is not None:
+        new = _replace_linear(model, classifier, num_classes)
+    elif hasattr(model, "reset_classifier"):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+        new = model.get_classifier()  # type: ignore[operator]
+    else:
+        raise ValueError(
+            f"{type(base).__name__} does not say what its classifier is: name its last layer, such "
+            'as classifier="fc"'
+        )
+    freeze(model)
+    unfreeze(new)
+    new.train(model.training)
     return model
+
+
+def _replace_linear(model: nn.Module, name: str, num_classes: int) -> nn.Module:
+    parent, _, last = name.rpartition(".")
+    old = dict(model.named_modules()).get(name)
+    if not isinstance(old, nn.Linear):
+        linear = [known for known, part in model.named_modules() if isinstance(part, nn.Linear)]
+        what = "is missing" if old is None else f"is a {type(old).__name__}"
+        raise ValueError(
+            f"the classifier {name!r} {what}: name a Linear, such as {linear[-1:] or 'none here'}"
+        )
+    new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    new.to(old.weight.device, old.weight.dtype)
+    setattr(model.get_submodule(parent), last, new)
+    return new
 
 
 def freeze(module: Module) -> Module:
@@ -173,7 +282,9 @@ def freeze(module: Module) -> Module:
 
     Evaluation mode matters for layers that change or draw when they train, such as batch
     normalisation and dropout. All modules inside are frozen with it, and so are copies. `unfreeze`
-    undoes it.
+    undoes it, and so does whoever makes parameters trainable again: whether a part is frozen, that
+    is, has no trainable parameter, is looked at when ``train()`` is called. A part without any
+    parameters follows the one that holds it.
 
     Returns:
         The same module.
@@ -184,7 +295,7 @@ def freeze(module: Module) -> Module:
     for submodule in module.modules():
         submodule.eval()
         # A partial, unlike a closure, follows the module when it is copied or pickled.
-        submodule.__dict__["train"] = partial(_stay_in_eval_mode, submodule)
+        submodule.__dict__["train"] = partial(_train_unless_frozen, submodule)
     return module
 
 
@@ -240,9 +351,11 @@ def _glorot_uniform(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _stay_in_eval_mode(module: Module, mode: bool = True) -> Module:
-    for child in module.children():
-        child.train(mode)  # not every child need be frozen: one may have been put in later
+def _train_unless_frozen(module: Module, mode: bool = True) -> Module:
+    trainable = [parameter.requires_grad for parameter in module.parameters()]
+    module.training = mode and (any(trainable) or not trainable)
+    for child in module.children():  # not all need be frozen: one may have been put in later
+        child.train(module.training)
     return module
 
 

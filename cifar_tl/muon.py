@@ -1,9 +1,10 @@
 """Muon: an optimizer that moves a layer's weights equally far in all directions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 
 class Muon(torch.optim.Optimizer):
@@ -16,15 +17,23 @@ class Muon(torch.optim.Optimizer):
     which are no matrices, are trained by SGD with Nesterov momentum, without weight decay.
 
     Args:
-        parameters: What to train.
+        parameters: What to train, or groups of it, as torch's own optimizers take it.
         lr: The learning rate: about the spectral norm of a weight's update.
         momentum: Of the gradients.
         weight_decay: The part of a weight that a step takes away, in learning rates.
+
+    Raises:
+        ValueError: If one of them is out of range.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+        self, parameters: ParamsT, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
+        if not (lr >= 0 and 0 <= momentum < 1 and weight_decay >= 0):
+            raise ValueError(
+                f"lr and weight_decay must be at least 0 and momentum from 0 to below 1, not "
+                f"{lr}, {weight_decay} and {momentum}"
+            )
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
 

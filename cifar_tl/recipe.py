@@ -96,13 +96,14 @@ TUNED = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (ORIGINAL, TUNED)}
 
 
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Computes the learning rate of a step, from 0: a plain function, so there is no state to save.
+def rate_factor(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Computes what the peak learning rate is multiplied by in a step, counted from 0.
 
-    The one-cycle schedule rises linearly to the peak and falls linearly to zero, after Smith and
-    Topin 2018, "Super-convergence"; a step takes the value at its middle, so none is zero.
+    It is a plain function, so there is no state to save. The one-cycle schedule rises linearly to
+    the peak and falls linearly to zero, after Smith and Topin 2018, "Super-convergence"; a step
+    takes the value at its middle, so none is zero.
     """
     if recipe.schedule == "constant":
-        return recipe.lr
+        return 1.0
     position = (step + 0.5) / total_steps
-    return recipe.lr * min(position / recipe.warmup, (1 - position) / (1 - recipe.warmup))
+    return min(position / recipe.warmup, (1 - position) / (1 - recipe.warmup))

@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,10 @@ from torch.nn import functional
 from cifar_tl.errors import TrainingError
 from cifar_tl.muon import Muon
 from cifar_tl.progress import with_bar
-from cifar_tl.recipe import Recipe, learning_rate
+from cifar_tl.recipe import Recipe, rate_factor
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits and targets to one value per example
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of inputs and targets
 
 
 class Metrics(NamedTuple):
@@ -45,145 +48,226 @@ def fit(
     module: nn.Module,
     views: Tensor,
     labels: Tensor,
-    val_inputs: Tensor,
-    val_labels: Tensor,
+    val_inputs: Tensor | None,
+    val_labels: Tensor | None,
     recipe: Recipe,
     *,
     seed: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
+    loss: Loss | None = None,
+    transform: Transform | None = None,
     records: Sequence[EpochRecord] = (),
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_epoch: Callable[[EpochRecord], object] | None = None,
+    keep_best: bool = False,
     progress: str | None = None,
 ) -> list[EpochRecord]:
-    """Trains a module in place with cross-entropy; it ends in evaluation mode.
+    """Trains a module in place; it ends in evaluation mode, however the training ends.
 
     Nothing depends on what the inputs are: images for a whole network, features for a classifier.
     All randomness is a function of the seed and the epoch, and the caller's generators are left
     alone, so training goes on after any epoch as if it had never stopped: give the module and the
-    optimizer as they were then and the records so far.
+    optimizer as they were then and the records so far. This holds as long as no other thread draws
+    from torch's global generators meanwhile: there is only one of them.
 
     Args:
         module: Maps a batch of inputs to logits; trained on the device that it is on.
         views: ``(V, N, ...)``: V equally valid versions of each of N examples, such as an image
             and its mirror image. Each epoch picks one version of each example.
-        labels: ``(N,)`` int64, each below the number of logits.
-        val_inputs: ``(M, ...)`` validation inputs.
-        val_labels: ``(M,)`` int64.
+        labels: ``(N,)`` integers, each below the number of logits; for a ``loss`` of your own,
+            whatever it takes, a row for each example.
+        val_inputs: ``(M, ...)`` validation inputs; None: there are none, and the records say nan.
+        val_labels: ``(M,)``.
         recipe: How to train.
         seed: Decides order, views and dropout.
-        optimizer: By default a new one from `make_optimizer`.
+        optimizer: By default a new one from `make_optimizer`. One that is given keeps its own
+            learning rates: they are the peaks, in ``initial_lr`` of its groups.
+        loss: Maps logits and targets of a batch to one value per example, such as a
+            ``CrossEntropyLoss(weight=..., reduction="none")``; by default cross-entropy.
+        transform: Changes each training batch, ``(inputs, targets) -> (inputs, targets)``, such as
+            a random augmentation.
         records: Epochs that have been trained before.
-        on_epoch: Called with each new record, after validation.
+        on_epoch: Called with each new record, after validation; returning True ends the training.
+        keep_best: End with the weights of the epoch that validated best, not with the last ones.
         progress: Text before a progress bar on standard error; by default there is no bar.
 
     Returns:
         The records of all epochs, those given included.
 
     Raises:
-        ValueError: If the shapes do not fit together.
+        ValueError: If shapes, labels or the optimizer do not fit.
+        TypeError: If something is no tensor, or labels are no integers.
         TrainingError: If losses or weights are no longer finite numbers.
     """
-    if views.ndim < 2 or labels.shape != views.shape[1:2] or len(labels) == 0:
-        raise ValueError(
-            f"views of shape {tuple(views.shape)} need labels of shape (N,) where views are "
-            f"(V, N, ...) with N > 0, not {tuple(labels.shape)}; one version alone is images[None]"
-        )
-    if val_labels.shape != val_inputs.shape[:1] or len(val_labels) == 0:
-        raise ValueError(
-            f"validation inputs of shape {tuple(val_inputs.shape)} need as many labels, at least "
-            f"one, not {tuple(val_labels.shape)}"
-        )
+    labels = _check_views(views, labels, loss)
+    if val_inputs is not None and val_labels is not None:
+        val_labels = _check_examples(val_inputs, val_labels, loss, "validation inputs")
+    elif keep_best or val_inputs is not val_labels:
+        raise ValueError("validation needs inputs and labels, and keep_best needs validation")
     device = next(module.parameters()).device
     views, labels = views.to(device), labels.to(device)
-    val_inputs, val_labels = val_inputs.to(device), val_labels.to(device)
     if optimizer is None:
         optimizer = make_optimizer(module, recipe)
-    records = list(records)
-    for epoch in range(len(records) + 1, recipe.epochs + 1):
-        bar = f"{progress} {epoch}/{recipe.epochs}" if progress is not None else None
-        start = time.perf_counter()
-        train = _train_epoch(module, views, labels, recipe, epoch, seed, optimizer, bar)
-        trained = time.perf_counter()
-        with autocast(recipe, device):
-            val = evaluate(module, val_inputs, val_labels)
-        validated = time.perf_counter()
-        _check_finite(module, train, val, epoch, recipe)
-        record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
-        records.append(record)
-        if on_epoch is not None:
-            on_epoch(record)
-    module.eval()
+    _set_peaks(module, optimizer)
+    records, best = list(records), _Best(keep_best)
+    try:
+        for epoch in range(len(records) + 1, recipe.epochs + 1):
+            bar = f"{progress} {epoch}/{recipe.epochs}" if progress is not None else None
+            start = time.perf_counter()
+            train = _train_epoch(
+                module, views, labels, recipe, epoch, seed, optimizer, loss, transform, bar
+            )
+            trained = time.perf_counter()
+            val = Metrics(math.nan, math.nan)
+            if val_inputs is not None:
+                with autocast(recipe, device):
+                    val = evaluate(module, val_inputs, val_labels, loss=loss)
+            validated = time.perf_counter()
+            _check_finite(module, train, val if val_inputs is not None else train, epoch, recipe)
+            record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
+            records.append(record)
+            best.look(module, record)
+            if on_epoch is not None and on_epoch(record) is True:
+                break
+    finally:
+        best.restore(module)
+        module.eval()
     return records
 
 
+class _Best:
+    """The weights of the epoch that validated best so far, if they are to be kept."""
+
+    def __init__(self, keep: bool) -> None:
+        self.keep, self.accuracy = keep, -1.0
+        self.state: dict[str, Tensor] | None = None
+
+    def look(self, module: nn.Module, record: EpochRecord) -> None:
+        if self.keep and record.val_accuracy > self.accuracy:
+            self.accuracy = record.val_accuracy
+            self.state = {key: value.clone() for key, value in module.state_dict().items()}
+
+    def restore(self, module: nn.Module) -> None:
+        if self.state is not None:
+            module.load_state_dict(self.state)
+
+
 def evaluate(
-    module: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 100
+    module: Callable[[Tensor], Tensor],
+    inputs: Tensor | Iterable[Sequence[Tensor]],
+    labels: Tensor | None = None,
+    *,
+    loss: Loss | None = None,
+    batch_size: int = 100,
 ) -> Metrics:
     """Computes loss and accuracy in evaluation mode; then every mode is as it was.
 
     Args:
-        module: Maps a batch of inputs to logits.
-        inputs: ``(N, ...)``, N > 0.
-        labels: ``(N,)`` int64, each below the number of logits.
+        module: Maps a batch of inputs to logits: a module, or any function.
+        inputs: ``(N, ...)``, N > 0; or batches of inputs and labels, such as a ``DataLoader``.
+        labels: ``(N,)`` integers, each below the number of logits; none for batches.
+        loss: As for `fit`; by default cross-entropy, in nats.
         batch_size: Examples at a time; it changes the result only by rounding.
+
+    Raises:
+        ValueError: If there are no examples, or labels do not fit.
+        TypeError: If something is no tensor, or labels are no integers.
     """
-    device = next(module.parameters()).device
-    labels = labels.to(device)
     outputs = []
     with torch.inference_mode():
-        for logits, targets in zip(
-            _logits(module, inputs, batch_size), labels.split(batch_size), strict=True
-        ):
-            outputs.append((functional.cross_entropy(logits, targets), logits, targets))
+        for logits, targets in _outputs(module, inputs, labels, loss, batch_size):
+            outputs.append((_mean_loss(loss, logits, targets), logits, targets))
     return _metrics(outputs)
 
 
 def confusion_matrix(
-    module: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 100
+    module: Callable[[Tensor], Tensor],
+    inputs: Tensor | Iterable[Sequence[Tensor]],
+    labels: Tensor | None = None,
+    *,
+    batch_size: int = 100,
 ) -> Tensor:
     """Counts which class is taken for which, in evaluation mode.
 
-    Args and modes are those of `evaluate`; K is the number of logits.
+    Args, modes and errors are those of `evaluate`; K is the number of logits.
 
     Returns:
         ``(K, K)`` int64 on the CPU: a row for each true class, a column for each class predicted.
     """
+    pairs, num_classes = [], 0
     with torch.inference_mode():
-        logits = torch.cat(list(_logits(module, inputs, batch_size))).cpu()
-    num_classes = logits.shape[1]
-    pairs = labels.cpu() * num_classes + logits.argmax(1)
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+        for logits, targets in _outputs(module, inputs, labels, None, batch_size):
+            num_classes = logits.shape[1]
+            pairs.append((targets * num_classes + logits.argmax(1)).cpu())
+    counts = torch.bincount(torch.cat(pairs), minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
 
 
+@overload
 def extract_features(
     forward: Callable[[Tensor], Tensor],
     images: Tensor,
     *,
     batch_size: int = 100,
     progress: str | None = None,
-) -> Tensor:
-    """Computes the features of many images without gradients.
+) -> Tensor: ...
+
+
+@overload
+def extract_features(
+    forward: Callable[[Tensor], Tensor],
+    images: Iterable[Sequence[Tensor]],
+    *,
+    batch_size: int = 100,
+    progress: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def extract_features(
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor | Iterable[Sequence[Tensor]],
+    *,
+    batch_size: int = 100,
+    progress: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Computes the features of many images without gradients, in evaluation mode.
 
     Args:
-        forward: Maps a batch of images to features, such as ``model.forward_features``; what it
-            runs must be in evaluation mode.
-        images: ``(N, ...)``, N > 0, on the device that ``forward`` expects.
+        forward: Maps a batch of images to features: a module, or a method of one such as
+            ``model.forward_features``, whose modes are then as they were; or any function.
+        images: ``(N, ...)``, N > 0; or batches of images and labels, such as a ``DataLoader``,
+            where the images do not fit into memory.
         batch_size: Images at a time; it changes the result only by rounding.
         progress: Text before a progress bar on standard error; by default there is no bar.
 
     Returns:
-        ``(N, ...)``, what ``forward`` returned for all images.
+        ``(N, ...)``, what ``forward`` returned for all images; of batches with labels a pair, these
+        and the labels ``(N,)`` in the same order.
+
+    Raises:
+        ValueError: If there are no images.
+        TypeError: If they are neither a tensor nor batches of two.
     """
-    features = None
-    with torch.no_grad():  # not inference_mode, whose tensors no classifier could train on
+    owner = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__", None)
+    device = _device_of(owner)
+    with _evaluating(owner), torch.no_grad():  # no classifier could train on inference tensors
+        if not isinstance(images, Tensor):
+            pairs = [
+                (forward(batch.to(device)), labels.to(device))
+                for batch, labels in with_bar(_batches_of_two(images), progress)
+            ]
+            if not pairs:
+                raise ValueError("there are no images to compute features of")
+            features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+            return features, labels
+        result = None
         for start in with_bar(range(0, len(images), batch_size), progress):
-            batch = forward(images[start : start + batch_size])
-            if features is None:  # collecting batches and joining them would take twice the memory
-                features = batch.new_empty(len(images), *batch.shape[1:])
-            features[start : start + batch_size] = batch
-    if features is None:
+            batch = forward(images[start : start + batch_size].to(device))
+            if result is None:  # collecting batches and joining them would take twice the memory
+                result = batch.new_empty(len(images), *batch.shape[1:])
+            result[start : start + batch_size] = batch
+    if result is None:
         raise ValueError("there are no images to compute features of")
-    return features
+    return result
 
 
 def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -195,6 +279,12 @@ def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContext
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Makes the recipe's optimizer for the trainable parameters of a module, and no frozen ones."""
+    optimizer = _make_optimizer(module, recipe)
+    _set_peaks(module, optimizer)
+    return optimizer
+
+
+def _make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     both: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adam":
@@ -226,6 +316,22 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def _set_peaks(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Notes the learning rates of an optimizer as the peaks of the schedule, as torch names them.
+
+    Raises:
+        ValueError: If the optimizer trains nothing of the module.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(p.requires_grad and id(p) in held for p in module.parameters()):
+        raise ValueError(
+            "the optimizer holds no trainable parameter of the module: make it after freezing, "
+            "with what is to train"
+        )
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+
+
 def _train_epoch(
     module: nn.Module,
     views: Tensor,
@@ -234,25 +340,43 @@ def _train_epoch(
     epoch: int,
     seed: int,
     optimizer: torch.optim.Optimizer,
+    loss: Loss | None,
+    transform: Transform | None,
     bar: str | None,
 ) -> Metrics:
     device = views.device
     steps = math.ceil(len(labels) / recipe.batch_size)
-    outputs = []
+    outputs, top = [], None if loss is not None else int(labels.max())
     module.train()
     with seeded(derive_seed(seed, epoch), device):
         batches = with_bar(_batches(views, labels, recipe.batch_size), bar, steps)
         for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
+            factor = rate_factor(recipe, step, recipe.epochs * steps)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step, recipe.epochs * steps)
+                group["lr"] = group["initial_lr"] * factor
+            if transform is not None:
+                inputs, targets = transform(inputs, targets)
             with autocast(recipe, device):
                 logits = module(inputs)
-                loss = functional.cross_entropy(logits, targets)
+                _check_logits(logits, top)
+                mean_loss = _mean_loss(loss, logits, targets)
             optimizer.zero_grad()
-            loss.backward()
+            mean_loss.backward()
             optimizer.step()
-            outputs.append((loss.detach(), logits.detach(), targets))
+            outputs.append((mean_loss.detach(), logits.detach(), targets))
     return _metrics(outputs)
+
+
+def _mean_loss(loss: Loss | None, logits: Tensor, targets: Tensor) -> Tensor:
+    if loss is None:
+        return functional.cross_entropy(logits, targets)
+    values = loss(logits, targets)
+    if values.shape != logits.shape[:1]:
+        raise ValueError(
+            f"a loss gives one value per example, {tuple(logits.shape[:1])}, not of shape "
+            f"{tuple(values.shape)}: reduction='none' does so in torch's own"
+        )
+    return values.mean()
 
 
 def _check_finite(
@@ -284,14 +408,117 @@ def _batches(views: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[T
         yield inputs.index_select(0, chosen), batch_targets
 
 
-def _logits(module: nn.Module, inputs: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yields the logits of one batch after the other; in the end every mode is as it was."""
-    device = next(module.parameters()).device
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
+def _check_views(views: Tensor, labels: Tensor, loss: Loss | None) -> Tensor:
+    """Checks training examples; returns the labels in the type that torch's loss takes."""
+    _check_tensors(views=views, labels=labels)
+    if views.ndim < 2 or labels.shape[:1] != views.shape[1:2] or len(labels) == 0:
+        raise ValueError(
+            f"views of shape {tuple(views.shape)} need labels of shape (N,) where views are "
+            f"(V, N, ...) with N > 0, not {tuple(labels.shape)}; one version alone is images[None]"
+        )
+    return _check_labels(labels, loss)
+
+
+def _check_examples(inputs: object, labels: object, loss: Loss | None, what: str) -> Tensor:
+    """Checks inputs and labels; returns the labels in the type that torch's loss takes."""
+    _check_tensors(inputs=inputs, labels=labels)
+    assert isinstance(inputs, Tensor)
+    assert isinstance(labels, Tensor)
+    if labels.shape[:1] != inputs.shape[:1] or len(labels) == 0:
+        raise ValueError(
+            f"{what} of shape {tuple(inputs.shape)} need as many labels, at least one, not "
+            f"{tuple(labels.shape)}"
+        )
+    return _check_labels(labels, loss)
+
+
+def _check_tensors(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TypeError(f"{name} must be a torch.Tensor, not {kind}: torch.as_tensor makes one")
+
+
+def _check_labels(labels: Tensor, loss: Loss | None) -> Tensor:
+    if loss is not None:
+        return labels
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
+        raise TypeError(
+            f"labels must be class numbers (N,) of an integer type, not {labels.dtype} of shape "
+            f"{tuple(labels.shape)}: labels.long() makes them, or give a loss of your own"
+        )
+    labels = labels.long()
+    if int(labels.min()) < 0:
+        raise ValueError(f"labels must be from 0 on, not {int(labels.min())}: leave these out")
+    return labels
+
+
+def _check_logits(logits: Tensor, top: int | None) -> None:
+    """Checks that there is a logit for every label up to the highest, if that is known."""
+    if logits.ndim != 2:
+        raise ValueError(f"logits must be (N, classes), not {tuple(logits.shape)}")
+    if top is not None and top >= logits.shape[1]:
+        raise ValueError(
+            f"labels go up to {top}, and there are only {logits.shape[1]} logits: give the model "
+            "more outputs"
+        )
+
+
+def _outputs(
+    module: Callable[[Tensor], Tensor],
+    inputs: Tensor | Iterable[Sequence[Tensor]],
+    labels: Tensor | None,
+    loss: Loss | None,
+    batch_size: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields logits and labels of one batch after the other; in the end every mode is as before."""
+    batches: Iterable[tuple[Tensor, Tensor]]
+    if isinstance(inputs, Tensor) or labels is not None:
+        labels = _check_examples(inputs, labels, loss, "inputs")
+        batches = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)  # type: ignore[union-attr]
+        top = None if loss is not None else int(labels.max())  # once, not for each batch
+    else:
+        batches, top = _batches_of_two(inputs), None
+    device, number = _device_of(module), 0
+    with _evaluating(module):
+        for batch, targets in batches:
+            if labels is None:
+                targets = _check_examples(batch, targets, loss, "inputs")
+                top = None if loss is not None else int(targets.max())
+            logits = module(batch.to(device))
+            _check_logits(logits, top)
+            number += len(targets)
+            yield logits, targets.to(logits.device)
+    if not number:
+        raise ValueError("there are no examples")
+
+
+def _batches_of_two(batches: Iterable[Sequence[Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise TypeError(
+                f"batches must be pairs of inputs and labels, not {type(batch).__name__}: "
+                "a Dataset goes into a DataLoader"
+            )
+        yield batch[0], batch[1]
+
+
+def _device_of(module: object) -> torch.device | None:
+    """Finds the device of a module's parameters; None if it has none, or is none."""
+    parameters = module.parameters() if isinstance(module, nn.Module) else iter(())
+    first = next(parameters, None)
+    return None if first is None else first.device
+
+
+@contextlib.contextmanager
+def _evaluating(module: object) -> Iterator[None]:
+    """Puts a module into evaluation mode, and every mode back as it was."""
+    modules = list(module.modules()) if isinstance(module, nn.Module) else []
+    modes = [(submodule, submodule.training) for submodule in modules]
     try:
-        for batch in inputs.split(batch_size):
-            yield module(batch.to(device))
+        for submodule in modules:  # not by eval(), which exported programs do not have
+            submodule.training = False
+        yield
     finally:
         for submodule, was_training in modes:
             submodule.training = was_training
@@ -306,5 +533,7 @@ def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:
     labels = torch.cat(targets)
     sizes = torch.tensor([len(batch) for batch in targets], dtype=torch.float64)
     loss = torch.stack(losses).cpu().double() @ sizes / len(labels)
+    if labels.is_floating_point() and labels.ndim == 2:  # the class that is mostly meant
+        labels = labels.argmax(1)
     correct = (torch.cat(logits).argmax(1) == labels).sum()
     return Metrics(float(loss), int(correct) / len(labels))

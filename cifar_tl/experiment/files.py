@@ -112,7 +112,10 @@ def resume(
         run.check_settings(folder, dict(content["settings"]), settings)
         rows = read_history(folder / run.HISTORY, int(content["epoch"]))
         model.load_state_dict(content["model"])
+        peaks = [group["initial_lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(content["optimizer"])
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group.setdefault("initial_lr", peak)  # files of before lack it
         surroundings = [dict(part) for part in content["surroundings"]]
         before = surroundings[-1]
     except RunError:  # other settings
