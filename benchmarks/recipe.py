@@ -23,7 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from cifar_tl import ORIGINAL, STAGES, TUNED, Data, Recipe, keep_freed_memory, load_data, run_stage
+from cifar_tl import (
+    ORIGINAL,
+    STAGES,
+    TUNED,
+    Data,
+    Recipe,
+    StageResult,
+    keep_freed_memory,
+    load_data,
+    run_stage,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,7 +191,7 @@ def few_images(accuracies: Mapping[str, Mapping[int, Sequence[float]]], title: s
 
 def run(
     stage: str, data: Data, recipe: Recipe, folder: Path, seed: int, **extra: Any
-) -> dict[str, Any]:
+) -> StageResult:
     result = run_stage(stage, data, recipe, output_dir=folder, seed=seed, **extra)
     print(f"{folder} {stage}: {result['val_accuracy']:.2%}", file=sys.stderr, flush=True)
     return result

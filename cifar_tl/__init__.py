@@ -9,7 +9,7 @@ compare with a control what that saves and costs. The parts, in the order in whi
 - model: `CifarNet`, `whiten_first_layer`, `transfer_model`, `freeze`, `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `Muon`, `extract_features`, `fit`, `evaluate`,
   `confusion_matrix`
-- results: `run_stage`, `load_model`, `predict`, `export_pt2`, `export_onnx`
+- results: `run_stage`, `save_model`, `load_model`, `predict`, `export_pt2`, `export_onnx`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 
 A whole transfer in a few lines, without files::
@@ -34,9 +34,10 @@ from cifar_tl.version import __version__ as __version__
 
 if TYPE_CHECKING:  # the one list of the public names, which type checkers follow and Python reads
     from cifar_tl.checkpoint import load_model as load_model
-    from cifar_tl.checkpoint import load_model_and_classes as load_model_and_classes
+    from cifar_tl.checkpoint import save_model as save_model
     from cifar_tl.data.cifar10 import download_cifar10 as download_cifar10
     from cifar_tl.data.examples import Data as Data
+    from cifar_tl.data.examples import LabeledImages as LabeledImages
     from cifar_tl.data.examples import make_views as make_views
     from cifar_tl.data.examples import select_classes as select_classes
     from cifar_tl.data.examples import split_validation as split_validation
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.errors import RunError as RunError
     from cifar_tl.errors import RunWarning as RunWarning
     from cifar_tl.errors import TrainingError as TrainingError
+    from cifar_tl.experiment.results import StageResult as StageResult
     from cifar_tl.experiment.run import STAGES as STAGES
     from cifar_tl.experiment.stages import run_stage as run_stage
     from cifar_tl.export import export_onnx as export_onnx

@@ -1,7 +1,9 @@
 """Files that hold a model: tensors and plain values, read only if undamaged; they run no code."""
 
+import contextlib
 import io
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cifar_tl.errors import CheckpointError
-from cifar_tl.model import CifarNet
+from cifar_tl.model import DROPOUT, CifarNet
 from cifar_tl.sealed import read_sealed, write_sealed
 
 
@@ -50,17 +52,46 @@ def _unpack(path: Path, sealed: bytes) -> dict[str, Any]:
     return content
 
 
-def save_model(path: Path, model: CifarNet, settings: dict[str, Any]) -> None:
-    """Writes a model, its preprocessing and ``settings``, what else a reader should know."""
+def save_model(
+    path: str | Path,
+    model: CifarNet,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    class_names: Mapping[int, str] | Sequence[str] | None = None,
+) -> None:
+    """Writes a model with its preprocessing and what its outputs mean, for `load_model`.
+
+    Args:
+        path: The file.
+        model: The model.
+        settings: What else a reader should know, as plain values.
+        class_names: A name for each output, or for each that was trained; by default those that
+            the model has (`CifarNet.class_names`).
+
+    Raises:
+        ValueError: If there is a name for an output that the model does not have.
+        TypeError: If the settings are not plain values.
+        OSError: If it cannot be written; a file that was there before is still there.
+    """
+    settings = dict(settings or {})
+    names = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
+    if names := names or model.class_names:
+        if wrong := [label for label in names if label not in range(model.num_classes)]:
+            raise ValueError(f"the model has {model.num_classes} outputs, and no output {wrong[0]}")
+        settings.setdefault("classes", list(names))
+        settings.setdefault("class_names", list(names.values()))
     content = {"network": type(model).__name__, "num_classes": model.num_classes}
-    save_checkpoint(path, {**content, "settings": settings, "state_dict": model.state_dict()})
+    content |= {"dropout": model.dropout} if model.dropout != DROPOUT else {}
+    content |= {"settings": settings, "state_dict": model.state_dict()}
+    save_checkpoint(Path(path), content)
 
 
 def load_model(path: str | Path) -> CifarNet:
     """Rebuilds a model from a ``model.pt``: on the CPU, in evaluation mode, nothing frozen.
 
     Returns:
-        The model; it takes uint8 images ``(N, 3, 32, 32)``, see `CifarNet.preprocess`.
+        The model; it takes uint8 images ``(N, 3, 32, 32)``, see `CifarNet.preprocess`, and knows
+        the names of its outputs, `CifarNet.class_names`.
 
     Raises:
         CheckpointError: If the file is missing, damaged or holds no model.
@@ -85,11 +116,11 @@ def load_model_and_settings(
             "use another"
         )
     try:
-        outputs = content["state_dict"]["classifier.linear2.bias"]
+        outputs = content["state_dict"].get("classifier.linear2.bias", torch.empty(0))
         if outputs.shape != (content["num_classes"],) or not outputs.is_contiguous():
             raise TypeError  # before memory is taken for as many as it says
         with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
-            model = CifarNet(content["num_classes"])
+            model = CifarNet(content["num_classes"], content.get("dropout", DROPOUT))
         for name, value in model.state_dict().items():
             if content["state_dict"][name].dtype != value.dtype:
                 raise TypeError
@@ -99,25 +130,15 @@ def load_model_and_settings(
         raise CheckpointError(
             f"{path} does not hold what a model.pt of this program holds: use another"
         ) from error
+    white = settings.get("white")
+    model.white = white if isinstance(white, dict) else {}
+    with contextlib.suppress(CheckpointError):  # not every model says it
+        model.class_names = known_classes(path, model, settings)
     return model.eval(), settings
 
 
-def load_model_and_classes(path: str | Path) -> tuple[CifarNet, dict[int, str]]:
-    """Rebuilds a model as `load_model` does, with the names of the classes it was trained on.
-
-    Returns:
-        The model, and a name for each label that it knows; its other outputs mean nothing.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, holds no model or does not name classes.
-    """
-    path = Path(path)
-    model, settings = load_model_and_settings(path)
-    return model, known_classes(path, model, settings)
-
-
 def known_classes(path: Path, model: CifarNet, settings: dict[str, Any]) -> dict[int, str]:
-    """Finds out which classes a model was trained on; see `load_model_and_classes`.
+    """Finds out which outputs of a model were trained on which classes.
 
     Raises:
         CheckpointError: If the settings do not tell.

@@ -27,14 +27,14 @@ def export_pt2(model: CifarNet, path: str | Path, classes: Mapping[int, str] | N
     Args:
         model: In evaluation mode.
         path: The file to write.
-        classes: The names of the outputs that were trained, from `load_model_and_classes`; they go
-            with it, in JSON, in the extra file ``classes.json``.
+        classes: The names of the outputs that were trained, by default those that the model has;
+            they go with it, in JSON, in the extra file ``classes.json``.
 
     Raises:
         ExportError: If the exported model computes something else.
         OSError: If the file cannot be written.
     """
-    described = describe_classes(model, classes or {})
+    described = describe_classes(model, classes or model.class_names)
 
     def convert(images: Tensor) -> bytes:
         buffer, batch = io.BytesIO(), torch.export.Dim("batch")
@@ -82,7 +82,7 @@ def export_onnx(
             )
         assert program is not None
         proto = program.model_proto
-        for key, value in describe_classes(model, classes or {}).items():
+        for key, value in describe_classes(model, classes or model.class_names).items():
             proto.metadata_props.add(key=key, value=json.dumps(value))
         exported: bytes = proto.SerializeToString()
         return exported

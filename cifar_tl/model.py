@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 IMAGE_SHAPE = (3, 32, 32)
+DROPOUT = 0.42
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -76,7 +77,7 @@ class CifarNet(nn.Module):
     class_names: dict[int, str]
     white: dict[str, float]
 
-    def __init__(self, num_classes: int, dropout: float = 0.42) -> None:
+    def __init__(self, num_classes: int, dropout: float = DROPOUT) -> None:
         super().__init__()
         self.class_names, self.white = {}, {}
         self.dropout = dropout

@@ -18,19 +18,25 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: CifarNet, classes: Mapping[int, str], image: Tensor, top: int = 3
+    model: CifarNet, image: Tensor, top: int = 3, *, classes: Mapping[int, str] | None = None
 ) -> list[Prediction]:
     """Names the most probable classes of one image; outputs never trained are left out.
 
     Args:
-        model: In evaluation mode.
-        classes: The names of the labels that it knows, from `load_model_and_classes`.
+        model: In evaluation mode, for example from `load_model`.
         image: ``(3, 32, 32)`` uint8, for example from `read_image`.
         top: How many classes at most.
+        classes: The names of the outputs that were trained; by default those that the model has.
 
     Returns:
         The most probable class first; over all known ones, probabilities sum to 1.
+
+    Raises:
+        ValueError: If nobody says what the outputs mean.
     """
+    classes = classes or model.class_names
+    if not classes:
+        raise ValueError("the model does not name its outputs: give classes, a name for each")
     labels = list(classes)
     with torch.inference_mode():
         probabilities = model(image[None])[0, labels].softmax(0)

@@ -1,9 +1,9 @@
-"""Progress bars on standard error."""
+"""Progress bars on standard error, or in a notebook."""
 
 from collections.abc import Iterable
 from typing import TypeVar
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 Item = TypeVar("Item")
 

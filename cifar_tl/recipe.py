@@ -3,35 +3,52 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args
 
-Optimizer = Literal["adam", "sgd", "muon"]  # sgd: with Nesterov momentum; muon: see `Muon`
+Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
-Precision = Literal["float32", "bf16"]  # bf16: autocast to bfloat16
+Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides how a model is trained, apart from the data and the seed.
 
+    The defaults are those of the documented recipe: ``Recipe(lr=0.1)`` trains a head.
     ``dataclasses.replace(TUNED, lr=0.1)`` makes a variation, here of base and scratch: transfer and
     finetuning have learning rates of their own.
+
+    Attributes:
+        name: How results call it.
+        optimizer: ``"adam"``, ``"sgd"`` (with Nesterov momentum) or ``"muon"`` (see `Muon`).
+        lr: The learning rate; the peak, if there is a schedule.
+        schedule: ``"constant"`` or ``"one-cycle"``, up linearly and down to zero.
+        normalize: Bring each colour channel to mean 0 and deviation 1; else only divide by 255.
+        whiten: Start the first layer as principal components: `whiten_first_layer`.
+        mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
+        epochs: How often each example is seen.
+        batch_size: Examples in a step.
+        weight_decay: An L2 penalty; for muon of weights only, apart from the gradient.
+        momentum: Of the optimizer; for adam beta 1.
+        warmup: The part of a one-cycle schedule in which the learning rate rises.
+        precision: ``"float32"``, or ``"bf16"``: autocast to bfloat16.
+        transfer_lr: The learning rate of the stage transfer.
+        transfer_batch_size: Its batch size.
+        finetune_epochs: The epochs of the stage finetune.
+        finetune_lr: Its learning rate.
     """
 
-    name: str
-    optimizer: Optimizer
-    lr: float  # the peak, if there is a schedule
+    name: str = "own"
+    optimizer: Optimizer = "adam"
+    lr: float = 1e-3
     schedule: Schedule = "constant"
-    normalize: bool = False  # each colour channel to mean 0 and deviation 1; else pixels / 255
-    whiten: bool = False  # the first layer starts as principal components: `whiten_first_layer`
-    # The mirror image of each training image is a second view of it; None: if `Data.mirror` says
-    # that it shows the same. `run_stage` decides it.
+    normalize: bool = False
+    whiten: bool = False
     mirror: bool | None = False
     epochs: int = 10
     batch_size: int = 100
-    weight_decay: float = 0.0  # an L2 penalty; muon: of weights only, apart from the gradient
-    momentum: float = 0.9  # for adam: beta 1
-    warmup: float = 0.2  # the part of a one-cycle schedule in which the learning rate rises
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    warmup: float = 0.2
     precision: Precision = "float32"
-    # What these two stages have in place of the values above: see `for_stage`.
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
     finetune_epochs: int = 3
@@ -74,7 +91,7 @@ INGREDIENTS = ("schedule", "normalize", "whiten", "mirror", "weight_decay", "pre
 NEUTRAL = {field.name: field.default for field in fields(Recipe) if field.name in INGREDIENTS}
 
 # The recipe behind the documented figures. finetune_lr: the usual tenth of lr.
-ORIGINAL = Recipe(name="original", optimizer="adam", lr=1e-3)
+ORIGINAL = Recipe(name="original")
 
 # docs/recipe.md says what each of these is worth.
 TUNED = Recipe(

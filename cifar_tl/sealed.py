@@ -35,8 +35,10 @@ def read_sealed(path: Path) -> bytes:
         reason = f"{error.strerror}: check the path"
         raise CheckpointError(f"cannot read checkpoint {path}: {reason}") from error
     if sealed[-_SEAL_SIZE:] != _seal(sealed[:-_SEAL_SIZE]):
+        plain = sealed.startswith(b"PK") and _MARK not in sealed[-_SEAL_SIZE:]
         raise CheckpointError(
             f"{path} is damaged, or no checkpoint of this program: use another or train again"
+            + ("; a state_dict of torch.save goes through load_state_dict, then save_model" * plain)
         )
     return sealed
 

@@ -22,10 +22,15 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of inputs and t
 
 
 class Metrics(NamedTuple):
-    """Means over examples."""
+    """Means over examples.
 
-    loss: float  # cross-entropy in nats
-    accuracy: float  # a fraction from 0 to 1
+    Attributes:
+        loss: By default cross-entropy in nats.
+        accuracy: A fraction from 0 to 1.
+    """
+
+    loss: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,19 @@ class EpochRecord:
     """What happened in one epoch.
 
     The training figures are those seen while training, with dropout and while the weights moved.
+    Accuracies are fractions; without validation data, what is of validation is nan.
+
+    Attributes:
+        epoch: Counted from 1.
+        train_loss: The mean loss over the training examples.
+        train_accuracy: The part of them that was predicted.
+        val_loss: The mean loss over the validation examples, after the epoch.
+        val_accuracy: The part of them that was predicted.
+        seconds_train: How long training took.
+        seconds_validation: How long validation took.
     """
 
-    epoch: int  # from 1
+    epoch: int
     train_loss: float
     train_accuracy: float
     val_loss: float

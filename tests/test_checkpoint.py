@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cifar_tl.checkpoint import (
+    known_classes,
     load_checkpoint,
     load_model,
-    load_model_and_classes,
+    load_model_and_settings,
     save_checkpoint,
     save_model,
 )
@@ -214,4 +215,5 @@ def test_a_model_that_does_not_say_what_it_knows_is_refused(
 ) -> None:
     save_model(tmp_path / "model.pt", CifarNet(10), settings)
     with pytest.raises(CheckpointError, match="does not say which classes it knows"):
-        load_model_and_classes(tmp_path / "model.pt")
+        known_classes(tmp_path, *load_model_and_settings(tmp_path / "model.pt"))
+    assert load_model(tmp_path / "model.pt").class_names == {}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifar_tl.checkpoint import load_model_and_classes, save_model
+from cifar_tl.checkpoint import load_model, save_model
 from cifar_tl.model import CifarNet
 from cifar_tl.prediction import predict
 
@@ -13,9 +13,9 @@ CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
 def test_only_known_classes_have_probabilities(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_model(tmp_path / "model.pt", CifarNet(10), CLASSES)
-    network, classes = load_model_and_classes(tmp_path / "model.pt")
+    network = load_model(tmp_path / "model.pt")
     image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
-    predictions = predict(network, classes, image)
+    predictions = predict(network, image)
     expected = network(image[None])[0, 5:8].softmax(0).tolist()
     assert {p.label: p.name for p in predictions} == {5: "dog", 6: "frog", 7: "horse"}
     for prediction in predictions:
@@ -23,4 +23,7 @@ def test_only_known_classes_have_probabilities(tmp_path: Path) -> None:
     values = [prediction.probability for prediction in predictions]
     assert values == sorted(values, reverse=True)
     assert sum(values) == pytest.approx(1)
-    assert predict(network, classes, image, top=1) == predictions[:1]
+    assert predict(network, image, top=1) == predictions[:1]
+    assert predict(network, image, classes={9: "truck"}) == [(9, "truck", 1.0)]
+    with pytest.raises(ValueError, match="does not name its outputs: give classes"):
+        predict(CifarNet(10), image)

@@ -17,7 +17,7 @@ from cifar_tl import (
     fit,
     freeze,
     load_data,
-    load_model_and_classes,
+    load_model,
     make_views,
     predict,
     transfer_model,
@@ -49,7 +49,7 @@ def train_head(base: CifarNet) -> list[EpochRecord]:
 
 
 def name(path: Path, image: Tensor) -> Prediction:
-    model, classes = load_model_and_classes(path)
+    model = load_model(path)
     frozen: nn.Sequential = freeze(model.features)
-    print(frozen, is_a(str, classes[5]), is_a(str, cifar_tl.__version__))
-    return predict(model, classes, image)[0]
+    print(frozen, is_a(str, model.class_names[5]), is_a(str, cifar_tl.__version__))
+    return predict(model, image)[0]

@@ -42,10 +42,11 @@ def check(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> int:
     """Writes the files that can be written."""
-    from cifar_tl.checkpoint import load_model_and_classes
+    from cifar_tl.checkpoint import known_classes, load_model_and_settings
     from cifar_tl.export import ONNX_PACKAGES, describe_classes, export_onnx, export_pt2
 
-    (model, classes), out = load_model_and_classes(options.model), options.out
+    (model, settings), out = load_model_and_settings(options.model), options.out
+    classes = known_classes(options.model, model, settings)
     export_pt2(model, out.with_name(f"{out.name}.pt2"), classes)
     say(f"{out}.pt2: for torch.export.load")
     if all(find_spec(package) for package in ONNX_PACKAGES):

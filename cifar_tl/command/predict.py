@@ -52,14 +52,13 @@ def name_images(options: argparse.Namespace) -> int:
     from cifar_tl.prediction import predict
 
     model, settings = load_model_and_settings(options.model)
-    classes = known_classes(options.model, model, settings)
+    known_classes(options.model, model, settings)
     code, (files, notes) = 0, list_image_files(options.images)
     for note in notes:
         warn(f"{called('predict')}: warning: {note}")
     for path in files:
         try:
-            image = read_image(path, settings.get("white", {}))
-            predictions = predict(model, classes, image, options.top)
+            predictions = predict(model, read_image(path, model.white), options.top)
         except ImageError as error:
             warn(f"{called('predict')}: {error}")
             code = 1

@@ -42,7 +42,7 @@ from cifar_tl.experiment.run import (
 )
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
-    from cifar_tl import Data, Recipe
+    from cifar_tl import Data, Recipe, StageResult
 
 
 def main(argv: Sequence[str]) -> int:
@@ -157,7 +157,7 @@ def run_one(
     options: argparse.Namespace,
     seconds_reading: float,
     log: Callable[[str], None],
-) -> dict[str, Any]:
+) -> "StageResult":
     """Runs a stage, draws its pictures and says what came out."""
     from cifar_tl.experiment.results import summary
     from cifar_tl.experiment.stages import run_stage
@@ -186,7 +186,7 @@ def run_one(
     return result
 
 
-def compare_stages(folder: Path, results: dict[str, dict[str, Any]]) -> None:
+def compare_stages(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Compares the stages, in files and in print."""
     from cifar_tl.experiment.comparison import compare, comparison_text
     from cifar_tl.experiment.files import save_comparison

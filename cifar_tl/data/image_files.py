@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ READING_RULES = 2  # counted up when the same file becomes other pixels
 
 # Grey images of more than 8 bits do not say which value is white: as many bits as the file has, or
 # 1, unless all images of a data set together tell (`white_levels`).
-DeepKind = Literal["integers", "floats"]
-WHITE: dict[DeepKind, float] = {"integers": 65535.0, "floats": 1.0}
-_POSSIBLE_WHITE: dict[DeepKind, tuple[float, ...]] = {
+WHITE: dict[str, float] = {"integers": 65535.0, "floats": 1.0}
+_POSSIBLE_WHITE: dict[str, tuple[float, ...]] = {
     "integers": (255.0, 1023.0, 4095.0, 16383.0, 65535.0),  # 8 to 16 bits
     "floats": (1.0, 255.0, 65535.0),
 }
@@ -54,14 +53,14 @@ class ReadImages(NamedTuple):
 
     images: Tensor  # (N, 3, 32, 32) uint8
     digests: list[str]  # SHA-256 of each file
-    white: dict[DeepKind, float]  # what was taken for white; empty if nothing was in question
+    white: dict[str, float]  # what was taken for white; empty if nothing was in question
 
 
 class _Picture(NamedTuple):
     """A decoded file of 32x32 pixels: colours, or deep greys that are not yet scaled."""
 
     pixels: NDArray[Any]  # (32, 32, 3) uint8, or (32, 32) float32
-    deep: DeepKind | None = None
+    deep: str | None = None
     largest: float = 255.0  # value in the whole file
     halved: bool = False  # colours with 16 bits, of which the upper 8 are here
 
@@ -107,7 +106,7 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> ReadI
     return ReadImages(images, digests, white)
 
 
-def read_image(path: str | Path, white: Mapping[DeepKind, float] = WHITE) -> Tensor:
+def read_image(path: str | Path, white: Mapping[str, float] = WHITE) -> Tensor:
     """Reads an image file of any size and mode, in one of the documented formats.
 
     It is turned as its EXIF data says, put on white where it is transparent, scaled so that its
@@ -223,7 +222,7 @@ def _orientation(exif: bytes) -> int:
 
 def _deep_picture(path: str | Path, image: Image.Image) -> _Picture:
     """Makes a picture of an image with more than 8 bits of grey."""
-    deep: DeepKind = "floats" if image.mode == "F" else "integers"
+    deep: str = "floats" if image.mode == "F" else "integers"
     values = np.asarray(image, dtype=np.float32)
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= _POSSIBLE_WHITE[deep][-1]:  # NaN is not, either
@@ -237,7 +236,7 @@ def _deep_picture(path: str | Path, image: Image.Image) -> _Picture:
 
 def _white_levels(
     paths: Sequence[str | Path], pictures: Mapping[int, _Picture]
-) -> dict[DeepKind, float]:
+) -> dict[str, float]:
     """Finds which value is white, by the largest of all images: one rule for a data set.
 
     Raises:
@@ -249,14 +248,14 @@ def _white_levels(
             f"{len(halved)} images such as {paths[halved[0]]} have 16 bits a colour and use at "
             "most 14 of them, so that few levels would be left: convert them to 8 bits"
         )
-    white: dict[DeepKind, float] = {}
+    white: dict[str, float] = {}
     for deep, possible in _POSSIBLE_WHITE.items():
         if largest := [picture.largest for picture in pictures.values() if picture.deep == deep]:
             white[deep] = next(level for level in possible if level >= max(largest))
     return white
 
 
-def _to_tensor(path: str | Path, picture: _Picture, white: Mapping[DeepKind, float]) -> Tensor:
+def _to_tensor(path: str | Path, picture: _Picture, white: Mapping[str, float]) -> Tensor:
     """Makes ``(3, 32, 32)`` uint8 of a picture."""
     if picture.deep is None:
         return torch.from_numpy(picture.pixels).permute(2, 0, 1).contiguous()

@@ -1,9 +1,9 @@
 """The classes of a half as a torch dataset, for any torchvision-style dataset."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 Example = TypeVar("Example", covariant=True)
 
@@ -21,19 +21,17 @@ class ClassSubset(Subset[Example]):
 def class_subset(dataset: Dataset[Example], classes: Iterable[int]) -> ClassSubset[Example]:
     """Selects the examples of some classes from a torchvision-style dataset.
 
-    No example is loaded to select: only ``dataset.targets``, the label of every example, is read.
+    No example is loaded to select: only ``targets`` or ``labels``, the label of every example, is
+    read, through ``Subset`` (of ``random_split``, too) and ``ConcatDataset``.
 
     Returns:
         A dataset of these examples in their order, labels unchanged, with ``targets`` of its own.
 
     Raises:
-        TypeError: If the dataset has no ``targets``.
+        TypeError: If the dataset does not list its labels.
         ValueError: If a class has no example.
     """
-    targets = getattr(dataset, "targets", None)
-    if targets is None:
-        raise TypeError(f"{type(dataset).__name__} has no .targets: give it a list of the labels")
-    labels = [int(target) for target in targets]
+    labels = _targets(dataset)
     wanted = {int(label) for label in classes}
     if absent := wanted.difference(labels):
         raise ValueError(
@@ -41,3 +39,15 @@ def class_subset(dataset: Dataset[Example], classes: Iterable[int]) -> ClassSubs
         )
     indices = [index for index, label in enumerate(labels) if label in wanted]
     return ClassSubset(dataset, indices, [labels[index] for index in indices])
+
+
+def _targets(dataset: Any) -> list[int]:
+    for name in ("targets", "labels"):
+        if (targets := getattr(dataset, name, None)) is not None:
+            return [int(target) for target in targets]
+    if isinstance(dataset, Subset):
+        targets = _targets(dataset.dataset)
+        return [targets[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return [target for part in dataset.datasets for target in _targets(part)]
+    raise TypeError(f"{type(dataset).__name__} has no .targets: give it a list of the labels")

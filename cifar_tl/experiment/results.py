@@ -2,12 +2,65 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from cifar_tl.model import Layer
 from cifar_tl.names import printable
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
+
+
+class StageResult(TypedDict, total=False):
+    """The content of ``result.json``: what a stage was and what came out; and its recipe's values.
+
+    ``val_confusion`` has a row for each class and a column for each output. Accuracies are
+    fractions, None without images; seconds of reading are those of the last run alone.
+    """
+
+    stage: str
+    data: str
+    data_description: str
+    data_notes: list[str]
+    classes: list[int]
+    class_names: list[str]
+    fingerprint: str
+    parent_stage: str | None
+    parent: str | None
+    recipe: str
+    optimizer: str
+    lr: float
+    schedule: str
+    normalize: bool
+    whiten: bool
+    mirror: bool
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    momentum: float
+    warmup: float
+    precision: str
+    seed: int
+    train_fraction: float
+    num_classes: int
+    images_train: int
+    images_validation: int
+    images_test: int
+    parameters_total: int
+    parameters_trainable: int
+    val_accuracy: float
+    val_loss: float
+    val_confusion: list[list[int]]
+    val_class_accuracies: list[float | None]
+    val_most_confused: list[tuple[str, str, float]]
+    test_accuracy: float | None
+    test_loss: float | None
+    seconds_train: float
+    seconds_validation: float
+    seconds_features: float
+    seconds_reading: float
+    seconds_total: float
+    environment: dict[str, Any]
+    surroundings: list[dict[str, Any]]
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:

@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def run_stage(
     seconds_reading: float = 0.0,
     log: Callable[[str], object] = lambda _: None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> results.StageResult:
     """Runs one stage, goes on with an unfinished one, or reads the result of a finished one.
 
     - base: the documented network on classes 0-4.
@@ -100,11 +100,11 @@ def run_stage(
     result = files.finished_result(folder, settings)
     if result is not None:
         log(f"{stage}: finished before, in {folder}")
-        return result
+        return cast(results.StageResult, result)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(stage, data, recipe, folder, settings, device, start, seconds_reading, log, progress)
     with locked(folder):
-        return _train(run, parent)
+        return cast(results.StageResult, _train(run, parent))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 
-from cifar_tl.checkpoint import load_model_and_classes
+from cifar_tl.checkpoint import load_model
 from cifar_tl.command import train
 from cifar_tl.data.source import load_data
 from cifar_tl.experiment import plots
@@ -231,10 +231,10 @@ def test_long_histories_have_no_markers() -> None:
 def test_pictures_show_the_validation_images_and_known_outputs(
     drawn: Path, small_npz: Path, tmp_path: Path
 ) -> None:
-    model, classes = load_model_and_classes(drawn / "transfer" / "model.pt")
+    model = load_model(drawn / "transfer" / "model.pt")
     _, validation = load_data(small_npz).train_and_validation(range(5, 10))
     logits = extract_features(model, validation.images)[:, 5:]
-    names = list(classes.values())
+    names = list(model.class_names.values())
     figure = plots.samples(
         validation.images, validation.labels - 5, logits, names, "transfer on small.npz"
     )
@@ -295,7 +295,7 @@ def test_names_may_be_no_utf_8_and_hold_line_breaks(
     assert [line.split()[0] for line in text.splitlines() if line.endswith("%")][-3:] == [
         *("a\\nb", "tab\\t", "\\udce9t\\udce9")
     ]
-    assert load_model_and_classes(run / "model.pt")[1][2] == strange[0]
+    assert load_model(run / "model.pt").class_names[2] == strange[0]
     assert train.main(command) == 0
     assert capsys.readouterr().err == ""
 

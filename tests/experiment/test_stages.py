@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from cifar_tl.checkpoint import load_checkpoint, load_model, load_model_and_classes
+from cifar_tl.checkpoint import load_checkpoint, load_model
 from cifar_tl.data.examples import (
     TRANSFER_CLASSES,
     Data,
@@ -403,8 +403,11 @@ def test_own_classes_have_outputs_of_their_own_and_maybe_no_test_images(
         assert (result["test_accuracy"], result["images_test"]) == (None, 0)
         folder = tmp_path / "own" / stage
         assert "Test:" not in (folder / "results.txt").read_text()
-        _, classes = load_model_and_classes(folder / "model.pt")
-        assert classes == {0: "Birch", 1: "ash", 2: "cedar tree"}
+        assert load_model(folder / "model.pt").class_names == {
+            0: "Birch",
+            1: "ash",
+            2: "cedar tree",
+        }
     features = load_model(base).features.state_dict()
     for key, value in load_model(tmp_path / "own/transfer/model.pt").features.state_dict().items():
         assert torch.equal(value, features[key])
