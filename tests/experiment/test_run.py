@@ -199,3 +199,6 @@ def test_another_pillow_is_a_warning_and_recorded(own_classes: Path, tmp_path: P
     with pytest.warns(RunWarning, match=rf"surroundings \(pillow {version} before, 99\.1 now\)"):
         result = run_stage("scratch", other, recipe, output_dir=tmp_path)
     assert [part["pillow"] for part in result["surroundings"]] == [version, "99.1"]
+    text = (tmp_path / "own" / "scratch" / "results.txt").read_text()
+    assert f"pillow {version}\n" in text
+    assert "pillow 99.1\n" in text
