@@ -91,6 +91,7 @@ def test_a_missing_model_and_empty_folders_are_one_line(
         assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_a_picture_of_which_pillow_warns_is_named_in_a_line_of_its_own(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -473,7 +473,7 @@ def save_tiff(path: Path, pixels: Any, **tags: int) -> Path:
 def test_a_tiff_that_would_come_out_as_another_picture_is_refused(
     tmp_path: Path, dtype: type, planes: int, tags: dict[str, int], message: str
 ) -> None:
-    pixels = np.arange(planes * 32 * 32).reshape(planes, 32, 32).astype(dtype)
+    pixels: Any = np.arange(planes * 32 * 32).reshape(planes, 32, 32).astype(dtype)
     path = save_tiff(tmp_path / "a.tif", pixels if planes > 1 else pixels[0], **tags)
     with pytest.raises(ImageError, match=message):
         read_image(path)
