@@ -134,7 +134,7 @@ def fractions_table(
         recipe = dataclasses.replace(
             TUNED, epochs=TUNED.epochs * longer, finetune_epochs=TUNED.finetune_epochs * longer
         )
-        results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        results: dict[str, list[StageResult]] = {way: [] for way in ways}
         for seed in seeds:
             tuned = output_dir / "tuned" / str(seed)
             run("base", data, TUNED, tuned, seed)

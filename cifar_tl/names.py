@@ -1,7 +1,19 @@
-"""The name of a class or a file, which may hold any character, as it can be printed anywhere."""
+"""Names and numbers in words: of a class or a file, which may hold any character."""
+
+import os
 
 
 def printable(name: str) -> str:
     """Writes what is no character, or would break the line, by its number."""
     known = name.encode("utf-8", "backslashreplace").decode()  # a name need not be UTF-8
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)
+
+
+def portable(name: str) -> str:
+    """Reads a name of a file as UTF-8, whatever the character set of this system is."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def count(number: int, noun: str) -> str:
+    """Writes a number with its noun, such as 1 file or 2,000 files."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -54,7 +54,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            _sync(file.fileno(), path.parent)
+            _sync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -69,21 +69,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _sync(descriptor: int, folder: Path) -> None:
+def _sync(descriptor: int) -> None:
     """Has a file's content written to the disk, where the file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
-        _warn_of_loss(folder, str(error.strerror))
+        _warn_of_loss()
 
 
-@functools.cache  # once for each folder
-def _warn_of_loss(folder: Path, reason: str) -> None:
+@functools.cache  # once is enough
+def _warn_of_loss() -> None:
     warnings.warn(
-        f"{folder}: its file system cannot confirm that a file is on the disk ({reason}): a power "
-        "cut may cost the last epochs",
+        "this file system cannot confirm that a file is on the disk: a power cut may cost what was "
+        "written last",
         RunWarning,
         stacklevel=2,
     )

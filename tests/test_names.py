@@ -1,6 +1,6 @@
 import pytest
 
-from cifar_tl.names import printable
+from cifar_tl.names import count, portable, printable
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,18 @@ def test_every_name_can_be_printed_in_one_line(name: str, printed: str) -> None:
     assert printable(name) == printed
     assert len(printed.splitlines()) == 1
     assert printed.encode()
+
+
+def test_a_name_is_the_same_whatever_the_character_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert portable("caf\u00e9") == "caf\u00e9"
+    assert portable("\udce9t") == "\udce9t"
+    monkeypatch.setattr("os.fsencode", lambda name: name.encode("ascii", "surrogateescape"))
+    assert portable("caf\udcc3\udca9") == "caf\u00e9"  # as Python reads it where all is ASCII
+
+
+def test_numbers_have_their_nouns() -> None:
+    assert [count(number, "file") for number in (0, 1, 2000)] == [
+        "0 files",
+        "1 file",
+        "2,000 files",
+    ]

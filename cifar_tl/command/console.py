@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cifar_tl.data.find_images import being_read
 from cifar_tl.errors import CifarTLError, CifarTLWarning
 from cifar_tl.names import printable
 from cifar_tl.version import __version__
@@ -140,7 +141,7 @@ def run_command(
     try:
         with _signals_as_exceptions(), warnings.catch_warnings():
             warnings.simplefilter("always", CifarTLWarning)
-            warnings.showwarning = lambda text, *_, **__: warn(f"{parser.prog}: warning: {text}")
+            warnings.showwarning = partial(_show_warning, parser.prog)
             try:
                 parsed = parser.parse_args(argv)
             except SystemExit as done:  # --help and --version
@@ -183,7 +184,13 @@ def warn(line: str) -> None:
         return
     with contextlib.suppress(OSError):
         # A name may hold any character, and a library may warn in several lines.
-        print(printable(line), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{printable(line)}\n")  # at once: several threads may warn
+        sys.stderr.flush()
+
+
+def _show_warning(program: str, text: object, *_: object, **__: object) -> None:
+    path = getattr(being_read, "path", None)
+    warn(f"{program}: warning: {f'{path}: ' if path else ''}{text}")
 
 
 def shows_progress() -> bool:

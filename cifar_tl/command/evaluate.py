@@ -58,7 +58,8 @@ def measure(options: argparse.Namespace) -> int:
 
     model, settings = load_model_and_settings(options.model)
     classes = known_classes(options.model, model, settings)
-    data = load_data(options.data, progress=shows_progress())
+    white = settings.get("white", {})
+    data = load_data(options.data, white=white, progress=shows_progress())
     images, labels = select_examples(options, settings, classes, data)
     metrics = evaluate(model, images, labels)
     confusion = confusion_matrix(model, images, labels)[list(classes)].tolist()
@@ -84,12 +85,6 @@ def select_examples(
         raise DataError(
             f"{options.model} knows the classes {_listed(classes)}, but {options.data} has "
             f"{_listed(expected)}: name the data that it was made for"
-        )
-    white = [side.get("white", {}) for side in (settings, data.reading)]
-    if all(white) and white[0] != white[1]:
-        raise DataError(
-            f"{options.model} takes {white[0]} for white, and {options.data} has {white[1]}: "
-            "convert its images to 8 bits"
         )
     if options.split == "test":
         test = select_classes(data.test, classes)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from cifar_tl.command.arguments import at_least_one, check_model
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
 from cifar_tl.data.find_images import list_image_files
 from cifar_tl.data.source import OFFICIAL
-from cifar_tl.errors import ImageError
+from cifar_tl.errors import DataWarning, ImageError
 from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, stage_folder
+from cifar_tl.names import printable
 
 DEFAULT_MODEL = stage_folder(OUTPUT_DIR, OFFICIAL, "transfer") / MODEL
 
@@ -55,7 +57,7 @@ def name_images(options: argparse.Namespace) -> int:
     known_classes(options.model, model, settings)
     code, (files, notes) = 0, list_image_files(options.images)
     for note in notes:
-        warn(f"{called('predict')}: warning: {note}")
+        warnings.warn(note, DataWarning, stacklevel=1)
     for path in files:
         try:
             predictions = predict(model, read_image(path, model.white), options.top)
@@ -67,8 +69,8 @@ def name_images(options: argparse.Namespace) -> int:
             found = [prediction._asdict() for prediction in predictions]
             say(json.dumps({"file": str(path), "classes": found}))
         else:
-            named = ", ".join(f"{p.name} {p.probability:.1%}" for p in predictions)
-            say(f"{path}: {named}")
+            named = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in predictions)
+            say(f"{printable(str(path))}: {named}")
     if not files:
         raise ImageError("there are no images in these folders: name others, or files")
     return code

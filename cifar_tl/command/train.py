@@ -40,6 +40,7 @@ from cifar_tl.experiment.run import (
     stage_folder,
     takes_base,
 )
+from cifar_tl.names import printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl import Data, Recipe, StageResult
@@ -85,8 +86,8 @@ def train(options: argparse.Namespace) -> int:
         data, seconds_reading = read_data(options, log)
         recipe, stages = choose_recipe(options), stages_to_run(options)
         log(
-            f"data: {data.name} ({data.description}); recipe: {recipe.name}; seed: {options.seed}; "
-            f"{torch.get_num_threads()} threads on {options.device}"
+            f"data: {printable(data.name)} ({data.description}); recipe: {recipe.name}; "
+            f"seed: {options.seed}; {torch.get_num_threads()} threads on {options.device}"
         )
         prepare_folders(options, data, stages)
         results = {
@@ -182,7 +183,7 @@ def run_one(
         raise TrainingError(f"{error}: {better}") from error
     folder = stage_folder(options.output_dir, data.name, stage)
     draw(folder, data)
-    say(f"{summary(result)}; files in {folder}")
+    say(f"{summary(result)}; files in {printable(str(folder))}")
     return result
 
 
@@ -195,7 +196,7 @@ def compare_stages(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> No
     text = comparison_text(comparison)
     save_comparison(folder, comparison, text)
     draw(folder)
-    say(f"\n{text}\nEverything was written to {folder}")
+    say(f"\n{text}\nEverything was written to {printable(str(folder))}")
 
 
 def draw(folder: Path, data: "Data | None" = None) -> None:

@@ -27,7 +27,7 @@ NETWORK_TIMEOUT = 30.0  # seconds without a single byte
 _NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException)
 
 
-def read_cifar10(folder: Path, *, progress: bool = False) -> Data:  # noqa: ARG001
+def read_cifar10(folder: Path, **_: object) -> Data:
     """Reads the official data through torchvision, which verifies every file's checksum.
 
     Raises:

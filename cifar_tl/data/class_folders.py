@@ -2,23 +2,25 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import PIL
 import torch
 
 from cifar_tl.data.duplicates import find_duplicates
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
 from cifar_tl.data.find_images import find_classes
-from cifar_tl.data.image_files import READING_RULES, ReadImages, read_images
+from cifar_tl.data.image_files import READING_RULES, read_images
 from cifar_tl.data.source import OFFICIAL, PARTS, SHAPES, TEST, TRAIN, VALIDATION, results_name
 from cifar_tl.errors import DataError, ImageError
+from cifar_tl.names import portable
 
 Sample = tuple[str, str, int]  # its part, path and label
 
 
-def read_class_folders(folder: Path, *, progress: bool = False) -> Data:
+def read_class_folders(
+    folder: Path, *, white: Mapping[str, float] | None = None, progress: bool = False
+) -> Data:
     """Reads classes of image files, as `load_data` describes them, numbered by name; all are new.
 
     Raises:
@@ -29,10 +31,10 @@ def read_class_folders(folder: Path, *, progress: bool = False) -> Data:
     if name in (SHAPES, OFFICIAL):
         raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
     found = find_classes(folder)
-    classes = list(found.images[TRAIN])
+    classes = [portable(name) for name in found.images[TRAIN]]
     samples = _samples({part: list(of.values()) for part, of in found.images.items()})
     try:
-        read = read_images([path for _, path, _ in samples], progress=progress)
+        read = read_images([path for _, path, _ in samples], white=white, progress=progress)
     except ImageError as error:
         raise DataError(str(error)) from error
     parts = _parts(samples, read.images)
@@ -46,9 +48,9 @@ def read_class_folders(folder: Path, *, progress: bool = False) -> Data:
         validation=parts[VALIDATION],
         base_classes=None,
         new_classes=range(len(classes)),
-        notes=(*found.notes, *_notes(read), *find_duplicates(read.images, samples)),
+        notes=(*found.notes, *read.notes, *find_duplicates(read.images, samples)),
         reading={"reading_rules": READING_RULES, **({"white": read.white} if read.white else {})},
-        software={"pillow": PIL.__version__},
+        software=read.software,
     )
 
 
@@ -78,15 +80,7 @@ def _fingerprint(
 ) -> str:
     """Identifies files and split, not what a version of the decoder has made of them."""
     files = [
-        (part, label, str(Path(path).relative_to(folder)), digest)
+        (part, label, portable(Path(path).relative_to(folder).as_posix()), digest)
         for (part, path, label), digest in zip(samples, digests, strict=True)
     ]
     return fingerprint_of(json.dumps([READING_RULES, classes, files]))
-
-
-def _notes(read: ReadImages) -> list[str]:
-    return [
-        f"grey images of more than 8 bits: in all that hold {deep}, {level:g} is taken for white, "
-        "and the model remembers it"
-        for deep, level in read.white.items()
-    ]

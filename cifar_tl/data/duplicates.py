@@ -8,6 +8,7 @@ from itertools import combinations
 from torch import Tensor
 
 from cifar_tl.data.source import TEST, TRAIN, VALIDATION
+from cifar_tl.names import count
 
 PARTS_OF_A_SPLIT = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
@@ -41,12 +42,13 @@ def find_duplicates(images: Tensor, samples: Sequence[tuple[str, str, int]]) -> 
                 f"{len(pairs)} of {total:,} {these} images are also among the {others} images, "
                 f"such as {' and '.join(pairs[0])}: the {these} accuracy says too much"
             )
-    for label, group in ((group[0][2], group) for group in twice):
-        if odd := [path for _, path, other in group if other != label]:
-            number = sum(len({label for _, _, label in group}) > 1 for group in twice)
-            lines.append(
-                f"{number} image{'s are' if number > 1 else ' is'} in two classes, such as "
-                f"{group[0][1]} and {odd[0]}: delete what is wrong"
-            )
-            break
+    ambiguous = [group for group in twice if len({label for _, _, label in group}) > 1]
+    if ambiguous:
+        (_, path, label), *same_image = ambiguous[0]
+        elsewhere = next(there for _, there, another in same_image if another != label)
+        lines.append(
+            f"in two classes {'is' if len(ambiguous) == 1 else 'are'} "
+            f"{count(len(ambiguous), 'image')}, such as {path} and {elsewhere}: "
+            "delete what is wrong"
+        )
     return lines

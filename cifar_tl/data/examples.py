@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifar_tl.errors import DataError
+
 SIZE = 32  # height and width of CIFAR-10's images, for which the network is made
 BASE_CLASSES = range(5)
 TRANSFER_CLASSES = range(5, 10)
@@ -44,7 +46,9 @@ class Data:
     @cached_property
     def test(self) -> LabeledImages:
         """The test images, maybe none; read when first asked for: training can start earlier."""
-        return self.read_test()
+        test = self.read_test()
+        check_pixels(self.name, "test", test.images)
+        return test
 
     def train_and_validation(self, classes: Iterable[int]) -> tuple[LabeledImages, LabeledImages]:
         """Selects the training and the validation images of some classes, as a stage uses them.
@@ -56,6 +60,23 @@ class Data:
         if self.validation is None:
             return split_validation(train)
         return train, select_classes(self.validation, classes)
+
+
+def check_pixels(name: str, what: str, images: Tensor) -> None:
+    """Refuses images in which there is nothing to see.
+
+    Raises:
+        DataError: If there are several, all the same, or none has a pixel above 1.
+    """
+    if len(images) < 2:
+        return
+    if all(torch.equal(image, images[0]) for image in images):
+        raise DataError(f"{name}: all {what} images are the same: check how they were made")
+    if all(chunk.max() <= 1 for chunk in images.split(1000)):
+        raise DataError(
+            f"{name}: all pixels of the {what} images are 0 or 1, as after dividing by 255: "
+            "multiply by 255 before making whole numbers of them"
+        )
 
 
 def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledImages:

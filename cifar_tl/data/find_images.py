@@ -1,6 +1,7 @@
 """Find the image files in folders, and of which class each is; nothing here needs torch."""
 
 import os
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from cifar_tl.data.source import PARTS, TEST, TRAIN, VALIDATION
 from cifar_tl.errors import DataError
+from cifar_tl.names import count
 
 FORMATS = {  # what is read, by Pillow's names, with every suffix that Pillow registers for it
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # .mpo: with more than one image
@@ -31,6 +33,8 @@ SERVICE_FOLDERS = (
     *("__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
 )
 SERVICE_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
+
+being_read = threading.local()  # its ``path`` is the file that a thread reads: of it Pillow warns
 
 
 class Found(NamedTuple):
@@ -76,7 +80,7 @@ def find_images(folder: str | Path) -> Found:
     """Finds the image files in and below a folder, in the order of torchvision's ImageFolder.
 
     Links are followed, each real folder is entered once. What is hidden, or of the system, counts
-    nowhere. A broken link is listed as what its name says, so that reading it tells.
+    nowhere. A link to nowhere is listed as an image, so that reading it tells.
 
     Raises:
         DataError: If a folder cannot be read.
@@ -87,9 +91,10 @@ def find_images(folder: str | Path) -> Found:
             if name.startswith(".") or name.lower() in SERVICE_FILES:
                 continue
             path = os.path.join(root, name)  # noqa: PTH118  # as often as there are files
-            is_image = os.path.splitext(name)[1].lower() in known  # noqa: PTH122
-            if is_image and os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
-                is_image = False  # a pipe or a device
+            if not os.path.exists(path):  # noqa: PTH110  # a link to nowhere, whatever its name
+                found.images.append(path)
+                continue
+            is_image = os.path.splitext(name)[1].lower() in known and os.path.isfile(path)  # noqa: PTH122, PTH113
             (found.images if is_image else found.others).append(path)
     return found
 
@@ -122,8 +127,8 @@ def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
     listed = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in counts.most_common())
     can = f"{INSTALL_HEIF} reads {HEIF_SUFFIXES[0]}; " if counts.keys() & {*HEIF_SUFFIXES} else ""
     return [
-        f"{folder}: left out are {len(others):,} files ({listed}): {can}convert what is an image "
-        "to PNG or JPEG"
+        f"{folder}: left out, {count(len(others), 'file')} ({listed}): {can}convert what is an "
+        "image to PNG or JPEG"
     ]
 
 
@@ -166,12 +171,15 @@ def find_classes(folder: Path) -> Classes:
         part: {name: by_class[name].images if name in by_class else [] for name in classes}
         for part, by_class in found.items()
     }
-    notes = [*left_out(folder, others), *_unused(folder), *_doubtful(folder, images[TRAIN])]
-    return Classes(images, notes)
+    notes = [*left_out(folder, others), *_unused(folder), *_untested(found)]
+    return Classes(images, [*notes, *_doubtful(folder, images[TRAIN])])
 
 
 def _check_layout(folder: Path) -> None:
     """Refuses folders and images that would be ignored, and links to nowhere."""
+    for path in (folder / part for part in PARTS):
+        if os.path.lexists(path) and not path.is_dir():
+            raise DataError(f"{path} is no folder, or a link to nowhere: repair or delete it")
     for wrong in ("valid", "validation"):
         if (folder / wrong).is_dir():
             raise DataError(f"{folder / wrong} would be ignored: rename it to {VALIDATION}")
@@ -200,10 +208,11 @@ def _check_numbers(folder: Path, found: Mapping[str, Mapping[str, Found]]) -> No
             of_class = found[part].get(name, Found([], [], {}))
             if not of_class.images:
                 names = [os.path.basename(path) for path in of_class.others[:2]]  # noqa: PTH119
-                what = f", only {len(of_class.others):,} other files, such as {', '.join(names)}"
+                what = f", only {count(len(of_class.others), 'other file')}: {', '.join(names)}"
+                instead = f"{folder / part}, to validate with images of {TRAIN}"
                 raise DataError(
                     f"{folder / part / name} has no image{what if names else ''}: add some, or "
-                    f"delete that class {'here and ' if part != TRAIN else ''}in {TRAIN}"
+                    f"delete {'that class' if part == TRAIN else instead}"
                 )
             if len(of_class.images) == 1 and not held_out:
                 raise DataError(
@@ -224,11 +233,35 @@ def _check_shared(by_class: Mapping[str, Found]) -> None:
 
 def _unused(folder: Path) -> list[str]:
     """Says in one line, if there are any, which folders beside the parts hold images."""
-    names = [name for name in _folders(folder) if name not in PARTS]
-    unused = [str(folder / name) for name in names if find_images(folder / name).images]
+    parts = [folder / part for part in PARTS if (folder / part).exists()]
+    others = [folder / name for name in _folders(folder) if name not in PARTS]
+    unused = [
+        str(path)
+        for path in others
+        if not any(path.samefile(part) for part in parts) and _holds_images(path)
+    ]
     if not unused:
         return []
     return [f"images in {', '.join(unused)} are not used: what is used is in {', '.join(PARTS)}"]
+
+
+def _holds_images(folder: Path) -> bool:
+    """Looks for one image, not through links, and into what can be read."""
+    known = suffixes()
+    return any(
+        name.lower().endswith(known) and not name.startswith(".")
+        for _, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def _untested(found: Mapping[str, Mapping[str, Found]]) -> list[str]:
+    """Says in one line, if there are any, which classes have no test images though others do."""
+    tested = [name for name, of_class in found[TEST].items() if of_class.images]
+    if not tested or len(tested) == len(found[TRAIN]):
+        return []
+    names = ", ".join(name for name in found[TRAIN] if name not in tested)
+    return [f"there are no test images of {names}: the test accuracy says nothing about them"]
 
 
 def _doubtful(folder: Path, images: Mapping[str, Sequence[str]]) -> list[str]:

@@ -1,10 +1,13 @@
 """An image file becomes what the network sees: 32x32 pixels, as a person would see the picture.
 
-Nothing here changes what belongs to the whole process, Pillow's settings and the filters of
-warnings: files are read in threads, and in programs of others.
+Nothing here changes Pillow's settings or the filters of warnings, which belong to the whole
+process: files are read in threads, and in programs of others.
 """
 
+import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import io
 import re
 import struct
@@ -21,21 +24,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, JpegImagePlugin
 from torch import Tensor
 
+from cifar_tl.data import deep_images
+from cifar_tl.data.deep_images import DeepImage
 from cifar_tl.data.examples import SIZE
-from cifar_tl.data.find_images import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
+from cifar_tl.data.find_images import FORMATS, HEIF_PACKAGE, INSTALL_HEIF, being_read
 from cifar_tl.errors import ImageError, first_line
 from cifar_tl.progress import with_bar
 
 READING_RULES = 2  # counted up when the same file becomes other pixels
 
-# Grey images of more than 8 bits do not say which value is white: as many bits as the file has, or
-# 1, unless all images of a data set together tell (`white_levels`).
-WHITE: dict[str, float] = {"integers": 65535.0, "floats": 1.0}
-_POSSIBLE_WHITE: dict[str, tuple[float, ...]] = {
-    "integers": (255.0, 1023.0, 4095.0, 16383.0, 65535.0),  # 8 to 16 bits
-    "floats": (1.0, 255.0, 65535.0),
-}
-
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
 _ORIENTATION = 274  # the EXIF tag that says how to turn the image, with a number of these
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,35 +52,50 @@ class ReadImages(NamedTuple):
     images: Tensor  # (N, 3, 32, 32) uint8
     digests: list[str]  # SHA-256 of each file
     white: dict[str, float]  # what was taken for white; empty if nothing was in question
+    notes: list[str]  # what the owner of the files should know
+    software: dict[str, str]  # what decoded them, with versions
 
 
-class _Picture(NamedTuple):
-    """A decoded file of 32x32 pixels: colours, or deep greys that are not yet scaled."""
+class _Colours(NamedTuple):
+    """An image of 8 bits a colour, or of the upper 8 of 16."""
 
-    pixels: NDArray[Any]  # (32, 32, 3) uint8, or (32, 32) float32
-    deep: str | None = None
-    largest: float = 255.0  # value in the whole file
-    halved: bool = False  # colours with 16 bits, of which the upper 8 are here
+    path: str
+    pixels: NDArray[np.uint8]  # (32, 32, 3)
+    halved: bool  # it has 16
+    heif: bool
 
 
-def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> ReadImages:
+def read_images(
+    paths: Sequence[str | Path],
+    *,
+    white: Mapping[str, float] | None = None,
+    progress: bool = False,
+) -> ReadImages:
     """Reads N images as `read_image` does, several at a time, all with the same white.
+
+    Args:
+        paths: The files.
+        white: What a trained model takes for white; by default the images tell, see `white_levels`.
+        progress: Show a bar on standard error.
 
     Raises:
         ImageError: If some cannot be read; the message names all of these.
     """
     images = torch.empty(len(paths), 3, SIZE, SIZE, dtype=torch.uint8)
     digests = [""] * len(paths)
+    heif = False
 
-    def read(number: int) -> tuple[int, _Picture] | str | None:
+    def read(number: int) -> tuple[int, _Colours | DeepImage] | str | None:
+        nonlocal heif
         try:
             content = _read_file(paths[number])
             digests[number] = hashlib.sha256(content).hexdigest()
-            picture = _decode(paths[number], content)
+            picture = _decode(str(paths[number]), content)
         except ImageError as error:
             return str(error)
-        if picture.deep or picture.halved:
+        if isinstance(picture, DeepImage) or picture.halved:
             return number, picture
+        heif = heif or picture.heif
         images[number] = torch.from_numpy(picture.pixels).permute(2, 0, 1)
         return None
 
@@ -100,13 +113,16 @@ def read_images(paths: Sequence[str | Path], *, progress: bool = False) -> ReadI
             f"them: {'; '.join(damaged)}"
         )
     pictures = dict(found for found in special if not isinstance(found, str))
-    white = _white_levels(paths, pictures)
+    deep = [picture for picture in pictures.values() if isinstance(picture, DeepImage)]
+    levels = _levels(list(pictures.values()), white)
     for number, picture in pictures.items():
-        images[number] = _to_tensor(paths[number], picture, {**WHITE, **white})
-    return ReadImages(images, digests, white)
+        images[number] = _to_tensor(picture, levels)
+    packages = ("pillow", *([HEIF_PACKAGE] if heif else ()))
+    software = {package: importlib.metadata.version(package) for package in packages}
+    return ReadImages(images, digests, levels, deep_images.notes(deep, levels), software)
 
 
-def read_image(path: str | Path, white: Mapping[str, float] = WHITE) -> Tensor:
+def read_image(path: str | Path, white: Mapping[str, float] | None = None) -> Tensor:
     """Reads an image file of any size and mode, in one of the documented formats.
 
     It is turned as its EXIF data says, put on white where it is transparent, scaled so that its
@@ -115,16 +131,18 @@ def read_image(path: str | Path, white: Mapping[str, float] = WHITE) -> Tensor:
     Args:
         path: The file.
         white: Which value is white in a grey image of more than 8 bits of ``"integers"`` or of
-            ``"floats"``: what the model was trained with.
+            ``"floats"``: what the model takes for white that is asked about the image. By default
+            the largest that the bits of the file allow, or 1.
 
     Returns:
         ``(3, 32, 32)`` uint8.
 
     Raises:
         ImageError: If the file is missing, damaged, no image, too large to decode, or has values
-            that are not between black and white.
+            of which nobody can tell which are black and white.
     """
-    return _to_tensor(path, _decode(path, _read_file(path)), {**WHITE, **white})
+    picture = _decode(str(path), _read_file(path))
+    return _to_tensor(picture, _levels([picture], white or {}))
 
 
 def _read_file(path: str | Path) -> bytes:
@@ -138,26 +156,62 @@ def _read_file(path: str | Path) -> bytes:
         raise ImageError(f"{path} is no readable image ({error.strerror})") from error
 
 
-def _decode(path: str | Path, content: bytes) -> _Picture:
+def _decode(path: str, content: bytes) -> _Colours | DeepImage:
+    being_read.path = path
     try:
         opened = _open(content)
         opened.draft(None, (8 * SIZE, 8 * SIZE))  # decodes a large JPEG smaller, so faster
         limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and opened.width * opened.height > 2 * limit:  # as Pillow does, before
-            raise ImageError(
-                f"{path} is too large ({opened.width:,} x {opened.height:,} pixels): scale it down"
-            )
-        halved = any(";16" in str(tile[3]) for tile in getattr(opened, "tile", ()))
+        if limit is not None and opened.width * opened.height > limit:
+            raise Image.DecompressionBombError
+        bits = _bits(path, opened)
         image = _turn(opened)
-        if image.mode == "F" or image.mode.startswith("I"):  # more than 8 bits of grey
-            return _deep_picture(path, image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            if "transparency" in image.info:
+                raise ValueError("grey of more than 8 bits with transparency: convert it to 8 bits")
+            return deep_images.deep_image(path, image, bits)
         image = ImageOps.fit(_to_rgb(image), (SIZE, SIZE), Image.Resampling.BICUBIC)
+        return _Colours(path, np.array(image), bits > 8, type(opened) is Image.Image)
     except (ImageError, MemoryError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path} is too large, with too many pixels: scale it down") from error
+    except Warning as warning:  # whoever makes errors of warnings
+        raise ImageError(f"{path} makes Pillow warn: {first_line(warning)}") from warning
     except Exception as error:  # damage surfaces as whatever the decoder trips over first
         raise ImageError(f"{path} is no readable image ({first_line(error)})") from error
-    pixels = np.array(image)
-    return _Picture(pixels, largest=float(pixels.max()), halved=halved)
+    finally:
+        being_read.path = None
+
+
+def _open(content: bytes) -> Image.Image:
+    """Opens an image as ``Image.open`` does, which tries more formats and refuses what is large.
+
+    A PostScript file would start another program; a large JPEG is not too large to decode small.
+    """
+    if content[4:8] == b"ftyp" and any(brand in content[8:40] for brand in _HEIF_BRANDS):
+        if find_spec(HEIF_PACKAGE) is None:
+            raise ValueError(f"HEIC: {INSTALL_HEIF}")
+        heif: Image.Image = import_module(HEIF_PACKAGE).open_heif(io.BytesIO(content)).to_pillow()
+        return heif
+    _load_plugins()
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        accepted = accept(content[:16]) if accept is not None else False
+        if isinstance(accepted, str):  # Pillow was built without it
+            raise ValueError(accepted)
+        if factory is not None and accepted:
+            return (_Jpeg if name == "JPEG" else factory)(io.BytesIO(content), "")
+    if content[4:8] == b"ftyp" and b"avif" in content[8:40]:
+        raise ValueError("AVIF: a newer Pillow reads it")
+    raise ValueError(f"none of {', '.join(FORMATS)}")
+
+
+@functools.cache
+def _load_plugins() -> None:
+    for name in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"):
+        with contextlib.suppress(ImportError):  # of Pillows that lack it
+            import_module(f"PIL.{name}ImagePlugin")
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -167,25 +221,24 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
         """Does not look for what nobody asks for, and warns of no damage found there."""
 
 
-def _open(content: bytes) -> Image.Image:
-    """Opens an image as ``Image.open`` does, which tries more formats and refuses what is large.
-
-    A PostScript file would start another program; a large JPEG is not too large to decode small.
-    """
-    if content[4:8] == b"ftyp" and any(brand in content[8:40] for brand in (b"heic", b"heix")):
-        if find_spec(HEIF_PACKAGE) is None:
-            raise ValueError(f"HEIC: {INSTALL_HEIF}")
-        heif: Image.Image = import_module(HEIF_PACKAGE).open_heif(io.BytesIO(content)).to_pillow()
-        return heif
-    Image.init()
-    for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))
-        accepted = accept(content[:16]) if accept is not None else False
-        if isinstance(accepted, str):  # Pillow was built without it
-            raise ValueError(accepted)
-        if factory is not None and accepted:
-            return (_Jpeg if name == "JPEG" else factory)(io.BytesIO(content), "")
-    raise ValueError(f"none of {', '.join(name for name in FORMATS if name in Image.OPEN)}")
+def _bits(path: str, image: Image.Image) -> int:
+    """Finds how many bits a colour has by the file, and refuses what Pillow reads wrongly."""
+    if image.format == "TIFF":
+        tags: Mapping[int, Any] = image.tag_v2  # type: ignore[attr-defined]
+        per_sample, sample_format = tags.get(258, (1,)), tags.get(339, (1,))
+        bits = int(max(per_sample))
+        wrong = {
+            "planes of 16 bits": bits > 8 and len(per_sample) > 1 and tags.get(284, 1) == 2,
+            "zero for white": bits > 8 and tags.get(262) == 0,
+            "signed numbers of 8 bits": bits == 8 and 2 in sample_format,
+            "whole numbers of 32 bits": bits > 16 and 3 not in sample_format,
+        }
+        if found := [what for what, is_so in wrong.items() if is_so]:
+            raise ImageError(f"{path} has {found[0]}, which is not read: convert it to 8 bits")
+        return bits
+    if image.format == "PNG":
+        return 16 if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) else 8
+    return 16 if image.mode.startswith("I") else 8
 
 
 def _turn(image: Image.Image) -> Image.Image:
@@ -193,79 +246,53 @@ def _turn(image: Image.Image) -> Image.Image:
     if image.format == "TIFF":
         return ImageOps.exif_transpose(image)
     image.load()  # a PNG may say it at its end
-    orientation = 1
-    if exif := image.info.get("exif"):
-        orientation = _orientation(exif)
-    elif profile := image.info.get("Raw profile type exif"):  # as ImageMagick writes it
-        orientation = _orientation(bytes.fromhex("".join(profile.split("\n")[3:])))
-    elif found := re.search(rb'tiff:Orientation(?:="|>)([1-8])', image.info.get("xmp", b"")):
-        orientation = int(found[1])
+    exif = image.info.get("exif") or b""
+    if profile := image.info.get("Raw profile type exif"):  # as ImageMagick writes it
+        exif = exif or bytes.fromhex("".join(profile.split("\n")[3:]))
+    orientation = _orientation(exif)
+    if orientation is None:
+        found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', image.info.get("xmp") or b"")
+        orientation = int(found[1]) if found else 1
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(exif: bytes) -> int:
-    """Reads the orientation in EXIF data, 1 where it is not to be found."""
+def _orientation(exif: bytes) -> int | None:
+    """Reads the orientation in EXIF data, if it is there."""
     data = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2], "<")
     try:
         (start,) = struct.unpack_from(f"{order}I", data, 4)
-        (count,) = struct.unpack_from(f"{order}H", data, start)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, place)
+        (entries,) = struct.unpack_from(f"{order}H", data, start)
+        for place in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, _ = struct.unpack_from(f"{order}HHI", data, place)
             if tag == _ORIENTATION:
-                return int(value)
+                value = struct.unpack_from(order + ("I" if kind == 4 else "H"), data, place + 8)
+                return int(value[0])
     except struct.error:
         pass
-    return 1
+    return None
 
 
-def _deep_picture(path: str | Path, image: Image.Image) -> _Picture:
-    """Makes a picture of an image with more than 8 bits of grey."""
-    deep: str = "floats" if image.mode == "F" else "integers"
-    values = np.asarray(image, dtype=np.float32)
-    low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= _POSSIBLE_WHITE[deep][-1]:  # NaN is not, either
-        raise ImageError(
-            f"{path} has values from {low:g} to {high:g}, of which nobody can tell which are black "
-            "and white: convert it to 8 bits"
-        )
-    fitted = ImageOps.fit(Image.fromarray(values), (SIZE, SIZE), Image.Resampling.BICUBIC)
-    return _Picture(np.array(fitted), deep, high)
-
-
-def _white_levels(
-    paths: Sequence[str | Path], pictures: Mapping[int, _Picture]
+def _levels(
+    pictures: Sequence[_Colours | DeepImage], white: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """Finds which value is white, by the largest of all images: one rule for a data set.
-
-    Raises:
-        ImageError: If images with 16 bits a colour do not use the upper ones, which alone are read.
-    """
-    halved = [number for number, picture in pictures.items() if picture.halved]
-    if halved and max(pictures[number].largest for number in halved) < 64:
+    """Finds which value is white; and refuses colours of 16 bits that do not use the upper ones."""
+    halved = [p for p in pictures if isinstance(p, _Colours) and p.halved]
+    if halved and max(int(picture.pixels.max()) for picture in halved) < 64:
         raise ImageError(
-            f"{len(halved)} images such as {paths[halved[0]]} have 16 bits a colour and use at "
-            "most 14 of them, so that few levels would be left: convert them to 8 bits"
+            f"{halved[0].path}, and {len(halved) - 1} more, have 16 bits a colour and use at most "
+            "14 of them, so that few levels would be left: convert them to 8 bits"
         )
-    white: dict[str, float] = {}
-    for deep, possible in _POSSIBLE_WHITE.items():
-        if largest := [picture.largest for picture in pictures.values() if picture.deep == deep]:
-            white[deep] = next(level for level in possible if level >= max(largest))
-    return white
+    deep = [picture for picture in pictures if isinstance(picture, DeepImage)]
+    return deep_images.white_levels(deep, white)
 
 
-def _to_tensor(path: str | Path, picture: _Picture, white: Mapping[str, float]) -> Tensor:
+def _to_tensor(picture: _Colours | DeepImage, levels: Mapping[str, float]) -> Tensor:
     """Makes ``(3, 32, 32)`` uint8 of a picture."""
-    if picture.deep is None:
+    if isinstance(picture, _Colours):
         return torch.from_numpy(picture.pixels).permute(2, 0, 1).contiguous()
-    level = white[picture.deep]
-    if picture.largest > level:
-        raise ImageError(
-            f"{path} has values up to {picture.largest:g}, where {level:g} is white in what the "
-            "model was trained on: convert it in the same way, or to 8 bits"
-        )
-    grey = (picture.pixels.clip(0, level) * (255 / level)).round().astype(np.uint8)
+    grey = deep_images.to_grey(picture, levels[picture.kind])
     return torch.from_numpy(grey).expand(3, SIZE, SIZE).contiguous()
 
 

@@ -30,7 +30,7 @@ REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 OPTIONAL = ("x_val", "y_val", "class_names")
 
 
-def read_npz(path: Path, *, progress: bool = False) -> Data:  # noqa: ARG001  # all readers have it
+def read_npz(path: Path, **_: object) -> Data:
     """Reads an archive in the Keras layout, all but the test images, which are only checked.
 
     Raises:

@@ -4,7 +4,7 @@ Nothing here needs torch, so that a command can refuse a wrong source at once.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,7 +56,9 @@ KINDS = {
 SOURCES = "; ".join(kind.what for kind in reversed(KINDS.values()))
 
 
-def load_data(source: str | Path, *, progress: bool = False) -> "Data":
+def load_data(
+    source: str | Path, *, white: Mapping[str, float] | None = None, progress: bool = False
+) -> "Data":
     """Reads one of the data sources and checks it.
 
     Args:
@@ -68,6 +70,8 @@ def load_data(source: str | Path, *, progress: bool = False) -> "Data":
             ``train/CLASS/*`` and maybe ``val/CLASS/*`` and ``test/CLASS/*``, each read by
             `read_image`. Without ``val/``, the first 80 % of each class train, in the order of
             their names, and the last 20 % validate.
+        white: For image files that a trained model is to be asked about: what it takes for white
+            in images of more than 8 bits, see `read_image`. By default the images tell.
         progress: Show a bar on standard error while image files are read.
 
     Returns:
@@ -82,27 +86,17 @@ def load_data(source: str | Path, *, progress: bool = False) -> "Data":
     Warns:
         DataWarning: Of what is left out, taken for granted, or doubtful; see `Data.notes`.
     """
+    from cifar_tl.data.examples import check_pixels
+
     kind = kind_of(source)
     read = getattr(import_module(f"cifar_tl.data.{kind}"), f"read_{kind}")
-    data: Data = read(Path(source), progress=progress)
-    _check_pixels(source, data)
+    data: Data = read(Path(source), white=white, progress=progress)
+    check_pixels(data.name, "training", data.train.images)
+    if data.validation is not None:
+        check_pixels(data.name, "validation", data.validation.images)
     for note in data.notes:
         warnings.warn(note, DataWarning, stacklevel=2)
     return data
-
-
-def _check_pixels(source: str | Path, data: "Data") -> None:
-    """Refuses images in which there is nothing to see."""
-    import torch
-
-    images = data.train.images
-    if all(torch.equal(image, images[0]) for image in images):
-        raise DataError(f"{source}: all training images are the same: check how they were made")
-    if all(chunk.max() <= 1 for chunk in images.split(1000)):
-        raise DataError(
-            f"{source}: all pixels of the training images are 0 or 1, as after dividing by 255: "
-            "multiply by 255 before making whole numbers of them"
-        )
 
 
 def kind_of(source: str | Path) -> str:
@@ -111,7 +105,9 @@ def kind_of(source: str | Path) -> str:
         if kind.recognizes(source):
             return name
     if str(source).endswith(ARCHIVES):
-        raise DataError(f"{source}: an archive of CIFAR-10 is found in its folder: name the folder")
+        raise DataError(
+            f"{source}: unpack it, or if it is CIFAR-10's, name the folder in which it is"
+        )
     raise DataError(f"{source} is no source of images: name {SOURCES}")
 
 

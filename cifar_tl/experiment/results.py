@@ -78,7 +78,7 @@ def summary(result: Mapping[str, Any]) -> str:
     accuracy = result["test_accuracy"]
     tested = "no test images" if accuracy is None else f"test accuracy {accuracy:.2%}"
     return (
-        f"{result['stage']} on {result['data']}: "
+        f"{result['stage']} on {printable(result['data'])}: "
         f"validation accuracy {result['val_accuracy']:.2%}, "
         f"{tested}, {result['seconds_total']:.1f} s in all"
     )
@@ -157,8 +157,8 @@ def _what_it_was_measured_with(result: Mapping[str, Any]) -> list[str]:
     lines += [f"  {key}: {value}" for key, value in result["environment"].items()]
     if len(result["surroundings"]) > 1:
         lines += [
-            f"  from epoch {part['from_epoch']} on: torch {part['torch']}, {part['threads']} "
-            f"threads, device {part['device']}"
+            f"  from epoch {part['from_epoch']} on: "
+            + ", ".join(f"{key} {value}" for key, value in part.items() if key != "from_epoch")
             for part in result["surroundings"]
         ]
     return lines

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cifar_tl.errors import CheckpointError, RunError
+from cifar_tl.names import portable
 from cifar_tl.recipe import NEUTRAL, Recipe
 from cifar_tl.sealed import read_sealed
 
@@ -112,7 +113,7 @@ def run_settings(
     classes = list(stage_classes(stage, data))
     settings = {
         "stage": stage,
-        "data": data.name,
+        "data": portable(data.name),
         "classes": classes,
         "class_names": [data.class_names[label] for label in classes],
         "fingerprint": data.fingerprint,

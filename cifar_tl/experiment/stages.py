@@ -33,6 +33,7 @@ from cifar_tl.model import (
     unfreeze,
     whiten_first_layer,
 )
+from cifar_tl.names import printable
 from cifar_tl.recipe import Recipe
 
 WHITENING_IMAGES = 2000  # hold more than a million patches
@@ -99,7 +100,7 @@ def run_stage(
     settings = run_settings(stage, data, recipe, int(seed), train_fraction, digest)
     result = files.finished_result(folder, settings)
     if result is not None:
-        log(f"{stage}: finished before, in {folder}")
+        log(f"{stage}: finished before, in {printable(str(folder))}")
         return cast(results.StageResult, result)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(stage, data, recipe, folder, settings, device, start, seconds_reading, log, progress)
@@ -170,7 +171,7 @@ def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
         "seconds_features": seconds_features,
         "seconds_reading": run.seconds_reading,  # of this run alone
         "seconds_total": time.perf_counter() - start,
-        "environment": environment(run.device),
+        "environment": {**environment(run.device), **run.data.software},
         "surroundings": made_in,
     }
     text = results.results_text(result, rows, layers(model))

@@ -157,8 +157,18 @@ def test_deep_pictures_are_asked_about_as_they_were_trained_on(
     shutil.copytree("camera/train", "other/train")
     Image.fromarray(np.full((32, 32), 9000, np.uint16)).save("other/train/dark/x.png")
     arguments = ["runs/camera/scratch/model.pt", "--data", "other"]
-    assert evaluate.main(arguments) == 1
-    assert "convert its images to 8 bits" in capsys.readouterr().err.splitlines()[-1]
+    assert evaluate.main([*arguments, "--split", "validation"]) == 1
+    assert "x.png has values up to 9000, where 4095 is white in what the model" in one_line(
+        capsys.readouterr().err
+    )
+    shutil.copytree("camera/train/dark", "dark/test/dark")  # which alone would have another white
+    shutil.copytree("camera/train/bright", "dark/test/bright")
+    for path in Path("dark/test/bright").iterdir():
+        path.unlink()
+        Image.fromarray(np.full((32, 32), 3000, np.uint16)).save(path)
+    shutil.copytree("camera/train", "dark/train")
+    assert evaluate.main(["runs/camera/scratch/model.pt", "--data", "dark"]) == 0
+    assert "accuracy 100.00%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("flag", "used"), [("--mirror", True), ("--no-mirror", False)])
@@ -222,17 +232,15 @@ def test_version_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_cifar10_it_says_so_and_runs_on_shapes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--epochs", "1"]) == 0
+    assert main(["--epochs", "1", "--stage", "scratch"]) == 0
     output, errors = capsys.readouterr()
     assert "THIS RUN USES THE BUILT-IN SHAPES INSTEAD" in errors
     assert "cannot be downloaded" in errors
     assert "cifar-10-python.tar.gz" in errors  # where a manual download goes
-    assert "Comparison on shapes (built-in drawn shapes" in output
+    assert "data: shapes (built-in drawn shapes)" in output
     assert [path.name for path in Path("runs").iterdir()] == ["shapes"]
-    for stage in STAGES:
-        assert result(f"runs/shapes/{stage}/result.json")["data"] == "shapes"
-        assert "on shapes" in Path(f"runs/shapes/{stage}/results.txt").read_text()
-    assert result("runs/shapes/comparison.json")["data"] == "shapes"
+    assert result("runs/shapes/scratch/result.json")["data"] == "shapes"
+    assert "on shapes" in Path("runs/shapes/scratch/results.txt").read_text()
 
 
 @pytest.mark.parametrize("source", ["data", "folder"])

@@ -20,7 +20,7 @@ from cifar_tl.data.find_images import (
 from cifar_tl.data.image_files import read_images
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DataWarning, ImageError
-from tests.data.test_class_folders import add_image
+from tests.data.test_class_folders import COLOURS, add_image
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_counted_by_suffix_with_what_to_do(
     for name in ("a.heic", "b.HEIC", "c.svg", "raw"):
         (folder / "train/ash" / name).write_bytes(b"content")
     expected = (
-        f"{folder}: left out are 4 files (2 .heic, 1 .svg, 1 without suffix): "
+        f"{folder}: left out, 4 files (2 .heic, 1 .svg, 1 without suffix): "
         "pip install pillow-heif reads .heic; convert what is an image to PNG or JPEG"
     )
     with pytest.warns(DataWarning) as warned:
@@ -192,13 +192,11 @@ def test_folders_beside_the_parts_are_named_if_they_hold_images(folder: Path) ->
 
 def test_a_class_without_images_names_what_it_has(folder: Path) -> None:
     (folder / "train/dust").mkdir()
-    with pytest.raises(
-        DataError, match="train/dust has no image: add some, or delete that class in train"
-    ):
+    with pytest.raises(DataError, match="train/dust has no image: add some, or delete that class"):
         load_data(folder)
     for name in ("a.svg", "b.svg", "c.txt"):
         (folder / "train/dust" / name).touch()
-    with pytest.raises(DataError, match=r"has no image, only 3 other files, such as a\.svg, b\.sv"):
+    with pytest.raises(DataError, match=r"has no image, only 3 other files: a\.svg, b\.svg"):
         load_data(folder)
 
 
@@ -219,7 +217,7 @@ def test_a_pipe_is_no_image(folder: Path) -> None:
     found = find_classes(folder)
     assert len(found.images["train"]["ash"]) == 25
     assert found.notes == [
-        f"{folder}: left out are 1 files (1 .png): convert what is an image to PNG or JPEG"
+        f"{folder}: left out, 1 file (1 .png): convert what is an image to PNG or JPEG"
     ]
 
 
@@ -285,6 +283,37 @@ def test_a_test_set_without_classes_says_what_to_do(folder: Path) -> None:
 def test_a_class_that_the_test_images_lack_shifts_no_other(folder: Path) -> None:
     add_image(folder / "test/cedar tree/a.png", "red")
     add_image(folder / "test/ash/a.png", "blue")
-    data = load_data(folder)
+    with pytest.warns(DataWarning, match="there are no test images of Birch: the test accuracy"):
+        data = load_data(folder)
     named = {data.class_names[label] for label in data.test.labels.tolist()}
     assert named == {"ash", "cedar tree"}
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_part_that_is_a_link_to_nowhere_or_a_file_is_refused(
+    folder: Path, part: str, kind: str
+) -> None:
+    if kind == "link":
+        (folder / part).symlink_to("/nowhere/at/all")
+    else:
+        (folder / part).touch()
+    with pytest.raises(DataError, match=f"{part} is no folder, or a link to nowhere: repair or"):
+        load_data(folder)
+
+
+def test_a_folder_in_a_class_that_is_a_link_to_nowhere_is_damage(folder: Path) -> None:
+    (folder / "train/ash/more").symlink_to("/nowhere/at/all")
+    with pytest.raises(DataError, match=r"^1 of 41 .*ash/more is a link to nowhere"):
+        load_data(folder)
+
+
+def test_what_lies_beside_the_parts_stops_nothing(folder: Path) -> None:
+    for name, colour in COLOURS.items():
+        add_image(folder / "Val" / name / "a.png", colour)
+    (folder / "val").symlink_to("Val")  # as a disk would have it that does not tell case apart
+    (folder / "up").symlink_to("..")
+    (folder / "itself").symlink_to(".")
+    found = find_classes(folder)
+    assert [len(paths) for paths in found.images["val"].values()] == [1, 1, 1]
+    assert [note for note in found.notes if "Val" in note.split(" are not used")[0]] == []

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -64,11 +65,13 @@ def test_another_source_is_a_module_and_an_entry_in_the_table(
     tmp_path: Path, small_npz: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = ModuleType("cifar_tl.data.renamed")
-    module.read_renamed = lambda path, *, progress: read_npz(path.rename(small_npz))  # type: ignore[attr-defined]  # noqa: ARG005
+    module.read_renamed = lambda path, **_: read_npz(  # type: ignore[attr-defined]
+        path.rename(tmp_path / "small.npz")
+    )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     kind = Kind("a renamed file", lambda source: str(source).endswith(".zip"), lambda _: "renamed")
     monkeypatch.setattr("cifar_tl.data.source.KINDS", {"renamed": kind, **KINDS})
-    path = small_npz.rename(tmp_path / "small.zip")
+    path = Path(shutil.copy(small_npz, tmp_path / "small.zip"))
     assert results_name(path) == "renamed"
     assert len(load_data(path).train.labels) == 400
 
@@ -84,6 +87,10 @@ def test_images_in_which_there_is_nothing_to_see_are_refused(
     message = "are 0 or 1, as after dividing by 255" if divided else "images are the same: check"
     with pytest.raises(DataError, match=rf"mine\.npz: all .*{message}"):
         load_data(path)
+    path = save_npz(tmp_path / "test.npz", small_arrays, x_test=change)
+    data = load_data(path)  # the test images are read when they are asked for
+    with pytest.raises(DataError, match=r"test\.npz: all .*test images .*(0 or 1|the same)"):
+        data.test  # noqa: B018
     folder = tmp_path / "own"
     for number in range(4):
         for name in "ab":
@@ -100,5 +107,5 @@ def test_images_in_which_there_is_nothing_to_see_are_refused(
 def test_an_archive_that_is_named_itself_says_what_to_name(tmp_path: Path) -> None:
     for name in ("cifar-10-python.tar.gz", "CIFAR10.tgz"):
         (tmp_path / name).touch()
-        with pytest.raises(DataError, match=f"{name}: an archive .* in its folder: name the fold"):
+        with pytest.raises(DataError, match=f"{name}: unpack it, or if it is CIFAR-10's, "):
             load_data(tmp_path / name)

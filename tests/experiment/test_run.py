@@ -163,7 +163,7 @@ def test_a_result_lists_every_value_of_the_recipe(
     small_data: Data, tmp_path: Path, recipe: Recipe
 ) -> None:
     recipe = dataclasses.replace(recipe, epochs=1)
-    result = run_stage("base", small_data, recipe, output_dir=tmp_path)
+    result: dict[str, Any] = {**run_stage("base", small_data, recipe, output_dir=tmp_path)}
     written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
     recipe = dataclasses.replace(recipe, mirror=bool(result["mirror"]))
     assert recipe.mirror is (recipe.name == "tuned")  # as small_data says
@@ -199,3 +199,6 @@ def test_another_pillow_is_a_warning_and_recorded(own_classes: Path, tmp_path: P
     with pytest.warns(RunWarning, match=rf"surroundings \(pillow {version} before, 99\.1 now\)"):
         result = run_stage("scratch", other, recipe, output_dir=tmp_path)
     assert [part["pillow"] for part in result["surroundings"]] == [version, "99.1"]
+    text = (tmp_path / "own" / "scratch" / "results.txt").read_text()
+    assert f"pillow {version}\n" in text
+    assert "pillow 99.1\n" in text

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,7 +271,7 @@ def test_times_are_not_negative_when_the_clock_is_set_back(
 ) -> None:
     clock = itertools.count(2e9, -1000)
     monkeypatch.setattr("time.time", lambda: next(clock))
-    result = run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    result: dict[str, Any] = {**run_stage("base", small_data, SMALL, output_dir=tmp_path)}
     parts = [value for key, value in result.items() if key.startswith("seconds_")]
     assert len(parts) == 5
     assert all(0 <= seconds < 100 for seconds in parts)
@@ -282,7 +283,7 @@ def test_a_fraction_of_the_images_trains_and_all_validate(
     copy_run(finished / "base", tmp_path / "small.npz" / "base")
     for stage in ("transfer", "finetune", "scratch"):
         result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, train_fraction=0.25)
-        images = [result[f"images_{part}"] for part in ("train", "validation", "test")]
+        images = [result["images_train"], result["images_validation"], result["images_test"]]
         assert images == [40, 40, 50]
     with pytest.raises(RunError, match=r"for train_fraction 0\.25 and not for .* 0\.5") as error:
         run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
