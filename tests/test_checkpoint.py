@@ -19,6 +19,7 @@ from cifar_tl.checkpoint import (
 )
 from cifar_tl.errors import CheckpointError
 from cifar_tl.model import CifarNet, transfer_model
+from cifar_tl.prediction import predict
 
 
 @pytest.fixture
@@ -217,3 +218,31 @@ def test_a_model_that_does_not_say_what_it_knows_is_refused(
     with pytest.raises(CheckpointError, match="does not say which classes it knows"):
         known_classes(tmp_path, *load_model_and_settings(tmp_path / "model.pt"))
     assert load_model(tmp_path / "model.pt").class_names == {}
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_model_of_ones_own_comes_back_with_its_class_names(tmp_path: Path, as_text: bool) -> None:
+    path = tmp_path / "mine.pt"
+    given = str(path) if as_text else path
+    model = CifarNet(3, dropout=0.1).eval()
+    save_model(given, model, class_names=["cat", "dog", "fox"])
+    back = load_model(given)
+    assert back.class_names == {0: "cat", 1: "dog", 2: "fox"}
+    assert (back.dropout, back.white) == (0.1, {})
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    assert {prediction.name for prediction in predict(back, image)} == {"cat", "dog", "fox"}
+    save_model(given, back)  # the names go along
+    assert load_model(given).class_names == back.class_names
+    save_model(given, CifarNet(10), class_names={7: "horse"})
+    assert load_model(given).class_names == {7: "horse"}
+    save_model(given, CifarNet(0))
+    assert load_model(given).num_classes == 0
+    with pytest.raises(ValueError, match="the model has 3 outputs, and no output 3"):
+        save_model(given, model, class_names=["a", "b", "c", "d"])
+
+
+def test_a_plain_state_dict_gets_the_right_message(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(CifarNet(5).state_dict(), path)
+    with pytest.raises(CheckpointError, match="goes through load_state_dict, then save_model"):
+        load_model(path)

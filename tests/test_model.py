@@ -38,6 +38,11 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.randint(5, (200,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
 def model() -> CifarNet:
     torch.manual_seed(0)
     return CifarNet(num_classes=5)
@@ -281,3 +286,220 @@ def test_unfreeze_undoes_freeze() -> None:
     block.train()
     assert all(module.training for module in block.modules())
     assert all(parameter.requires_grad for parameter in block.parameters())
+
+
+# Images that the model was not made for
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: 255 * x, lambda x: (x - 0.45) / 0.2, lambda x: 2 * x - 1.1],
+    ids=["from 0 to 255", "normalised", "from -1.1 to 0.9"],
+)
+def test_floats_of_another_range_are_refused(
+    model: CifarNet, images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    floats = images.float() / 255
+    torch.testing.assert_close(model.eval()(floats), model(images))
+    with pytest.raises(ValueError, match="floating-point images go from 0 to 1, these from"):
+        model(change(floats))
+    augmented = 1.5 * floats - 0.2  # a random change of contrast goes a little beyond
+    model(augmented)
+
+
+# What others do with models
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv2", "pool", "conv3"])
+def test_a_hook_sees_what_a_layer_put_out_forward_and_backward(
+    model: CifarNet, images: torch.Tensor, name: str
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+    layer = model.features.get_submodule(name)
+    layer.register_forward_hook(lambda _, inputs, output: seen.update(x=inputs[0], y=output))
+    layer.register_full_backward_hook(
+        lambda _, __, gradients: seen.update(g=gradients[0])  # type: ignore[index]
+    )
+    pixels = (images / 255).requires_grad_()
+    model.eval()(pixels)[:, 0].sum().backward()
+    again: torch.Tensor = layer.forward(seen["x"])
+    torch.testing.assert_close(again, seen["y"])
+    assert (seen["y"] < 0).any()
+    following = {"conv1": 1, "conv2": 3, "pool": 4, "conv3": 6}[name]
+    start = seen["y"].detach().clone().requires_grad_()
+    rest = model.features[following:](start)
+    model.forward_head(rest)[:, 0].sum().backward()
+    torch.testing.assert_close(start.grad, seen["g"])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_per_sample_gradients(
+    model: CifarNet, images: torch.Tensor, labels: torch.Tensor, training: bool
+) -> None:
+    model.train(training)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def loss(
+        parameters: dict[str, torch.Tensor], image: torch.Tensor, label: torch.Tensor
+    ) -> torch.Tensor:
+        logits = torch.func.functional_call(model, (parameters, buffers), (image[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    gradients = torch.func.vmap(
+        torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different"
+    )(parameters, images[:20], labels[:20])
+    found = gradients["classifier.linear2.weight"]
+    assert found.shape == (20, *model.get_parameter("classifier.linear2.weight").shape)
+    if not training:
+        one = nn.functional.cross_entropy(model(images[3:4]), labels[3:4])
+        (expected,) = torch.autograd.grad(one, [model.get_parameter("classifier.linear2.weight")])
+        torch.testing.assert_close(found[3], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_ensemble_under_vmap(images: torch.Tensor) -> None:
+    models = [CifarNet(4).eval() for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(models)
+
+    def run(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = torch.func.functional_call(
+            models[0], (parameters, buffers), (images / 255,)
+        )
+        return logits
+
+    found = torch.func.vmap(run)(parameters, buffers)
+    for logits, one in zip(found, models, strict=True):
+        torch.testing.assert_close(logits, one(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_it_can_be_exported_traced_and_compiled(
+    model: CifarNet, images: torch.Tensor, training: bool
+) -> None:
+    model.train(training)
+    exported = torch.export.export(model, (images,)).module()
+    traced = torch.fx.symbolic_trace(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for other in (exported, traced, compiled):
+        torch.manual_seed(0)
+        expected = model(images)
+        torch.manual_seed(0)
+        found = other(images)
+        assert found.shape == expected.shape
+        if not training:
+            torch.testing.assert_close(found, expected)
+    assert torch.equal(traced(images), model(images)) or training
+    with pytest.raises(ValueError, match="images must be"):
+        traced(images[:, :2])
+
+
+def test_features_of_inner_layers_by_torchvision(model: CifarNet, images: torch.Tensor) -> None:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    found = create_feature_extractor(model.eval(), ["features.flatten", "classifier.relu4"])(images)
+    assert torch.equal(found["features.flatten"], model.forward_features(images))
+    assert found["classifier.relu4"].shape == (len(images), 128)
+
+
+# The head's interface, as timm has it
+
+
+def test_without_classes_it_puts_out_the_hidden_layer(
+    model: CifarNet, images: torch.Tensor
+) -> None:
+    model.eval()
+    features = model.forward_features(images)
+    hidden = model.forward_head(features, pre_logits=True)
+    assert hidden.shape == (len(images), CifarNet.head_hidden_size)
+    assert torch.equal(model.get_classifier()(hidden), model(images))
+    model.reset_classifier(0)
+    assert torch.equal(model(images), hidden)
+    assert (model.num_classes, type(model.get_classifier())) == (0, nn.Identity)
+    assert CifarNet(0).eval()(images).shape == hidden.shape
+    model.reset_classifier(3)
+    assert model(images).shape == (len(images), 3)
+    with pytest.raises(ValueError, match="at least 0, not -1"):
+        model.reset_classifier(-1)
+
+
+def test_dropout_can_be_chosen() -> None:
+    model = CifarNet(10, dropout=0.1)
+    model.reset_classifier(3)
+    assert model.classifier.get_submodule("dropout").extra_repr().startswith("p=0.1")
+
+
+# Transfer models of other networks
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.head(self.body(x))
+        return output
+
+
+def test_a_transfer_model_of_any_network() -> None:
+    base = Backbone()
+    model = transfer_model(base, 7, classifier="head.1")
+    model.train()
+    assert model(torch.randn(5, 12)).shape == (5, 7)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trainable == ["head.1.weight", "head.1.bias"]
+    assert not any(module.training for module in model.body.modules())
+    assert model.head[1].training
+    assert base(torch.randn(5, 12)).shape == (5, 4)
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_a_transfer_model_of_a_network_with_a_head_to_reset() -> None:
+    class Resettable(Backbone):
+        def reset_classifier(self, num_classes: int) -> None:
+            self.head[-1] = nn.Linear(6, num_classes)
+
+        def get_classifier(self) -> nn.Module:
+            return self.head[1]
+
+    model = transfer_model(Resettable(), 7)
+    assert model(torch.randn(5, 12)).shape == (5, 7)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "head.1.weight",
+        "head.1.bias",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "Backbone does not say what its classifier is: name its last layer, such as clas"),
+        ("fc", "the classifier 'fc' is missing: name a Linear, such as .*head.1"),
+        ("head", "the classifier 'head' is a Sequential: name a Linear"),
+    ],
+)
+def test_a_classifier_that_is_not_known_is_explained(name: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer_model(Backbone(), 7, classifier=name)
+
+
+# Frozen is what has no trainable parameter
+
+
+def test_what_somebody_else_unfreezes_trains_again() -> None:
+    model = nn.Sequential(freeze(make_block()), nn.Linear(4, 2))
+    model.train()
+    assert not any(module.training for module in model[0].modules())
+    for parameter in model[0].parameters():  # as Lightning's BaseFinetuning does it
+        parameter.requires_grad = True
+    model.train()
+    assert all(module.training for module in model.modules())
+
+
+def test_a_part_without_parameters_follows_the_one_that_holds_it() -> None:
+    frozen = freeze(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
+    free = nn.Sequential(nn.Linear(4, 4), freeze(nn.Dropout(0.5)))
+    nn.Sequential(frozen, free).train()
+    assert not frozen[1].training
+    assert free[1].training

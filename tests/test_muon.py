@@ -105,3 +105,27 @@ def test_without_weights_or_without_biases_it_works() -> None:
         parameters[0].square().sum().backward()
         optimizer.step()
         assert (parameters[0] != 1).any()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": -1}, {"momentum": 5}, {"momentum": 1.0}, {"weight_decay": -0.1}]
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    weights = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match="must be at least 0 and momentum from 0 to below 1"):
+        Muon([weights], **{"lr": 0.1, **settings})  # type: ignore[arg-type]
+
+
+def test_groups_and_named_parameters_are_taken_as_by_torchs_own() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.0},
+        {"params": model[1].parameters(), "lr": 0.1},
+    ]
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = Muon(groups, lr=7.0)
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
+    assert moved == [False, False, True, True]
+    Muon(model.named_parameters(), lr=0.1).step()

@@ -1,15 +1,19 @@
 import copy
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.errors import TrainingError
 from cifar_tl.model import CifarNet, freeze, transfer_model
-from cifar_tl.recipe import ORIGINAL, TUNED, Recipe
+from cifar_tl.recipe import ORIGINAL, TUNED, Recipe, rate_factor
 from cifar_tl.training import (
     EpochRecord,
     confusion_matrix,
@@ -311,3 +315,258 @@ def test_derived_seeds_differ_and_stay() -> None:
     assert len(seeds) == 20
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "base") == derive_seed(0, "base")
+
+
+# A given optimizer keeps its own learning rates
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+def test_a_given_optimizer_keeps_its_own_learning_rates(model: CifarNet, arrays: Arrays) -> None:
+    groups = [
+        {"params": model.features.parameters(), "lr": 1e-5},
+        {"params": model.classifier.parameters(), "lr": 1e-1},
+    ]
+    optimizer = torch.optim.SGD(groups)
+    seen: list[list[float]] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(rates_of(optimizer)))
+    constant = dataclasses.replace(ORIGINAL, epochs=1, batch_size=125)
+    fit(model, *arrays, constant, optimizer=optimizer)
+    assert seen == [[1e-5, 1e-1]] * 2
+    seen.clear()
+    one_cycle = dataclasses.replace(constant, schedule="one-cycle")
+    for _ in range(2):  # a second time it starts from the peaks, too
+        fit(model, *arrays, one_cycle, optimizer=optimizer)
+    factors = [rate_factor(one_cycle, step, 2) for step in range(2)]
+    assert seen == [[1e-5 * factor, 1e-1 * factor] for factor in factors] * 2
+
+
+def test_peaks_survive_the_state_of_an_optimizer(model: CifarNet, arrays: Arrays) -> None:
+    recipe = dataclasses.replace(SMALL, epochs=2)
+    optimizer = make_optimizer(model, recipe)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [recipe.lr]
+    fit(model, *arrays, recipe, optimizer=optimizer)
+    assert rates_of(optimizer) != [recipe.lr]
+    again = make_optimizer(model, dataclasses.replace(recipe, lr=7))
+    again.load_state_dict(optimizer.state_dict())
+    seen: list[list[float]] = []
+    again.register_step_pre_hook(lambda *_: seen.append(rates_of(again)))
+    fit(model, *arrays, recipe, optimizer=again)
+    assert max(seen)[0] <= recipe.lr
+
+
+def test_an_optimizer_of_something_else_is_refused(model: CifarNet, arrays: Arrays) -> None:
+    others = (torch.optim.SGD(CifarNet(10).parameters(), 0.1), make_optimizer(model, SMALL))
+    freeze(model)
+    for optimizer in others:
+        with pytest.raises(ValueError, match="holds no trainable parameter of the module"):
+            fit(model, *arrays, SMALL, optimizer=optimizer)
+
+
+# Losses and transforms of one's own
+
+
+def test_a_loss_of_ones_own_trains_and_validates(model: CifarNet, arrays: Arrays) -> None:
+    views, labels, val_images, val_labels = arrays
+    recipe = dataclasses.replace(SMALL, epochs=1)
+    twin = copy.deepcopy(model)
+    plain = fit(model, *arrays, recipe)
+    loss = nn.CrossEntropyLoss(reduction="none")
+    same = fit(twin, *arrays, recipe, loss=loss)
+    assert same[0].val_loss == pytest.approx(plain[0].val_loss, rel=1e-4)
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.3, reduction="none")
+    expected = functional.cross_entropy(twin(val_images), val_labels, label_smoothing=0.3)
+    measured = evaluate(twin, val_images, val_labels, loss=smooth)
+    assert measured.loss == pytest.approx(expected.item(), rel=1e-5)
+    soft = functional.one_hot(labels, 10).float(), functional.one_hot(val_labels, 10).float()
+    twin = copy.deepcopy(model)
+    records = fit(twin, views, soft[0], val_images, soft[1], recipe, loss=loss)
+    hard = evaluate(twin, val_images, val_labels)
+    assert (records[0].val_accuracy, records[0].val_loss) == pytest.approx(
+        (hard.accuracy, hard.loss), rel=1e-5
+    )
+    with pytest.raises(ValueError, match="a loss gives one value per example"):
+        fit(model, *arrays, recipe, loss=functional.cross_entropy)
+
+
+def test_a_transform_changes_each_training_batch(arrays: Arrays) -> None:
+    views, labels, val_images, val_labels = arrays
+    recipe = dataclasses.replace(SMALL, epochs=1)
+
+    def mixup(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        part, order = torch.rand(()), torch.randperm(len(inputs))
+        soft = functional.one_hot(targets, 10).float()
+        mixed = part * inputs + (1 - part) * inputs[order]
+        return mixed / 255, part * soft + (1 - part) * soft[order]
+
+    def train() -> tuple[CifarNet, list[EpochRecord]]:
+        torch.manual_seed(0)
+        model = CifarNet(10)
+        loss = nn.CrossEntropyLoss(reduction="none")
+        soft = functional.one_hot(val_labels, 10).float()
+        return model, fit(
+            model, views, labels, val_images, soft, recipe, loss=loss, transform=mixup
+        )
+
+    (one, records), (other, again) = train(), train()  # of the epoch's own random numbers
+    assert same_weights(one, other)
+    assert without_times(records) == without_times(again)
+
+
+# Ending early
+
+
+def test_on_epoch_may_end_the_training(model: CifarNet, arrays: Arrays) -> None:
+    records = fit(model, *arrays, SMALL, on_epoch=lambda record: record.epoch == 2)
+    assert [record.epoch for record in records] == [1, 2]
+    assert not model.training
+
+
+def test_the_best_weights_are_kept_however_it_ends(model: CifarNet, arrays: Arrays) -> None:
+    states: list[dict[str, Tensor]] = []
+
+    def note(record: EpochRecord) -> None:
+        seen.append(record)
+        states.append(copy.deepcopy(model.state_dict()))
+        if record.epoch == 3:
+            raise StopIteration
+        if record.epoch == 2:  # spoil what follows
+            with torch.no_grad():
+                model.get_parameter("classifier.linear2.weight").zero_()
+
+    recipe = dataclasses.replace(ORIGINAL, epochs=4)
+    seen: list[EpochRecord] = []
+    with pytest.raises(StopIteration):
+        fit(model, *arrays, recipe, keep_best=True, on_epoch=note)
+    assert not model.training
+    best = max(range(3), key=lambda number: seen[number].val_accuracy)
+    assert all(torch.equal(value, states[best][key]) for key, value in model.state_dict().items())
+
+
+def test_without_validation_data(model: CifarNet, arrays: Arrays) -> None:
+    views, labels, val_images, _ = arrays
+    twin = copy.deepcopy(model)
+    recipe = dataclasses.replace(SMALL, epochs=2)
+    records = fit(model, views, labels, None, None, recipe)
+    assert all(
+        math.isnan(record.val_loss) and math.isnan(record.val_accuracy) for record in records
+    )
+    fit(twin, *arrays, recipe)
+    assert same_weights(model, twin)
+    with pytest.raises(ValueError, match="keep_best needs validation"):
+        fit(model, views, labels, None, None, recipe, keep_best=True)
+    with pytest.raises(ValueError, match="validation needs inputs and labels"):
+        fit(model, views, labels, val_images, None, recipe)
+
+
+# Batches, functions, modes
+
+
+def test_batches_of_a_loader_give_the_same(model: CifarNet, arrays: Arrays) -> None:
+    _, _, images, labels = arrays
+    dataset = TensorDataset(images, labels)
+    loader = DataLoader(dataset, batch_size=32)
+    metrics, of_loader = evaluate(model, images, labels), evaluate(model, loader)
+    assert of_loader == pytest.approx(metrics, rel=1e-6)
+    assert torch.equal(confusion_matrix(model, loader), confusion_matrix(model, images, labels))
+    features = extract_features(model.eval().forward_features, images)
+    shuffled = DataLoader(dataset, batch_size=32, shuffle=True)
+    found, found_labels = extract_features(model.forward_features, shuffled)
+    assert not torch.equal(found_labels, labels)
+    order, expected = found.sum(1).argsort(), features.sum(1).argsort()
+    torch.testing.assert_close(found[order], features[expected], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found_labels[order], labels[expected])
+    fit(model.classifier, found[None], found_labels, None, None, SMALL)  # no inference tensors
+
+
+def test_what_is_no_module_can_be_judged(model: CifarNet, arrays: Arrays) -> None:
+    _, _, images, labels = arrays
+    expected = evaluate(model, images, labels)
+    exported = torch.export.export(model.eval(), (images[:2],), dynamic_shapes=({0: Dim("n")},))
+    for judged in (lambda batch: model(batch), exported.module()):
+        assert evaluate(judged, images, labels) == pytest.approx(expected, rel=1e-5)
+    assert confusion_matrix(exported.module(), images, labels).sum() == len(labels)
+
+
+@pytest.mark.parametrize("method", [False, True])
+def test_features_are_computed_in_evaluation_mode_and_back(method: bool) -> None:
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+            self.body[2].eval()
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.body(x)
+            return output
+
+    backbone = Backbone()
+    before = copy.deepcopy(backbone.state_dict())
+    modes = [module.training for module in backbone.modules()]
+    x = torch.randn(10, 4)
+    found = extract_features(backbone.forward if method else backbone, x)
+    assert [module.training for module in backbone.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+    assert torch.equal(found, backbone.eval()(x).detach())
+
+
+# Errors
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_labels_of_any_integer_type_will_do(
+    model: CifarNet, arrays: Arrays, dtype: torch.dtype
+) -> None:
+    views, labels, images, val_labels = arrays
+    twin = copy.deepcopy(model)
+    recipe = dataclasses.replace(SMALL, epochs=1)
+    fit(model, *arrays, recipe)
+    fit(twin, views, labels.to(dtype), images, val_labels.to(dtype), recipe)
+    assert same_weights(model, twin)
+    assert evaluate(twin, images, val_labels.to(dtype)) == evaluate(model, images, val_labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda y: y + 5, ValueError, "labels go up to 14, and there are only 10 logits: give"),
+        (lambda y: torch.full_like(y, -100), ValueError, "labels must be from 0 on, not -100"),
+        (lambda y: y.float(), TypeError, r"labels must be class numbers \(N,\) .* torch.float32"),
+        (lambda y: y[:, None], TypeError, r"class numbers \(N,\) of an integer type, .* \(70, 1"),
+        (lambda y: y[:-1], ValueError, "need as many labels, at least one"),
+        (lambda y: y.numpy(), TypeError, "labels must be a torch.Tensor, not ndarray: torch.as_te"),
+    ],
+)
+def test_labels_that_do_not_fit_are_one_line(
+    model: CifarNet, arrays: Arrays, change: Any, error: type[Exception], message: str
+) -> None:
+    views, _, images, labels = arrays
+    wrong = change(labels)
+    for judge in (
+        lambda: evaluate(model, images, wrong),
+        lambda: confusion_matrix(model, images, wrong),
+        lambda: fit(model, images[None], wrong, None, None, SMALL),
+        lambda: fit(model, views, arrays[1], images, wrong, SMALL),
+    ):
+        with pytest.raises(error) as caught:
+            judge()
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(error, match=message):
+        evaluate(model, images, wrong)
+
+
+def test_what_is_no_data_is_one_line(model: CifarNet, arrays: Arrays) -> None:
+    _, _, images, labels = arrays
+    with pytest.raises(TypeError, match=r"inputs must be a torch\.Tensor, not ndarray"):
+        evaluate(model, images.numpy(), labels)
+    with pytest.raises(TypeError, match=r"labels must be a torch\.Tensor, not NoneType"):
+        evaluate(model, images)
+    with pytest.raises(TypeError, match="batches must be pairs of inputs and labels, not int"):
+        evaluate(model, [1, 2])  # type: ignore[list-item]
+    for judge in (evaluate, confusion_matrix, extract_features):
+        with pytest.raises(ValueError, match="there are no"):
+            judge(model, [])
+    with pytest.raises(ValueError, match=r"logits must be \(N, classes\), not \(70,\)"):
+        evaluate(lambda batch: torch.zeros(len(batch)), images, labels, batch_size=100)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_split
 from torchvision.datasets import CIFAR10, FakeData
 
 from cifar_tl.data.cifar10 import download_cifar10
@@ -53,3 +53,26 @@ def test_class_subset_feeds_a_data_loader(tmp_path: Path, archive: bytes) -> Non
 def test_class_subset_of_a_dataset_without_targets_is_refused() -> None:
     with pytest.raises(TypeError, match=r"FakeData has no \.targets"):
         class_subset(FakeData(10), [1])
+
+
+class Labelled(Dataset[int]):
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> int:
+        return self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def test_labels_are_found_through_subsets_and_joined_datasets() -> None:
+    one, other = Labelled([0, 1, 2, 1]), Labelled([2, 2, 0])
+    assert class_subset(one, [1]).indices == [1, 3]
+    first, _ = random_split(one, [3, 1], torch.Generator().manual_seed(0))
+    part = class_subset(first, [1])
+    assert [part[index] for index in range(len(part))] == part.targets == [1] * len(part)
+    both = ConcatDataset([Subset(one, [3, 0]), other])
+    assert class_subset(both, [0, 1]).targets == [1, 0, 0]
+    again = class_subset(class_subset(both, [0, 2]), [2])
+    assert [again[index] for index in range(2)] == [2, 2]
