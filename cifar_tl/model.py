@@ -73,6 +73,8 @@ class CifarNet(nn.Module):
     head_hidden_size = 128
     mean: Tensor
     std: Tensor
+    num_classes: int
+    features: nn.Sequential
     classifier: nn.Sequential
     class_names: dict[int, str]
     white: dict[str, float]

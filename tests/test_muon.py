@@ -113,7 +113,7 @@ def test_without_weights_or_without_biases_it_works() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     weights = nn.Parameter(torch.ones(2, 2))
     with pytest.raises(ValueError, match="must be at least 0 and momentum from 0 to below 1"):
-        Muon([weights], **{"lr": 0.1, **settings})  # type: ignore[arg-type]
+        Muon([weights], **{"lr": 0.1, **settings})
 
 
 def test_groups_and_named_parameters_are_taken_as_by_torchs_own() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def whole_number(text: str, low: int, high: int = 10**9) -> int:
     return value
 
 
-at_least_zero = partial(whole_number, low=0)
-at_least_one = partial(whole_number, low=1)
+at_least_zero: Callable[[str], int] = partial(whole_number, low=0)
+at_least_one: Callable[[str], int] = partial(whole_number, low=1)
 
 
 def not_negative(text: str) -> float:

@@ -25,7 +25,7 @@ from cifar_tl.names import printable
 from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
-import_torch = partial(import_module, "torch")  # takes seconds
+import_torch: Callable[[], object] = partial(import_module, "torch")  # takes seconds
 OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
@@ -37,6 +37,8 @@ class UsageError(Exception):
 
 class Interrupt(KeyboardInterrupt):
     """Ctrl-C or a scheduler's SIGTERM; ``code`` is the exit code that stands for it."""
+
+    code: int
 
     def __init__(self, number: int) -> None:
         super().__init__()

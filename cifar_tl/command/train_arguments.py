@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -35,7 +35,7 @@ from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 ALL = "all"
 BASE_MODEL = run.stage_folder(run.OUTPUT_DIR, OFFICIAL, "base") / run.MODEL
 # torch.set_num_threads(100000) crashes the process.
-thread_count = partial(whole_number, low=1, high=256)
+thread_count: Callable[[str], int] = partial(whole_number, low=1, high=256)
 
 # What a stage has of its own in the recipe, such as transfer_lr.
 OWN_SETTINGS = [

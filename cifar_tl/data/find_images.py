@@ -13,7 +13,9 @@ from cifar_tl.data.source import PARTS, TEST, TRAIN, VALIDATION
 from cifar_tl.errors import DataError
 from cifar_tl.names import count
 
-FORMATS = {  # what is read, by Pillow's names, with every suffix that Pillow registers for it
+FORMATS: dict[
+    str, tuple[str, ...]
+] = {  # what is read, by Pillow's names, with every suffix that Pillow registers for it
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # .mpo: with more than one image
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
@@ -34,7 +36,9 @@ SERVICE_FOLDERS = (
 )
 SERVICE_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 
-being_read = threading.local()  # its ``path`` is the file that a thread reads: of it Pillow warns
+being_read: threading.local = (
+    threading.local()
+)  # its ``path`` is the file that a thread reads: of it Pillow warns
 
 
 class Found(NamedTuple):

@@ -72,7 +72,7 @@ def test_labels_are_found_through_subsets_and_joined_datasets() -> None:
     first, _ = random_split(one, [3, 1], torch.Generator().manual_seed(0))
     part = class_subset(first, [1])
     assert [part[index] for index in range(len(part))] == part.targets == [1] * len(part)
-    both = ConcatDataset([Subset(one, [3, 0]), other])
+    both: Dataset[int] = ConcatDataset([Subset(one, [3, 0]), other])
     assert class_subset(both, [0, 1]).targets == [1, 0, 0]
     again = class_subset(class_subset(both, [0, 2]), [2])
     assert [again[index] for index in range(2)] == [2, 2]
