@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cifar_tl.errors import ExportError
 from cifar_tl.model import CifarNet
 from cifar_tl.sealed import write_atomically
+from cifar_tl.training import evaluating
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CLASSES_FILE = "classes.json"  # among the extra files of a .pt2
@@ -25,7 +26,7 @@ def export_pt2(model: CifarNet, path: str | Path, classes: Mapping[int, str] | N
     it. Images of another type are refused.
 
     Args:
-        model: In evaluation mode.
+        model: It is exported in evaluation mode.
         path: The file to write.
         classes: The names of the outputs that were trained, by default those that the model has;
             they go with it, in JSON, in the extra file ``classes.json``.
@@ -117,7 +118,7 @@ def _export(
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(20, 3, 4, 4, generator=generator)  # smooth, as pictures are
     images = (255 * nn.functional.interpolate(coarse, 32, mode="bilinear")).byte()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         exported = convert(images[:2])
         for batch in (images[:1], images):
             difference = float((run(exported, batch) - model(batch)).abs().max())

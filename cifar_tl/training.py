@@ -264,7 +264,9 @@ def extract_features(
     """
     owner = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__", None)
     device = _device_of(owner)
-    with _evaluating(owner), torch.no_grad():  # no classifier could train on inference tensors
+    with evaluating(owner), torch.no_grad():  # no classifier could train on inference tensors
+        if hasattr(images, "__array__"):  # of numpy, for example
+            _check_tensors(images=images)
         if not isinstance(images, Tensor):
             pairs = [
                 (forward(batch.to(device)), labels.to(device))
@@ -495,7 +497,7 @@ def _outputs(
     else:
         batches, top = _batches_of_two(inputs), None
     device, number = _device_of(module), 0
-    with _evaluating(module):
+    with evaluating(module):
         for batch, targets in batches:
             if labels is None:
                 targets = _check_examples(batch, targets, loss, "inputs")
@@ -526,7 +528,7 @@ def _device_of(module: object) -> torch.device | None:
 
 
 @contextlib.contextmanager
-def _evaluating(module: object) -> Iterator[None]:
+def evaluating(module: object) -> Iterator[None]:
     """Puts a module into evaluation mode, and every mode back as it was."""
     modules = list(module.modules()) if isinstance(module, nn.Module) else []
     modes = [(submodule, submodule.training) for submodule in modules]

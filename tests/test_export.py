@@ -6,7 +6,7 @@ import torch
 
 from cifar_tl.errors import ExportError
 from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
-from cifar_tl.model import CifarNet
+from cifar_tl.model import CifarNet, transfer_model
 
 
 @pytest.fixture
@@ -39,6 +39,16 @@ def test_pt2_refuses_what_would_be_taken_for_other_pixels(
     for wrong in (images / 255, images.to(torch.int64), images.half()):
         with pytest.raises(RuntimeError, match=r"dtype|type"):
             exported(wrong)
+
+
+def test_a_model_in_training_mode_is_exported_in_evaluation_mode(
+    model: CifarNet, images: torch.Tensor, tmp_path: Path
+) -> None:
+    transfer = transfer_model(model).train()
+    export_pt2(transfer, tmp_path / "model.pt2")
+    assert transfer.training
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(exported(images), transfer.eval()(images))
 
 
 def test_pt2_says_what_its_outputs_mean(model: CifarNet, tmp_path: Path) -> None:

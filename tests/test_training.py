@@ -561,6 +561,8 @@ def test_what_is_no_data_is_one_line(model: CifarNet, arrays: Arrays) -> None:
     _, _, images, labels = arrays
     with pytest.raises(TypeError, match=r"inputs must be a torch\.Tensor, not ndarray"):
         evaluate(model, images.numpy(), labels)
+    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, not ndarray"):
+        extract_features(model, images.numpy())
     with pytest.raises(TypeError, match=r"labels must be a torch\.Tensor, not NoneType"):
         evaluate(model, images)
     with pytest.raises(TypeError, match="batches must be pairs of inputs and labels, not int"):

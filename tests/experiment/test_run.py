@@ -202,3 +202,22 @@ def test_another_pillow_is_a_warning_and_recorded(own_classes: Path, tmp_path: P
     text = (tmp_path / "own" / "scratch" / "results.txt").read_text()
     assert f"pillow {version}\n" in text
     assert "pillow 99.1\n" in text
+
+
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+def test_a_file_of_before_that_notes_no_peak_goes_on_to_the_same_weights(
+    small_data: Data, tmp_path: Path, recipe: Recipe
+) -> None:
+    recipe = dataclasses.replace(recipe, epochs=2, batch_size=20)
+    whole, folder = (tmp_path / name / "small.npz" / "base" for name in ("whole", "begun"))
+    run_stage("base", small_data, recipe, output_dir=tmp_path / "whole")
+    arguments: dict[str, Any] = {"output_dir": tmp_path / "begun"}
+    with pytest.raises(StopError):
+        run_stage("base", small_data, recipe, log=stop_at("epoch 1/2"), **arguments)
+    state = load_checkpoint(folder / "last.pt")["optimizer"]
+    for group in state["param_groups"]:
+        del group["initial_lr"]
+    damage_checkpoint(folder, optimizer=state)
+    run_stage("base", small_data, recipe, output_dir=tmp_path / "begun")
+    for name in ("model.pt", "last.pt"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
