@@ -69,21 +69,56 @@ def save_model(
             the model has (`CifarNet.class_names`).
 
     Raises:
-        ValueError: If there is a name for an output that the model does not have.
-        TypeError: If the settings are not plain values.
+        ValueError: If there is a name for an output that the model does not have, or it has other
+            weights than `load_model` takes.
+        TypeError: If it is no `CifarNet`, or names or settings are not plain values.
         OSError: If it cannot be written; a file that was there before is still there.
     """
+    _check_model(model)
     settings = dict(settings or {})
-    names = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names or ()))
-    if names := names or model.class_names:
-        if wrong := [label for label in names if label not in range(model.num_classes)]:
-            raise ValueError(f"the model has {model.num_classes} outputs, and no output {wrong[0]}")
-        settings.setdefault("classes", list(names))
-        settings.setdefault("class_names", list(names.values()))
+    if class_names is not None or (model.class_names and "classes" not in settings):
+        names = model.class_names if class_names is None else class_names
+        settings["classes"], settings["class_names"] = _check_names(model, names)
+    if model.white:
+        settings.setdefault("white", model.white)
     content = {"network": type(model).__name__, "num_classes": model.num_classes}
-    content |= {"dropout": model.dropout} if model.dropout != DROPOUT else {}
+    dropout = model.classifier.get_submodule("dropout").p
+    content |= {"dropout": dropout} if dropout != DROPOUT else {}
     content |= {"settings": settings, "state_dict": model.state_dict()}
     save_checkpoint(Path(path), content)
+
+
+def _check_model(model: object) -> None:
+    """Refuses what could not be loaded again."""
+    if type(model) is not CifarNet:
+        raise TypeError(
+            f"save_model writes a CifarNet, not {type(model).__name__}: torch.save writes the "
+            "state_dict of any module"
+        )
+    with torch.random.fork_rng([]):
+        expected = CifarNet(model.num_classes).state_dict()
+    found = model.state_dict()
+    if any(
+        key not in found or value.dtype != found[key].dtype for key, value in expected.items()
+    ) or len(found) > len(expected):
+        raise ValueError(
+            "the model has other weights than a CifarNet in float32: undo what changed them, such "
+            "as half() or pruning"
+        )
+
+
+def _check_names(
+    model: CifarNet, class_names: Mapping[int, str] | Sequence[str]
+) -> tuple[list[int], list[str]]:
+    if isinstance(class_names, str):
+        raise TypeError("class_names must be a list of names, or names by number, not a string")
+    names: dict[int, Any]
+    names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
+    if wrong := [label for label in names if label not in range(model.num_classes)]:
+        raise ValueError(f"the model has {model.num_classes} outputs, and no output {wrong[0]}")
+    if other := [name for name in names.values() if not isinstance(name, str)]:
+        raise TypeError(f"class_names must be strings, not {other[0]!r}")
+    return list(names), list(names.values())
 
 
 def load_model(path: str | Path) -> CifarNet:

@@ -3,7 +3,7 @@
 import copy
 from collections import OrderedDict
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -239,18 +239,21 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
             ``Linear``, such as ``"fc"`` of a torchvision ResNet.
 
     Returns:
-        A model of the same class, in which only the new classifier is trained.
+        A model of the same class and in the same mode, in which only the new classifier is trained.
 
     Raises:
         ValueError: If it is not to be known what the classifier is.
     """
     model = copy.deepcopy(base)
-    if isinstance(model, CifarNet):
+    new: Any
+    if isinstance(model, CifarNet) and classifier is None:
         model.reset_classifier(num_classes)
         freeze(model.features)
         return model
     if classifier is not None:
         new = _replace_linear(model, classifier, num_classes)
+        if hasattr(model, "num_classes"):
+            model.num_classes = num_classes  # type: ignore[assignment]
     elif hasattr(model, "reset_classifier"):
         model.reset_classifier(num_classes)  # type: ignore[operator]
         new = model.get_classifier()  # type: ignore[operator]
@@ -260,8 +263,9 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
             'as classifier="fc"'
         )
     freeze(model)
-    unfreeze(new)
-    new.train(model.training)
+    for part in new if isinstance(new, tuple | list) else (new,):  # distilled models have two
+        unfreeze(part)
+    model.train(base.training)
     return model
 
 
@@ -274,6 +278,8 @@ def _replace_linear(model: nn.Module, name: str, num_classes: int) -> nn.Module:
         raise ValueError(
             f"the classifier {name!r} {what}: name a Linear, such as {linear[-1:] or 'none here'}"
         )
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     new = nn.Linear(old.in_features, num_classes, old.bias is not None)
     new.to(old.weight.device, old.weight.dtype)
     setattr(model.get_submodule(parent), last, new)
@@ -287,7 +293,7 @@ def freeze(module: Module) -> Module:
     normalisation and dropout. All modules inside are frozen with it, and so are copies. `unfreeze`
     undoes it, and so does whoever makes parameters trainable again: whether a part is frozen, that
     is, has no trainable parameter, is looked at when ``train()`` is called. A part without any
-    parameters follows the one that holds it.
+    parameters follows the one that holds it, unless it has statistics and was frozen by itself.
 
     Returns:
         The same module.
@@ -298,7 +304,10 @@ def freeze(module: Module) -> Module:
     for submodule in module.modules():
         submodule.eval()
         # A partial, unlike a closure, follows the module when it is copied or pickled.
-        submodule.__dict__["train"] = partial(_train_unless_frozen, submodule)
+        submodule.__dict__["train"] = partial(_train_unless_frozen, submodule, False)
+    if next(module.parameters(), None) is None and next(module.buffers(), None) is not None:
+        # Only statistics, such as of a batch normalisation without weights.
+        module.__dict__["train"] = partial(_train_unless_frozen, module, True)
     return module
 
 
@@ -354,9 +363,9 @@ def _glorot_uniform(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _train_unless_frozen(module: Module, mode: bool = True) -> Module:
+def _train_unless_frozen(module: Module, by_itself: bool, mode: bool = True) -> Module:
     trainable = [parameter.requires_grad for parameter in module.parameters()]
-    module.training = mode and (any(trainable) or not trainable)
+    module.training = mode and (any(trainable) or not (trainable or by_itself))
     for child in module.children():  # not all need be frozen: one may have been put in later
         child.train(module.training)
     return module

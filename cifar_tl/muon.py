@@ -29,13 +29,15 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, parameters: ParamsT, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
-        if not (lr >= 0 and 0 <= momentum < 1 and weight_decay >= 0):
-            raise ValueError(
-                f"lr and weight_decay must be at least 0 and momentum from 0 to below 1, not "
-                f"{lr}, {weight_decay} and {momentum}"
-            )
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
+        for group in (defaults, *self.param_groups):
+            lr, momentum, weight_decay = (group[name] for name in defaults)
+            if not (lr >= 0 and 0 <= momentum < 1 and weight_decay >= 0):
+                raise ValueError(
+                    "lr and weight_decay must be at least 0 and momentum from 0 to below 1, not "
+                    f"{lr}, {weight_decay} and {momentum}"
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -68,6 +70,8 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """
     if len(matrix) > matrix.shape[1]:
         return orthogonalize(matrix.t(), steps).t()
+    if matrix.dtype in (torch.float16, torch.bfloat16):  # too coarse for these powers
+        return orthogonalize(matrix.float(), steps).to(matrix.dtype)
     matrix = matrix / matrix.norm().clamp_min(1e-12)
     # Each step X <- p(X X^T) X multiplies from the left, so the small X X^T is all it takes.
     square = matrix @ matrix.t()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cifar_tl.model import CifarNet
+from cifar_tl.training import evaluating
 
 
 class Prediction(NamedTuple):
@@ -23,7 +24,7 @@ def predict(
     """Names the most probable classes of one image; outputs never trained are left out.
 
     Args:
-        model: In evaluation mode, for example from `load_model`.
+        model: For example from `load_model`; it is asked in evaluation mode.
         image: ``(3, 32, 32)`` uint8, for example from `read_image`.
         top: How many classes at most.
         classes: The names of the outputs that were trained; by default those that the model has.
@@ -38,7 +39,9 @@ def predict(
     if not classes:
         raise ValueError("the model does not name its outputs: give classes, a name for each")
     labels = list(classes)
-    with torch.inference_mode():
+    if not set(labels) <= set(range(model.num_classes)):
+        raise ValueError(f"classes must be names by number, below {model.num_classes}")
+    with evaluating(model), torch.inference_mode():
         probabilities = model(image[None])[0, labels].softmax(0)
     values, places = probabilities.sort(descending=True, stable=True)
     return [

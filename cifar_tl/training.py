@@ -1,6 +1,7 @@
 """Train and evaluate a module on plain tensors, one record per epoch."""
 
 import contextlib
+import copy
 import hashlib
 import math
 import time
@@ -95,14 +96,16 @@ def fit(
         recipe: How to train.
         seed: Decides order, views and dropout.
         optimizer: By default a new one from `make_optimizer`. One that is given keeps its own
-            learning rates: they are the peaks, in ``initial_lr`` of its groups.
+            learning rates: what ``lr`` is at the start of an epoch is the peak, which the recipe's
+            schedule scales during the epoch, and afterwards ``lr`` is the peak again.
         loss: Maps logits and targets of a batch to one value per example, such as a
             ``CrossEntropyLoss(weight=..., reduction="none")``; by default cross-entropy.
         transform: Changes each training batch, ``(inputs, targets) -> (inputs, targets)``, such as
             a random augmentation.
         records: Epochs that have been trained before.
         on_epoch: Called with each new record, after validation; returning True ends the training.
-        keep_best: End with the weights of the epoch that validated best, not with the last ones.
+        keep_best: End with the weights of the epoch of this call that validated best, not with
+            the last ones.
         progress: Text before a progress bar on standard error; by default there is no bar.
 
     Returns:
@@ -114,15 +117,17 @@ def fit(
         TrainingError: If losses or weights are no longer finite numbers.
     """
     labels = _check_views(views, labels, loss)
-    if val_inputs is not None and val_labels is not None:
+    if (val_inputs is None) != (val_labels is None):
+        raise ValueError("validation needs inputs and labels: give both, or None for both")
+    if val_inputs is not None:
         val_labels = _check_examples(val_inputs, val_labels, loss, "validation inputs")
-    elif keep_best or val_inputs is not val_labels:
-        raise ValueError("validation needs inputs and labels, and keep_best needs validation")
+    elif keep_best:
+        raise ValueError("keep_best needs validation inputs and labels")
+    _check_trainable(module, optimizer)
     device = next(module.parameters()).device
     views, labels = views.to(device), labels.to(device)
     if optimizer is None:
         optimizer = make_optimizer(module, recipe)
-    _set_peaks(module, optimizer)
     records, best = list(records), _Best(keep_best)
     try:
         for epoch in range(len(records) + 1, recipe.epochs + 1):
@@ -141,7 +146,8 @@ def fit(
             record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
             records.append(record)
             best.look(module, record)
-            if on_epoch is not None and on_epoch(record) is True:
+            ended = on_epoch(record) if on_epoch is not None else None
+            if ended is True or (hasattr(ended, "dtype") and bool(ended)):  # of numpy or torch
                 break
     finally:
         best.restore(module)
@@ -154,12 +160,12 @@ class _Best:
 
     def __init__(self, keep: bool) -> None:
         self.keep, self.accuracy = keep, -1.0
-        self.state: dict[str, Tensor] | None = None
+        self.state: dict[str, Any] | None = None
 
     def look(self, module: nn.Module, record: EpochRecord) -> None:
         if self.keep and record.val_accuracy > self.accuracy:
             self.accuracy = record.val_accuracy
-            self.state = {key: value.clone() for key, value in module.state_dict().items()}
+            self.state = copy.deepcopy(module.state_dict())
 
     def restore(self, module: nn.Module) -> None:
         if self.state is not None:
@@ -177,10 +183,12 @@ def evaluate(
     """Computes loss and accuracy in evaluation mode; then every mode is as it was.
 
     Args:
-        module: Maps a batch of inputs to logits: a module, or any function.
+        module: Maps a batch of inputs to logits: a module, a method of one, or any function. A
+            program that was exported in training mode stays in it.
         inputs: ``(N, ...)``, N > 0; or batches of inputs and labels, such as a ``DataLoader``.
         labels: ``(N,)`` integers, each below the number of logits; none for batches.
-        loss: As for `fit`; by default cross-entropy, in nats.
+        loss: As for `fit`; by default cross-entropy, in nats. Where targets are no classes, the
+            accuracy is nan.
         batch_size: Examples at a time; it changes the result only by rounding.
 
     Raises:
@@ -230,6 +238,16 @@ def extract_features(
 @overload
 def extract_features(
     forward: Callable[[Tensor], Tensor],
+    images: Iterable[Tensor],
+    *,
+    batch_size: int = 100,
+    progress: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def extract_features(
+    forward: Callable[[Tensor], Tensor],
     images: Iterable[Sequence[Tensor]],
     *,
     batch_size: int = 100,
@@ -239,7 +257,7 @@ def extract_features(
 
 def extract_features(
     forward: Callable[[Tensor], Tensor],
-    images: Tensor | Iterable[Sequence[Tensor]],
+    images: Tensor | Iterable[Tensor] | Iterable[Sequence[Tensor]],
     *,
     batch_size: int = 100,
     progress: str | None = None,
@@ -249,8 +267,8 @@ def extract_features(
     Args:
         forward: Maps a batch of images to features: a module, or a method of one such as
             ``model.forward_features``, whose modes are then as they were; or any function.
-        images: ``(N, ...)``, N > 0; or batches of images and labels, such as a ``DataLoader``,
-            where the images do not fit into memory.
+        images: ``(N, ...)``, N > 0; or batches of images, or of images and labels, such as a
+            ``DataLoader``, where the images do not fit into memory.
         batch_size: Images at a time; it changes the result only by rounding.
         progress: Text before a progress bar on standard error; by default there is no bar.
 
@@ -260,22 +278,13 @@ def extract_features(
 
     Raises:
         ValueError: If there are no images.
-        TypeError: If they are neither a tensor nor batches of two.
+        TypeError: If they are neither a tensor nor batches of tensors.
     """
-    owner = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__", None)
-    device = _device_of(owner)
-    with evaluating(owner), torch.no_grad():  # no classifier could train on inference tensors
-        if hasattr(images, "__array__"):  # of numpy, for example
-            _check_tensors(images=images)
+    _check_batch_size(batch_size)
+    device = _device_of(forward)
+    with evaluating(forward), torch.no_grad():  # no classifier could train on inference tensors
         if not isinstance(images, Tensor):
-            pairs = [
-                (forward(batch.to(device)), labels.to(device))
-                for batch, labels in with_bar(_batches_of_two(images), progress)
-            ]
-            if not pairs:
-                raise ValueError("there are no images to compute features of")
-            features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-            return features, labels
+            return _features_of_batches(forward, images, device, progress)
         result = None
         for start in with_bar(range(0, len(images), batch_size), progress):
             batch = forward(images[start : start + batch_size].to(device))
@@ -287,6 +296,24 @@ def extract_features(
     return result
 
 
+def _features_of_batches(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor] | Iterable[Sequence[Tensor]],
+    device: torch.device | None,
+    progress: str | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    features, labels = [], []
+    for batch in with_bar(_parts_of_batches(batches), progress):
+        features.append(forward(batch[0].to(device)))
+        if len(batch) == 2:
+            if len(batch[1]) != len(batch[0]):
+                raise ValueError(f"a batch of {len(batch[0])} images has {len(batch[1])} labels")
+            labels.append(batch[1].to(device))
+    if not features:
+        raise ValueError("there are no images to compute features of")
+    return (torch.cat(features), torch.cat(labels)) if labels else torch.cat(features)
+
+
 def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Makes the context in which modules on a device compute in the recipe's precision."""
     if recipe.precision == "float32":
@@ -296,12 +323,6 @@ def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContext
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Makes the recipe's optimizer for the trainable parameters of a module, and no frozen ones."""
-    optimizer = _make_optimizer(module, recipe)
-    _set_peaks(module, optimizer)
-    return optimizer
-
-
-def _make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     both: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adam":
@@ -333,20 +354,30 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _set_peaks(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Notes the learning rates of an optimizer as the peaks of the schedule, as torch names them.
-
-    Raises:
-        ValueError: If the optimizer trains nothing of the module.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(p.requires_grad and id(p) in held for p in module.parameters()):
+def _check_trainable(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuses a module with nothing to train, and an optimizer that trains nothing of it."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("the module has no trainable parameter: unfreeze what is to train")
+    groups = optimizer.param_groups if optimizer is not None else [{"params": trainable}]
+    held = {id(p) for group in groups for p in group["params"]}
+    if not any(id(p) in held for p in trainable):
         raise ValueError(
             "the optimizer holds no trainable parameter of the module: make it after freezing, "
             "with what is to train"
         )
+
+
+@contextlib.contextmanager
+def _peaks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Notes the learning rates as the peaks of an epoch, as torch names them, and restores them."""
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
+        group["initial_lr"] = group["lr"]
+    try:
+        yield
+    finally:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
 
 
 def _train_epoch(
@@ -365,14 +396,14 @@ def _train_epoch(
     steps = math.ceil(len(labels) / recipe.batch_size)
     outputs, top = [], None if loss is not None else int(labels.max())
     module.train()
-    with seeded(derive_seed(seed, epoch), device):
+    with seeded(derive_seed(seed, epoch), device), _peaks(optimizer):
         batches = with_bar(_batches(views, labels, recipe.batch_size), bar, steps)
         for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
             factor = rate_factor(recipe, step, recipe.epochs * steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             if transform is not None:
-                inputs, targets = transform(inputs, targets)
+                inputs, targets = _transformed(transform, inputs, targets)
             with autocast(recipe, device):
                 logits = module(inputs)
                 _check_logits(logits, top)
@@ -384,10 +415,23 @@ def _train_epoch(
     return _metrics(outputs)
 
 
+def _transformed(transform: Transform, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    changed = transform(inputs, targets)
+    if not isinstance(changed, tuple | list) or len(changed) != 2:
+        raise TypeError(f"a transform returns inputs and targets, not {type(changed).__name__}")
+    _check_tensors(inputs=changed[0], targets=changed[1])
+    if len(changed[0]) != len(changed[1]):
+        raise ValueError(
+            f"a transform returned {len(changed[0])} inputs and {len(changed[1])} targets"
+        )
+    return changed[0], changed[1]
+
+
 def _mean_loss(loss: Loss | None, logits: Tensor, targets: Tensor) -> Tensor:
     if loss is None:
         return functional.cross_entropy(logits, targets)
     values = loss(logits, targets)
+    _check_tensors(loss=values)
     if values.shape != logits.shape[:1]:
         raise ValueError(
             f"a loss gives one value per example, {tuple(logits.shape[:1])}, not of shape "
@@ -490,7 +534,10 @@ def _outputs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields logits and labels of one batch after the other; in the end every mode is as before."""
     batches: Iterable[tuple[Tensor, Tensor]]
+    _check_batch_size(batch_size)
     if isinstance(inputs, Tensor) or labels is not None:
+        if labels is None:
+            raise TypeError("inputs that are a tensor need labels, a tensor as well")
         labels = _check_examples(inputs, labels, loss, "inputs")
         batches = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)  # type: ignore[union-attr]
         top = None if loss is not None else int(labels.max())  # once, not for each batch
@@ -511,34 +558,65 @@ def _outputs(
 
 
 def _batches_of_two(batches: Iterable[Sequence[Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise TypeError(
-                f"batches must be pairs of inputs and labels, not {type(batch).__name__}: "
-                "a Dataset goes into a DataLoader"
-            )
+    for batch in _parts_of_batches(batches):
+        if len(batch) != 2:
+            raise TypeError("batches must be pairs of inputs and labels, these have no labels")
         yield batch[0], batch[1]
 
 
-def _device_of(module: object) -> torch.device | None:
+def _parts_of_batches(batches: object) -> Iterator[Sequence[Tensor]]:
+    """Yields the parts of each batch: images, and maybe labels."""
+    if hasattr(batches, "__array__") or not isinstance(batches, Iterable):
+        _check_tensors(inputs=batches)
+    assert isinstance(batches, Iterable)
+    for batch in batches:
+        parts = [batch] if isinstance(batch, Tensor) else batch
+        if not isinstance(parts, tuple | list) or len(parts) not in (1, 2):
+            raise TypeError(
+                f"batches must be tensors or pairs of inputs and labels, not "
+                f"{type(batch).__name__}: a Dataset goes into a DataLoader"
+            )
+        for part in parts:
+            _check_tensors(batch=part)
+            if part.ndim == 0:
+                raise TypeError("batches must be of several examples: use a DataLoader")
+        yield parts
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+
+
+def _owner(function: object) -> nn.Module | None:
+    """Finds the module that a function computes with: itself, or the one whose method it is."""
+    for name in ("func", "_torchdynamo_orig_callable", "__self__"):  # of partial, compile, methods
+        if not isinstance(function, nn.Module):
+            function = getattr(function, name, function)
+    return function if isinstance(function, nn.Module) else None
+
+
+def _device_of(function: object) -> torch.device | None:
     """Finds the device of a module's parameters; None if it has none, or is none."""
-    parameters = module.parameters() if isinstance(module, nn.Module) else iter(())
-    first = next(parameters, None)
+    owner = _owner(function)
+    first = next(owner.parameters(), None) if owner is not None else None
     return None if first is None else first.device
 
 
 @contextlib.contextmanager
-def evaluating(module: object) -> Iterator[None]:
-    """Puts a module into evaluation mode, and every mode back as it was."""
-    modules = list(module.modules()) if isinstance(module, nn.Module) else []
-    modes = [(submodule, submodule.training) for submodule in modules]
+def evaluating(function: object) -> Iterator[None]:
+    """Puts the module of a function into evaluation mode, and every mode back as it was."""
+    owner = _owner(function)
+    modules = list(owner.modules()) if owner is not None else []
+    modes = [(module, module.training) for module in modules if hasattr(module, "training")]
     try:
-        for submodule in modules:  # not by eval(), which exported programs do not have
-            submodule.training = False
+        if owner is not None:
+            with contextlib.suppress(NotImplementedError, AttributeError):  # of exported programs
+                owner.eval()
         yield
     finally:
-        for submodule, was_training in modes:
-            submodule.training = was_training
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:
@@ -550,7 +628,11 @@ def _metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:
     labels = torch.cat(targets)
     sizes = torch.tensor([len(batch) for batch in targets], dtype=torch.float64)
     loss = torch.stack(losses).cpu().double() @ sizes / len(labels)
-    if labels.is_floating_point() and labels.ndim == 2:  # the class that is mostly meant
+    outputs_of_all = torch.cat(logits)
+    if labels.ndim == 2 and labels.shape == outputs_of_all.shape and labels.shape[1] > 1:
+        # A value for each class: the class with the largest is meant.
         labels = labels.argmax(1)
-    correct = (torch.cat(logits).argmax(1) == labels).sum()
+    if labels.ndim != 1 or labels.is_floating_point():
+        return Metrics(float(loss), math.nan)
+    correct = (outputs_of_all.argmax(1) == labels).sum()
     return Metrics(float(loss), int(correct) / len(labels))

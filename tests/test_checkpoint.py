@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
+from torch import nn
 
 from cifar_tl.checkpoint import (
     known_classes,
@@ -246,3 +249,39 @@ def test_a_plain_state_dict_gets_the_right_message(tmp_path: Path) -> None:
     torch.save(CifarNet(5).state_dict(), path)
     with pytest.raises(CheckpointError, match="goes through load_state_dict, then save_model"):
         load_model(path)
+
+
+@pytest.mark.parametrize("change", ["half", "pruned", "compiled", "subclass", "other"])
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path, change: str) -> None:
+    class Mine(CifarNet):
+        pass
+
+    model: Any = CifarNet(3)
+    if change == "half":
+        model.half()
+    elif change == "pruned":
+        nn.utils.prune.l1_unstructured(model.classifier.linear1, "weight", amount=0.5)
+    else:
+        model = {
+            "compiled": torch.compile(model, backend="eager"),
+            "subclass": Mine(3),
+            "other": nn.Sequential(model),
+        }[change]
+    expected = ValueError if change in ("half", "pruned") else TypeError
+    with pytest.raises(expected, match=r"other weights than a CifarNet|writes a CifarNet, not"):
+        save_model(tmp_path / "model.pt", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_names_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    for names, message in (("cat", "not a string"), ([1, 2, 3], "must be strings, not 1")):
+        with pytest.raises(TypeError, match=message):
+            save_model(path, CifarNet(3), class_names=names)  # type: ignore[arg-type]
+    model = CifarNet(3)
+    model.white = {"integers": 4095.0}
+    old = {"classes": [0], "class_names": ["old"]}
+    save_model(path, model, old, class_names=["a", "b", "c"])
+    back = load_model(path)
+    assert back.class_names == {0: "a", 1: "b", 2: "c"}
+    assert back.white == {"integers": 4095.0}

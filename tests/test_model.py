@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -503,3 +504,39 @@ def test_a_part_without_parameters_follows_the_one_that_holds_it() -> None:
     nn.Sequential(frozen, free).train()
     assert not frozen[1].training
     assert free[1].training
+    statistics = freeze(nn.BatchNorm1d(4, affine=False))
+    holder = nn.Sequential(nn.Linear(4, 4), statistics).train()
+    holder(torch.randn(5, 4) + 5)
+    assert not statistics.training
+    assert torch.equal(statistics.get_buffer("running_mean"), torch.zeros(4))
+
+
+def test_a_transfer_model_is_in_the_mode_of_its_base_and_knows_its_classes() -> None:
+    for training in (True, False):
+        base = Backbone().train(training)
+        base.num_classes = 4  # type: ignore[assignment]
+        model = transfer_model(base, 7, classifier="head.1")
+        assert model.head.get_submodule("1").training is model.training is training
+        found: list[Any] = [base.num_classes, model.num_classes]
+        assert found == [4, 7]
+    with pytest.raises(ValueError, match="num_classes must be at least 1, not 0"):
+        transfer_model(Backbone(), 0, classifier="head.1")
+
+
+def test_a_head_of_two_layers_is_trained_as_a_whole() -> None:
+    class Distilled(Backbone):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(6, 4)
+
+        def reset_classifier(self, num_classes: int) -> None:
+            self.head[-1], self.other = nn.Linear(6, num_classes), nn.Linear(6, num_classes)
+
+        def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+            return self.head[-1], self.other
+
+    model = transfer_model(Distilled(), 7)
+    assert {name.rpartition(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
+        "head.1",
+        "other",
+    }

@@ -129,3 +129,14 @@ def test_groups_and_named_parameters_are_taken_as_by_torchs_own() -> None:
     moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
     assert moved == [False, False, True, True]
     Muon(model.named_parameters(), lr=0.1).step()
+
+
+def test_bfloat16_is_orthogonalised_as_float32_is() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(128, 3) @ torch.randn(3, 800)
+    found = orthogonalize(matrix.bfloat16())
+    assert found.dtype == torch.bfloat16
+    expected = orthogonalize(matrix.bfloat16().float())
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
+    with pytest.raises(ValueError, match="must be at least 0"):
+        Muon([{"params": [nn.Parameter(matrix)], "lr": -1.0}], lr=0.1)

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -343,26 +344,53 @@ def test_a_given_optimizer_keeps_its_own_learning_rates(model: CifarNet, arrays:
     assert seen == [[1e-5 * factor, 1e-1 * factor] for factor in factors] * 2
 
 
-def test_peaks_survive_the_state_of_an_optimizer(model: CifarNet, arrays: Arrays) -> None:
+def test_peaks_survive_epochs_and_the_state_of_an_optimizer(
+    model: CifarNet, arrays: Arrays
+) -> None:
     recipe = dataclasses.replace(SMALL, epochs=2)
     optimizer = make_optimizer(model, recipe)
-    assert [group["initial_lr"] for group in optimizer.param_groups] == [recipe.lr]
-    fit(model, *arrays, recipe, optimizer=optimizer)
-    assert rates_of(optimizer) != [recipe.lr]
-    again = make_optimizer(model, dataclasses.replace(recipe, lr=7))
-    again.load_state_dict(optimizer.state_dict())
     seen: list[list[float]] = []
-    again.register_step_pre_hook(lambda *_: seen.append(rates_of(again)))
-    fit(model, *arrays, recipe, optimizer=again)
-    assert max(seen)[0] <= recipe.lr
+    optimizer.register_step_pre_hook(lambda *_: seen.append(rates_of(optimizer)))
+    states: list[dict[str, Any]] = []
+    fit(
+        model,
+        *arrays,
+        recipe,
+        optimizer=optimizer,
+        on_epoch=lambda _: states.append(copy.deepcopy(optimizer.state_dict())),
+    )
+    assert seen[0] != seen[5]
+    again = make_optimizer(model, dataclasses.replace(recipe, lr=7))
+    for state in states:
+        assert [group["initial_lr"] for group in state["param_groups"]] == [recipe.lr]
+        again.load_state_dict(state)
+        assert rates_of(again) == [recipe.lr]
+
+
+def test_rates_that_somebody_changes_between_epochs_count(model: CifarNet, arrays: Arrays) -> None:
+    recipe = dataclasses.replace(ORIGINAL, epochs=3, batch_size=250)
+    optimizer = torch.optim.SGD(model.classifier.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    seen: list[list[float]] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(rates_of(optimizer)))
+
+    def on_epoch(record: EpochRecord) -> None:
+        scheduler.step()
+        if record.epoch == 2:  # gradual unfreezing
+            optimizer.add_param_group({"params": list(model.features.parameters()), "lr": 7e-3})
+
+    fit(model, *arrays, recipe, optimizer=optimizer, on_epoch=on_epoch)
+    assert seen == [[0.1], [0.05], [0.025, 7e-3]]
 
 
 def test_an_optimizer_of_something_else_is_refused(model: CifarNet, arrays: Arrays) -> None:
-    others = (torch.optim.SGD(CifarNet(10).parameters(), 0.1), make_optimizer(model, SMALL))
+    other = torch.optim.SGD(CifarNet(10).parameters(), 0.1)
+    with pytest.raises(ValueError, match="holds no trainable parameter of the module"):
+        fit(model, *arrays, SMALL, optimizer=other)
     freeze(model)
-    for optimizer in others:
-        with pytest.raises(ValueError, match="holds no trainable parameter of the module"):
-            fit(model, *arrays, SMALL, optimizer=optimizer)
+    for module in (model, nn.Flatten()):
+        with pytest.raises(ValueError, match="the module has no trainable parameter: unfreeze"):
+            fit(module, *arrays, SMALL)
 
 
 # Losses and transforms of one's own
@@ -561,14 +589,118 @@ def test_what_is_no_data_is_one_line(model: CifarNet, arrays: Arrays) -> None:
     _, _, images, labels = arrays
     with pytest.raises(TypeError, match=r"inputs must be a torch\.Tensor, not ndarray"):
         evaluate(model, images.numpy(), labels)
-    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, not ndarray"):
+    with pytest.raises(TypeError, match=r"inputs must be a torch\.Tensor, not ndarray"):
         extract_features(model, images.numpy())
-    with pytest.raises(TypeError, match=r"labels must be a torch\.Tensor, not NoneType"):
+    with pytest.raises(TypeError, match="inputs that are a tensor need labels, a tensor as well"):
         evaluate(model, images)
-    with pytest.raises(TypeError, match="batches must be pairs of inputs and labels, not int"):
+    with pytest.raises(
+        TypeError, match="batches must be tensors or pairs of inputs and labels, not int"
+    ):
         evaluate(model, [1, 2])  # type: ignore[list-item]
     for judge in (evaluate, confusion_matrix, extract_features):
         with pytest.raises(ValueError, match="there are no"):
             judge(model, [])
     with pytest.raises(ValueError, match=r"logits must be \(N, classes\), not \(70,\)"):
         evaluate(lambda batch: torch.zeros(len(batch)), images, labels, batch_size=100)
+
+
+def test_methods_of_a_module_are_judged_in_evaluation_mode(model: CifarNet, arrays: Arrays) -> None:
+    _, _, images, labels = arrays
+    features = extract_features(model.forward_features, images)
+    expected = evaluate(model.classifier, features, labels)
+    model.train()
+    head = functools.partial(model.forward_head, pre_logits=False)
+    for judged in (model.forward_head, head, torch.compile(model.forward_head, backend="eager")):
+        assert evaluate(judged, features, labels) == pytest.approx(expected, rel=1e-5)
+        assert torch.equal(extract_features(judged, features), extract_features(judged, features))
+    assert model.training
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit")
+def test_modules_that_have_their_own_way_to_evaluate_hear_of_it(arrays: Arrays) -> None:
+    heard: list[bool] = []
+
+    class Merging(CifarNet):
+        def train(self, mode: bool = True) -> "Merging":
+            heard.append(mode)
+            super().train(mode)
+            return self
+
+    evaluate(Merging(10), *arrays[2:])
+    assert heard == [False]
+    frozen = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()))
+    assert evaluate(frozen, torch.randn(3, 4), torch.tensor([0, 1, 1])).loss > 0
+
+
+def test_accuracy_is_nan_where_targets_are_no_classes(model: CifarNet, arrays: Arrays) -> None:
+    _, _, images, labels = arrays
+    one_hot = functional.one_hot(labels, 10)
+    binary = nn.BCEWithLogitsLoss(reduction="none")
+
+    def multi_label(logits: Tensor, targets: Tensor) -> Tensor:
+        values: Tensor = binary(logits, targets.float()).mean(1)
+        return values
+
+    expected = evaluate(model, images, labels).accuracy
+    assert evaluate(model, images, one_hot, loss=multi_label).accuracy == expected
+    one = nn.Sequential(model, nn.Linear(10, 1))
+    found = evaluate(one, images, (labels > 4).float()[:, None], loss=multi_label)
+    assert 0 < found.loss < 100
+    assert math.isnan(found.accuracy)
+    regression = evaluate(
+        one, images, labels.float(), loss=lambda logits, targets: (logits[:, 0] - targets) ** 2
+    )
+    assert math.isnan(regression.accuracy)
+
+
+def test_batches_of_images_alone_give_features_alone(model: CifarNet, arrays: Arrays) -> None:
+    images = arrays[2]
+    expected = extract_features(model.forward_features, images)
+    for loader in (
+        DataLoader(TensorDataset(images), 20),
+        images.split(20),
+        (batch for batch in images.split(20)),
+    ):
+        found = extract_features(model.forward_features, loader)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="a batch of 70 images has 2 labels"):
+        extract_features(model, [(images, arrays[3][:2])])
+    with pytest.raises(TypeError, match="these have no labels"):
+        evaluate(model, images.split(20))
+
+
+@pytest.mark.parametrize(
+    ("transform", "error", "message"),
+    [
+        (lambda x, y: None, TypeError, "a transform returns inputs and targets, not NoneType"),  # noqa: ARG005
+        (lambda x, y: x, TypeError, "a transform returns inputs and targets, not Tensor"),  # noqa: ARG005
+        (lambda x, y: (x[:3], y), ValueError, "a transform returned 3 inputs and 32 targets"),
+    ],
+)
+def test_a_transform_that_returns_something_else_is_one_line(
+    model: CifarNet, arrays: Arrays, transform: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        fit(model, *arrays, SMALL, transform=transform)
+
+
+def test_weights_of_any_module_can_be_kept(arrays: Arrays) -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            assert state == {"seen": 1}
+
+    views, labels, images, val_labels = arrays
+    module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3072), Counting(3072, 10))
+    fit(
+        module,
+        views.float() / 255,
+        labels,
+        images.float() / 255,
+        val_labels,
+        dataclasses.replace(SMALL, optimizer="sgd", lr=1e-3),
+        keep_best=True,
+        on_epoch=lambda record: torch.tensor(record.epoch == 2),
+    )

@@ -112,10 +112,11 @@ def resume(
         run.check_settings(folder, dict(content["settings"]), settings)
         rows = read_history(folder / run.HISTORY, int(content["epoch"]))
         model.load_state_dict(content["model"])
-        peaks = [group["initial_lr"] for group in optimizer.param_groups]
+        peaks = [group["lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(content["optimizer"])
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group.setdefault("initial_lr", peak)  # files of before lack it
+            if "initial_lr" not in group:  # files of before have the rate of their last step
+                group["lr"] = peak
         surroundings = [dict(part) for part in content["surroundings"]]
         before = surroundings[-1]
     except RunError:  # other settings

@@ -70,6 +70,7 @@ def test_lightning_trains_a_transfer_model_and_unfreezes_it(
         def finetune_function(self, module: Any, epoch: int, optimizer: Any) -> None:
             if epoch == 1:
                 self.unfreeze_and_add_param_group(module.network.features, optimizer)
+                module.network.train()  # Lightning calls it nowhere
 
     modes: list[bool] = []
     module = Module()
