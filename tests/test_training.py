@@ -593,9 +593,7 @@ def test_what_is_no_data_is_one_line(model: CifarNet, arrays: Arrays) -> None:
         extract_features(model, images.numpy())
     with pytest.raises(TypeError, match="inputs that are a tensor need labels, a tensor as well"):
         evaluate(model, images)
-    with pytest.raises(
-        TypeError, match="batches must be tensors or pairs of inputs and labels, not int"
-    ):
+    with pytest.raises(TypeError, match="batches must be tensors or pairs of inputs and labels"):
         evaluate(model, [1, 2])  # type: ignore[list-item]
     for judge in (evaluate, confusion_matrix, extract_features):
         with pytest.raises(ValueError, match="there are no"):
