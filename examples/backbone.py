@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
-from cifar_tl import TUNED, EpochRecord, extract_features, fit, freeze, load_data, make_views
+from cifar_tl import TUNED, EpochRecord, extract_features, fit, load_data, make_views, transfer_model
 
 # What torchvision's models were trained with.
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -40,8 +40,12 @@ def main() -> None:
     data = load_data(options.data)
     train, validation = data.train_and_validation(data.new_classes)
     torch.manual_seed(0)
+    network = get_model(options.backbone, weights=options.weights)
+    *_, last = (name for name, part in network.named_modules() if isinstance(part, nn.Linear))
     # Frozen, its batch normalisation and dropout stay in evaluation mode whatever is called.
-    backbone = freeze(without_classifier(get_model(options.backbone, weights=options.weights)))
+    backbone = transfer_model(network, len(data.class_names), classifier=last)
+    head = backbone.get_submodule(last)
+    backbone.set_submodule(last, nn.Identity())  # what comes before it is computed once
 
     def forward(images: Tensor) -> Tensor:
         images = functional.interpolate(images / 255, options.size, mode="bilinear")
@@ -68,19 +72,8 @@ def main() -> None:
             with options.log.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
-    num_classes = len(data.class_names)
-    head = nn.Linear(features.shape[-1], num_classes)
     recipe = dataclasses.replace(TUNED.for_stage("transfer"), epochs=options.epochs, lr=0.02)
     fit(head, features, train.labels, val_features, validation.labels, recipe, on_epoch=on_epoch)
-
-
-def without_classifier(model: nn.Module) -> nn.Module:
-    """Replaces the last layers, whatever this family of models calls them."""
-    for name in ("classifier", "fc", "head", "heads"):
-        if hasattr(model, name):
-            setattr(model, name, nn.Identity())
-            return model
-    raise ValueError(f"{type(model).__name__} has no classifier under a name known here")
 
 
 if __name__ == "__main__":
