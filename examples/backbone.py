@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
-from cifar_tl import TUNED, EpochRecord, extract_features, fit, load_data, make_views, transfer_model
+from cifar_tl import TUNED, extract_features, fit, load_data, make_views, transfer_model
+from cifar_tl.training import EpochRecord
 
 # What torchvision's models were trained with.
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
