@@ -36,7 +36,7 @@ def arguments(small_npz: Path) -> list[str]:
     return ["--data", str(small_npz), "--quiet", *SHORT]
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     zygote: subprocess.Popen[str], arguments: list[str], kills: int
 ) -> None:
