@@ -58,6 +58,10 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.errors import RunError as RunError
     from cifar_tl.errors import RunWarning as RunWarning
     from cifar_tl.errors import TrainingError as TrainingError
+    from cifar_tl.evaluation import Metrics as Metrics
+    from cifar_tl.evaluation import confusion_matrix as confusion_matrix
+    from cifar_tl.evaluation import evaluate as evaluate
+    from cifar_tl.evaluation import extract_features as extract_features
     from cifar_tl.experiment.results import StageResult as StageResult
     from cifar_tl.experiment.run import STAGES as STAGES
     from cifar_tl.experiment.stages import run_stage as run_stage
@@ -78,10 +82,6 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.recipe import TUNED as TUNED
     from cifar_tl.recipe import Recipe as Recipe
     from cifar_tl.training import EpochRecord as EpochRecord
-    from cifar_tl.training import Metrics as Metrics
-    from cifar_tl.training import confusion_matrix as confusion_matrix
-    from cifar_tl.training import evaluate as evaluate
-    from cifar_tl.training import extract_features as extract_features
     from cifar_tl.training import fit as fit
     from cifar_tl.training import make_optimizer as make_optimizer
 else:

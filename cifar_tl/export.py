@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl.errors import ExportError
+from cifar_tl.evaluation import evaluating
 from cifar_tl.model import CifarNet
 from cifar_tl.sealed import write_atomically
-from cifar_tl.training import evaluating
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CLASSES_FILE = "classes.json"  # among the extra files of a .pt2

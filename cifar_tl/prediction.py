@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cifar_tl.evaluation import evaluating
 from cifar_tl.model import CifarNet
-from cifar_tl.training import evaluating
 
 
 class Prediction(NamedTuple):

@@ -13,17 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.errors import TrainingError
+from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
 from cifar_tl.model import CifarNet, freeze, transfer_model
 from cifar_tl.recipe import ORIGINAL, TUNED, Recipe, rate_factor
-from cifar_tl.training import (
-    EpochRecord,
-    confusion_matrix,
-    derive_seed,
-    evaluate,
-    extract_features,
-    fit,
-    make_optimizer,
-)
+from cifar_tl.training import EpochRecord, derive_seed, fit, make_optimizer
 
 SMALL = dataclasses.replace(TUNED, epochs=3, batch_size=32)
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -53,8 +53,8 @@ def measure(options: argparse.Namespace) -> int:
     """Measures and prints."""
     from cifar_tl.checkpoint import known_classes, load_model_and_settings
     from cifar_tl.data.source import load_data
+    from cifar_tl.evaluation import confusion_matrix, evaluate
     from cifar_tl.experiment.results import class_lines
-    from cifar_tl.training import confusion_matrix, evaluate
 
     model, settings = load_model_and_settings(options.model)
     classes = known_classes(options.model, model, settings)

@@ -23,13 +23,14 @@ from torch import Tensor
 from cifar_tl.checkpoint import load_model
 from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import TRANSFER_CLASSES, Data
+from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment import run
 from cifar_tl.experiment.files import HistoryRow, read_history
 from cifar_tl.lock import locked
 from cifar_tl.model import CifarNet
 from cifar_tl.names import printable
 from cifar_tl.sealed import write_atomically
-from cifar_tl.training import EpochRecord, extract_features
+from cifar_tl.training import EpochRecord
 
 BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#777777"
 STYLES: dict[str, dict[str, Any]] = {  # of the ways to a model of the new classes, by its stage

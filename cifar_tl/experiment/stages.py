@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cifar_tl import training
+from cifar_tl import evaluation, training
 from cifar_tl.data.examples import (
     Data,
     LabeledImages,
@@ -238,7 +238,7 @@ def _inputs(
     # The frozen layers have no randomness: one pass through them serves all epochs.
     start = time.perf_counter()
     bar = f"{run.stage} features" if run.progress else None
-    extract = functools.partial(training.extract_features, model.forward_features, progress=bar)
+    extract = functools.partial(evaluation.extract_features, model.forward_features, progress=bar)
     with training.autocast(run.recipe, views.device):
         val_features = extract(val_images)
         features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
@@ -268,8 +268,8 @@ def _judge(
     classes, names = run.settings["classes"], run.settings["class_names"]
     test = select_classes(run.data.test, classes)
     with training.autocast(run.recipe, torch.device(run.device)):
-        confusion = training.confusion_matrix(trained, val_inputs, val_labels)[classes].tolist()
-        tested = training.evaluate(model, test.images, test.labels) if len(test.labels) else None
+        confusion = evaluation.confusion_matrix(trained, val_inputs, val_labels)[classes].tolist()
+        tested = evaluation.evaluate(model, test.images, test.labels) if len(test.labels) else None
     return {
         "images_validation": len(val_labels),
         "images_test": len(test.labels),

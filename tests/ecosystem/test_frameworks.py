@@ -14,9 +14,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_tl.data.shapes import draw_shapes
+from cifar_tl.evaluation import evaluate, extract_features
 from cifar_tl.model import CifarNet, freeze, transfer_model
 from cifar_tl.recipe import ORIGINAL
-from cifar_tl.training import evaluate, extract_features, fit
+from cifar_tl.training import fit
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("default")  # of the frameworks themselves

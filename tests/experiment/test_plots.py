@@ -20,11 +20,11 @@ from PIL import Image
 from cifar_tl.checkpoint import load_model
 from cifar_tl.command import train
 from cifar_tl.data.source import load_data
+from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment import plots
 from cifar_tl.experiment.files import HistoryRow, discard
 from cifar_tl.experiment.run import PICTURES, STAGES
 from cifar_tl.model import CifarNet
-from cifar_tl.training import extract_features
 from tests.conftest import ROOT
 
 FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]

@@ -23,11 +23,11 @@ from cifar_tl.data.examples import (
 )
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, RunError, TrainingError
+from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment.comparison import compare
 from cifar_tl.experiment.run import STAGES, Stage
 from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import ORIGINAL
-from cifar_tl.training import evaluate
 from tests.experiment.conftest import (
     SMALL,
     StopError,
