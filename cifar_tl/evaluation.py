@@ -87,17 +87,7 @@ def confusion_matrix(
 @overload
 def extract_features(
     forward: Callable[[Tensor], Tensor],
-    images: Tensor,
-    *,
-    batch_size: int = 100,
-    progress: str | None = None,
-) -> Tensor: ...
-
-
-@overload
-def extract_features(
-    forward: Callable[[Tensor], Tensor],
-    images: Iterable[Tensor],
+    images: Tensor | Iterable[Tensor],
     *,
     batch_size: int = 100,
     progress: str | None = None,
@@ -253,8 +243,8 @@ def evaluating(function: object) -> Iterator[None]:
     modules = list(owner.modules()) if owner is not None else []
     modes = [(module, module.training) for module in modules if hasattr(module, "training")]
     try:
-        if owner is not None:
-            with contextlib.suppress(NotImplementedError, AttributeError):  # of exported programs
+        if owner is not None and hasattr(owner, "training"):  # which torch.jit.freeze takes away
+            with contextlib.suppress(NotImplementedError):  # of exported programs
                 owner.eval()
         yield
     finally:

@@ -245,6 +245,8 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
         ValueError: If it is not to be known what the classifier is.
     """
     model = copy.deepcopy(base)
+    if isinstance(model, CifarNet):  # both are of what the base was trained on
+        model.class_names, model.white = {}, {}
     new: Any
     if isinstance(model, CifarNet) and classifier is None:
         model.reset_classifier(num_classes)

@@ -205,8 +205,9 @@ def _check_trainable(module: nn.Module, optimizer: torch.optim.Optimizer | None)
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the module has no trainable parameter: unfreeze what is to train")
-    groups = optimizer.param_groups if optimizer is not None else [{"params": trainable}]
-    held = {id(p) for group in groups for p in group["params"]}
+    if optimizer is None:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in trainable):
         raise ValueError(
             "the optimizer holds no trainable parameter of the module: make it after freezing, "

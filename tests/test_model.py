@@ -540,3 +540,13 @@ def test_a_head_of_two_layers_is_trained_as_a_whole() -> None:
         "head.1",
         "other",
     }
+
+
+@pytest.mark.parametrize("classifier", [None, "classifier.linear2"])
+def test_a_transfer_model_knows_nothing_of_what_its_base_was_trained_on(
+    model: CifarNet, classifier: str | None
+) -> None:
+    model.class_names, model.white = {0: "cat"}, {"integers": 4095.0}
+    transfer = transfer_model(model, 3, classifier=classifier)
+    assert (transfer.num_classes, transfer.class_names, transfer.white) == (3, {}, {})
+    assert (model.class_names, model.white) == ({0: "cat"}, {"integers": 4095.0})

@@ -619,6 +619,13 @@ def test_modules_that_have_their_own_way_to_evaluate_hear_of_it(arrays: Arrays) 
 
     evaluate(Merging(10), *arrays[2:])
     assert heard == [False]
+
+    class Broken(CifarNet):
+        def train(self, _: bool = True) -> "Broken":
+            raise AttributeError("a mistake of its own")
+
+    with pytest.raises(AttributeError, match="a mistake of its own"):  # and no figure with dropout
+        evaluate(Broken(10), *arrays[2:])
     frozen = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()))
     assert evaluate(frozen, torch.randn(3, 4), torch.tensor([0, 1, 1])).loss > 0
 

@@ -58,8 +58,7 @@ def measure(options: argparse.Namespace) -> int:
 
     model, settings = load_model_and_settings(options.model)
     classes = known_classes(options.model, model, settings)
-    white = settings.get("white", {})
-    data = load_data(options.data, white=white, progress=shows_progress())
+    data = load_data(options.data, white=model.white, progress=shows_progress())
     images, labels = select_examples(options, settings, classes, data)
     metrics = evaluate(model, images, labels)
     confusion = confusion_matrix(model, images, labels)[list(classes)].tolist()

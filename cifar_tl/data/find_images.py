@@ -13,9 +13,8 @@ from cifar_tl.data.source import PARTS, TEST, TRAIN, VALIDATION
 from cifar_tl.errors import DataError
 from cifar_tl.names import count
 
-FORMATS: dict[
-    str, tuple[str, ...]
-] = {  # what is read, by Pillow's names, with every suffix that Pillow registers for it
+# What is read, by Pillow's names, with every suffix that Pillow registers for it.
+FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # .mpo: with more than one image
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
@@ -36,9 +35,8 @@ SERVICE_FOLDERS = (
 )
 SERVICE_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 
-being_read: threading.local = (
-    threading.local()
-)  # its ``path`` is the file that a thread reads: of it Pillow warns
+# Its ``path`` is the file that a thread reads: of it Pillow warns.
+being_read: threading.local = threading.local()
 
 
 class Found(NamedTuple):
@@ -252,11 +250,11 @@ def _unused(folder: Path) -> list[str]:
 def _holds_images(folder: Path) -> bool:
     """Looks for one image, not through links, and into what can be read."""
     known = suffixes()
-    return any(
-        name.lower().endswith(known) and not name.startswith(".")
-        for _, _, names in os.walk(folder)
-        for name in names
-    )
+    for _, folders, names in os.walk(folder):
+        if any(name.lower().endswith(known) and not name.startswith(".") for name in names):
+            return True
+        folders[:] = [name for name in folders if not _is_service(name)]
+    return False
 
 
 def _untested(found: Mapping[str, Mapping[str, Found]]) -> list[str]:

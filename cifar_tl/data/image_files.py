@@ -7,7 +7,6 @@ process: files are read in threads, and in programs of others.
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import io
 import re
 import struct
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, JpegImagePlugin
@@ -117,8 +117,9 @@ def read_images(
     levels = _levels(list(pictures.values()), white)
     for number, picture in pictures.items():
         images[number] = _to_tensor(picture, levels)
-    packages = ("pillow", *([HEIF_PACKAGE] if heif else ()))
-    software = {package: importlib.metadata.version(package) for package in packages}
+    software = {"pillow": PIL.__version__}  # of whatever distribution: there are several
+    if heif:
+        software[HEIF_PACKAGE] = import_module(HEIF_PACKAGE).__version__
     return ReadImages(images, digests, levels, deep_images.notes(deep, levels), software)
 
 

@@ -182,6 +182,7 @@ def test_folders_beside_the_parts_are_named_if_they_hold_images(folder: Path) ->
         (folder / name).mkdir()
     add_image(folder / "@eaDir" / "a.png", "red")
     (folder / "labels" / "a.txt").write_text("ash")
+    add_image(folder / "labels" / ".ipynb_checkpoints" / "a.png", "red")
     found = find_classes(folder)
     unused = ", ".join(str(folder / name) for name in ("Test", "Val", "eval", "more", "testing"))
     line = f"images in {unused} are not used: what is used is in train, val, test"

@@ -137,19 +137,25 @@ def test_an_ingredient_that_one_side_does_not_know_makes_another_run(
         check_settings(tmp_path, settings, {**settings, "sharpness": 0.5})
 
 
+def whole_and_begun(data: Data, tmp_path: Path, recipe: Recipe) -> tuple[Path, Path]:
+    """Runs base whole, and elsewhere to the end of its first epoch; returns both folders."""
+    run_stage("base", data, recipe, output_dir=tmp_path / "whole")
+    with pytest.raises(StopError):
+        run_stage("base", data, recipe, output_dir=tmp_path / "begun", log=stop_at("epoch 1/2"))
+    whole, begun = (tmp_path / name / "small.npz" / "base" for name in ("whole", "begun"))
+    return whole, begun
+
+
 @pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
 def test_a_run_that_began_with_settings_of_before_goes_on_to_the_same_weights(
     small_data: Data, tmp_path: Path, recipe: Recipe
 ) -> None:
     recipe = dataclasses.replace(recipe, epochs=2, batch_size=20)
-    whole, folder = (tmp_path / name / "small.npz" / "base" for name in ("whole", "begun"))
-    run_stage("base", small_data, recipe, output_dir=tmp_path / "whole")
-    arguments: dict[str, Any] = {"output_dir": tmp_path / "begun"}
-    with pytest.raises(StopError):
-        run_stage("base", small_data, recipe, log=stop_at("epoch 1/2"), **arguments)
+    whole, folder = whole_and_begun(small_data, tmp_path, recipe)
     found = load_checkpoint(folder / "last.pt")["settings"]
     damage_checkpoint(folder, settings={**listed("base"), **found})
     lines: list[str] = []
+    arguments: dict[str, Any] = {"output_dir": tmp_path / "begun"}
     result = run_stage("base", small_data, recipe, log=lines.append, **arguments)
     assert "going on after epoch 1" in lines[0]
     expected = load_model(whole / "model.pt").state_dict()
@@ -209,14 +215,11 @@ def test_a_file_of_before_that_notes_no_peak_goes_on_to_the_same_weights(
     small_data: Data, tmp_path: Path, recipe: Recipe
 ) -> None:
     recipe = dataclasses.replace(recipe, epochs=2, batch_size=20)
-    whole, folder = (tmp_path / name / "small.npz" / "base" for name in ("whole", "begun"))
-    run_stage("base", small_data, recipe, output_dir=tmp_path / "whole")
-    arguments: dict[str, Any] = {"output_dir": tmp_path / "begun"}
-    with pytest.raises(StopError):
-        run_stage("base", small_data, recipe, log=stop_at("epoch 1/2"), **arguments)
+    whole, folder = whole_and_begun(small_data, tmp_path, recipe)
     state = load_checkpoint(folder / "last.pt")["optimizer"]
     for group in state["param_groups"]:
         del group["initial_lr"]
+        group["lr"] *= 0.3  # as the schedule left it
     damage_checkpoint(folder, optimizer=state)
     run_stage("base", small_data, recipe, output_dir=tmp_path / "begun")
     for name in ("model.pt", "last.pt"):
