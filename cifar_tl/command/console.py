@@ -19,7 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cifar_tl.data.find_images import being_read
 from cifar_tl.errors import CifarTLError, CifarTLWarning
 from cifar_tl.names import printable
 from cifar_tl.version import __version__
@@ -191,8 +190,7 @@ def warn(line: str) -> None:
 
 
 def _show_warning(program: str, text: object, *_: object, **__: object) -> None:
-    path = getattr(being_read, "path", None)
-    warn(f"{program}: warning: {f'{path}: ' if path else ''}{text}")
+    warn(f"{program}: warning: {text}")
 
 
 def shows_progress() -> bool:

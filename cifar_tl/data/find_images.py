@@ -1,7 +1,6 @@
 """Find the image files in folders, and of which class each is; nothing here needs torch."""
 
 import os
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,9 +33,6 @@ SERVICE_FOLDERS = (
     *("__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
 )
 SERVICE_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
-
-# Its ``path`` is the file that a thread reads: of it Pillow warns.
-being_read: threading.local = threading.local()
 
 
 class Found(NamedTuple):

@@ -8,8 +8,6 @@ import contextlib
 import functools
 import hashlib
 import io
-import re
-import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -27,23 +25,14 @@ from torch import Tensor
 from cifar_tl.data import deep_images
 from cifar_tl.data.deep_images import DeepImage
 from cifar_tl.data.examples import SIZE
-from cifar_tl.data.find_images import FORMATS, HEIF_PACKAGE, INSTALL_HEIF, being_read
+from cifar_tl.data.find_images import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
+from cifar_tl.data.metadata import turn, without_metadata
 from cifar_tl.errors import ImageError, first_line
 from cifar_tl.progress import with_bar
 
 READING_RULES = 2  # counted up when the same file becomes other pixels
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
-_ORIENTATION = 274  # the EXIF tag that says how to turn the image, with a number of these
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class ReadImages(NamedTuple):
@@ -158,15 +147,14 @@ def _read_file(path: str | Path) -> bytes:
 
 
 def _decode(path: str, content: bytes) -> _Colours | DeepImage:
-    being_read.path = path
     try:
-        opened = _open(content)
+        opened = _open(without_metadata(content))
         opened.draft(None, (8 * SIZE, 8 * SIZE))  # decodes a large JPEG smaller, so faster
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and opened.width * opened.height > limit:
             raise Image.DecompressionBombError
         bits = _bits(path, opened)
-        image = _turn(opened)
+        image = turn(opened)
         if image.mode == "F" or image.mode.startswith("I"):
             if "transparency" in image.info:
                 raise ValueError("grey of more than 8 bits with transparency: convert it to 8 bits")
@@ -177,12 +165,8 @@ def _decode(path: str, content: bytes) -> _Colours | DeepImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path} is too large, with too many pixels: scale it down") from error
-    except Warning as warning:  # whoever makes errors of warnings
-        raise ImageError(f"{path} makes Pillow warn: {first_line(warning)}") from warning
     except Exception as error:  # damage surfaces as whatever the decoder trips over first
         raise ImageError(f"{path} is no readable image ({first_line(error)})") from error
-    finally:
-        being_read.path = None
 
 
 def _open(content: bytes) -> Image.Image:
@@ -240,39 +224,6 @@ def _bits(path: str, image: Image.Image) -> int:
     if image.format == "PNG":
         return 16 if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) else 8
     return 16 if image.mode.startswith("I") else 8
-
-
-def _turn(image: Image.Image) -> Image.Image:
-    """Turns an image as its metadata say; Pillow's function warns of what is damaged in them."""
-    if image.format == "TIFF":
-        return ImageOps.exif_transpose(image)
-    image.load()  # a PNG may say it at its end
-    exif = image.info.get("exif") or b""
-    if profile := image.info.get("Raw profile type exif"):  # as ImageMagick writes it
-        exif = exif or bytes.fromhex("".join(profile.split("\n")[3:]))
-    orientation = _orientation(exif)
-    if orientation is None:
-        found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', image.info.get("xmp") or b"")
-        orientation = int(found[1]) if found else 1
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(exif: bytes) -> int | None:
-    """Reads the orientation in EXIF data, if it is there."""
-    data = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(data[:2], "<")
-    try:
-        (start,) = struct.unpack_from(f"{order}I", data, 4)
-        (entries,) = struct.unpack_from(f"{order}H", data, start)
-        for place in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, kind, _ = struct.unpack_from(f"{order}HHI", data, place)
-            if tag == _ORIENTATION:
-                value = struct.unpack_from(order + ("I" if kind == 4 else "H"), data, place + 8)
-                return int(value[0])
-    except struct.error:
-        pass
-    return None
 
 
 def _levels(
