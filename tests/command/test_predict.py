@@ -1,8 +1,6 @@
 import json
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +8,6 @@ from PIL import Image
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.predict import main
 from cifar_tl.model import CifarNet
-from tests.data.test_image_files import save_tiff
 from tests.processes import one_line
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
@@ -92,24 +89,6 @@ def test_a_missing_model_and_empty_folders_are_one_line(
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_a_picture_of_which_pillow_warns_is_named_in_a_line_of_its_own(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("a.tif", "b.tif"):
-        path = save_tiff(tmp_path / name, np.zeros((32, 32), np.uint8))
-        content = path.read_bytes()
-        once, twice = (struct.pack("<HHI", 277, 3, number) for number in (1, 2))
-        path.write_bytes(content.replace(once, twice))
-    files = [str(tmp_path / name) for name in ("a.tif", "b.tif")]
-    assert main([*files, "--model", str(model)]) == 0
-    output, errors = capsys.readouterr()
-    assert len(output.splitlines()) == 2
-    for name in files:
-        line = f"cifar-tl predict: warning: {name}: Metadata Warning, tag 277 had too many entries"
-        assert sum(found.startswith(line) for found in errors.splitlines()) >= 1
-    assert all(found.startswith("cifar-tl predict: warning: ") for found in errors.splitlines())
-
-
 def test_names_that_break_lines_do_not(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
