@@ -75,7 +75,7 @@ def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
         split_validation,
         transfer_model,
     )
-    from cifar_tl.data.examples import BASE_CLASSES, TRANSFER_CLASSES
+    from cifar_tl.data.classes import BASE_CLASSES, NEW_CLASSES
     from cifar_tl.training import autocast
 
     keep_freed_memory()  # as the command does
@@ -96,7 +96,7 @@ def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
         ),
     )
 
-    train, validation = split_validation(select_classes(data.train, TRANSFER_CLASSES))
+    train, validation = split_validation(select_classes(data.train, NEW_CLASSES))
     for _ in range(EPOCHS):  # as often as the peers run an epoch
         start = time.perf_counter()
         model = transfer_model(base)

@@ -179,14 +179,21 @@ def known_classes(path: Path, model: CifarNet, settings: dict[str, Any]) -> dict
         CheckpointError: If the settings do not tell.
     """
     labels, names = settings.get("classes"), settings.get("class_names")
-    if (
-        not isinstance(labels, list)
-        or not isinstance(names, list)
-        or not 0 < len(labels) == len(names) == len(set(labels))
-        or not all(label in range(model.num_classes) for label in labels)
-    ):
-        raise CheckpointError(f"{path} does not say which classes it knows: use another")
-    return dict(zip(labels, names, strict=True))
+    if isinstance(labels, list) and isinstance(names, list):
+        outputs = outputs_of(labels, model.num_classes)
+        known = set(outputs) <= set(range(model.num_classes))
+        if known and 0 < len(set(outputs)) == len(labels) == len(names):
+            return dict(zip(outputs, names, strict=True))
+    raise CheckpointError(f"{path} does not say which classes it knows: use another")
+
+
+def outputs_of(classes: Sequence[int], num_classes: int) -> list[int]:
+    """Tells which outputs of a model are for some classes, by their numbers in the data.
+
+    A model that has as many outputs as classes has one for each, in their order; one that has more
+    has an output for every class of the data.
+    """
+    return list(range(num_classes)) if len(classes) == num_classes else list(classes)
 
 
 def _canonical(content: Any) -> Any:

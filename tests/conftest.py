@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.shapes import draw_shapes
 
 ROOT = Path(__file__).parent.parent

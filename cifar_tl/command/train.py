@@ -37,6 +37,7 @@ from cifar_tl.experiment.run import (
     MODEL,
     PICTURES,
     STAGES,
+    stage_classes,
     stage_folder,
     takes_base,
 )
@@ -84,7 +85,10 @@ def train(options: argparse.Namespace) -> int:
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
     with naming_commands(options):
         data, seconds_reading = read_data(options, log)
-        recipe, stages = choose_recipe(options), stages_to_run(options)
+        recipe = choose_recipe(options)
+        stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
+        if not stages:
+            raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
         log(
             f"data: {printable(data.name)} ({data.description}); recipe: {recipe.name}; "
             f"seed: {options.seed}; {torch.get_num_threads()} threads on {options.device}"
@@ -93,11 +97,11 @@ def train(options: argparse.Namespace) -> int:
         results = {
             stage: run_one(stage, data, recipe, options, seconds_reading, log) for stage in stages
         }
-        if options.stage == ALL:
+        if options.stage == ALL and data.new_classes:
             compare_stages(options.output_dir / data.name, results)
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
-    if data.base_classes is None:
+    if data.needs_other_base:
         log(f"Try it: {next_command(options.output_dir / data.name, results)}")
     return 0
 
@@ -115,15 +119,17 @@ def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple[
 
     source, progress = source_of(options), shows_bars(options)
     start = time.perf_counter()
+    chosen = {"base_classes": options.base_classes, "new_classes": options.new_classes}
     try:
-        return load_data(source, progress=progress), time.perf_counter() - start
+        return load_data(source, **chosen, progress=progress), time.perf_counter() - start
     except MissingDataError:
         log(f"getting CIFAR-10 into {source}, 170 MB if it must be downloaded")
     try:
         download_cifar10(source, progress=progress)
     except DownloadError as error:
         # Never substitute what was asked for, or what this output folder has been about.
-        if options.data is not None or (options.output_dir / OFFICIAL).exists():
+        asked = (options.data, options.base_classes, options.new_classes) != (None, None, None)
+        if asked or (options.output_dir / OFFICIAL).exists():
             raise
         instead = (
             "THIS RUN USES THE BUILT-IN SHAPES INSTEAD: its results say nothing about CIFAR-10."
@@ -132,7 +138,7 @@ def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple[
             warn(line)
         source = SHAPES
     start = time.perf_counter()
-    return load_data(source), time.perf_counter() - start
+    return load_data(source, **chosen), time.perf_counter() - start
 
 
 def prepare_folders(options: argparse.Namespace, data: "Data", stages: Sequence[str]) -> None:

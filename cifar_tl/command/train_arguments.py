@@ -19,16 +19,19 @@ from cifar_tl.command.arguments import (
     whole_number,
 )
 from cifar_tl.command.console import Parser, UsageError, called
+from cifar_tl.data.classes import choose_classes, split_suffix
 from cifar_tl.data.source import (
     DEFAULT_SOURCE,
+    KINDS,
     OFFICIAL,
     SOURCES,
     TRAIN,
     has_own_classes,
+    kind_of,
     lacks_cifar10,
     results_name,
 )
-from cifar_tl.errors import RunError
+from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment import run
 from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 
@@ -89,7 +92,18 @@ def make_parser() -> Parser:
 
 
 def _add_other_options(parser: Parser) -> None:
-    add = parser.add_group("the new classes", f"--data flowers --base {BASE_MODEL}")
+    add = parser.add_group("the classes", "--base-classes cat,deer,dog --new-classes ship,truck")
+    add(
+        "--base-classes",
+        metavar="LIST",
+        help="names or numbers of the classes that base learns, with commas, or all (default: those "
+        "that are not new; 0-4)",
+    )
+    add(
+        "--new-classes",
+        metavar="LIST",
+        help="the classes of the other stages, likewise (default: those that are not for base; 5-9)",
+    )
     add(
         "--base",
         metavar="FILE",
@@ -158,12 +172,8 @@ def check_arguments(options: argparse.Namespace) -> None:
         _check_data(options.data)
     _check_own_settings(options)
     source = source_of(options)
+    _check_classes(options)
     if has_own_classes(source):
-        if options.stage != ALL and run.STAGES[options.stage].classes == "old":
-            raise UsageError(
-                f"--stage {options.stage} learns classes 0-4 of CIFAR-10, not {source}; "
-                "its features then serve any classes: --stage transfer --base FILE"
-            )
         if run.takes_base(stages_to_run(options)[0]) and options.base is None:
             raise UsageError(
                 f"--data {source}: name the base model whose features to use, such as "
@@ -178,6 +188,26 @@ def check_arguments(options: argparse.Namespace) -> None:
         run.way_to(stage) for stage in stages_to_run(options)
     ):
         raise UsageError("--train-fraction is for the other stages: base trains on all its images")
+
+
+def _check_classes(options: argparse.Namespace) -> None:
+    """Refuses a choice of classes that cannot be, as far as it is known which there are."""
+    source, chosen = source_of(options), (options.base_classes, options.new_classes)
+    if chosen == (None, None):
+        return
+    if has_own_classes(source):
+        raise UsageError(
+            f"--base-classes and --new-classes divide ten given classes; those of {source} are all "
+            "learned: move folders out of it instead"
+        )
+    if not (names := KINDS[kind_of(source)].class_names):
+        return
+    try:
+        _, new = choose_classes(names, *chosen)
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    if not new and options.stage != ALL and run.STAGES[options.stage].classes == "new":
+        raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
 
 
 def _check_data(source: str) -> None:
@@ -201,7 +231,13 @@ def check_parent(options: argparse.Namespace) -> None:
     source, (stage, *_) = source_of(options), stages_to_run(options)
     if run.STAGES[stage].parent is None or lacks_cifar10(source):  # maybe the shapes instead
         return
-    folder = options.output_dir / results_name(source)
+    chosen = (options.base_classes, options.new_classes)
+    name = results_name(source)
+    if chosen != (None, None):
+        if not (names := KINDS[kind_of(source)].class_names):  # not before it is read
+            return
+        name += split_suffix(*choose_classes(names, *chosen))
+    folder = options.output_dir / name
     with naming_commands(options):
         run.read_parent(stage, folder, options.base, own_classes=has_own_classes(source))
 
@@ -224,11 +260,12 @@ def source_of(options: argparse.Namespace) -> str:
 
 
 def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
-    """Lists the stages in their order; there is no base model of one's own classes."""
+    """Lists the stages in their order; one's own classes are all new, for bases of other data."""
     if options.stage != ALL:
         return (options.stage,)
-    own = has_own_classes(source_of(options))
-    return tuple(name for name, stage in run.STAGES.items() if stage.classes == "new" or not own)
+    if has_own_classes(source_of(options)):
+        return tuple(name for name, stage in run.STAGES.items() if stage.classes == "new")
+    return tuple(run.STAGES)
 
 
 def choose_recipe(options: argparse.Namespace) -> Recipe:

@@ -11,15 +11,11 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 import torch
 
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, Chosen, choose_classes, split_suffix
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.source import ARCHIVES, BATCH, OFFICIAL, TRAIN
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 from cifar_tl.lock import locked
-
-CIFAR10_CLASS_NAMES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
 
 NETWORK_TIMEOUT = 30.0  # seconds without a single byte
 
@@ -27,7 +23,9 @@ NETWORK_TIMEOUT = 30.0  # seconds without a single byte
 _NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException)
 
 
-def read_cifar10(folder: Path, **_: object) -> Data:
+def read_cifar10(
+    folder: Path, *, base_classes: Chosen = None, new_classes: Chosen = None, **_: object
+) -> Data:
     """Reads the official data through torchvision, which verifies every file's checksum.
 
     Raises:
@@ -35,6 +33,7 @@ def read_cifar10(folder: Path, **_: object) -> Data:
     """
     from torchvision.datasets import CIFAR10  # here, since the import takes time
 
+    base, new = choose_classes(CIFAR10_CLASS_NAMES, base_classes, new_classes)
     folder = _root(folder)
 
     def read(is_train: bool) -> LabeledImages:
@@ -50,12 +49,14 @@ def read_cifar10(folder: Path, **_: object) -> Data:
 
     checksums = [md5 for _, md5 in CIFAR10.train_list + CIFAR10.test_list]
     return Data(
-        name=OFFICIAL,
+        name=OFFICIAL + split_suffix(base, new),
         description="CIFAR-10",
         class_names=CIFAR10_CLASS_NAMES,
         train=read(is_train=True),
         read_test=lambda: read(is_train=False),
         fingerprint=fingerprint_of(*checksums),
+        base_classes=base,
+        new_classes=new,
         mirror=True,
     )
 

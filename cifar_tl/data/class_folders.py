@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cifar_tl.data.classes import Chosen
 from cifar_tl.data.duplicates import find_duplicates
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
 from cifar_tl.data.find_images import find_classes
@@ -19,14 +20,26 @@ Sample = tuple[str, str, int]  # its part, path and label
 
 
 def read_class_folders(
-    folder: Path, *, white: Mapping[str, float] | None = None, progress: bool = False
+    folder: Path,
+    *,
+    white: Mapping[str, float] | None = None,
+    progress: bool = False,
+    base_classes: Chosen = None,
+    new_classes: Chosen = None,
 ) -> Data:
-    """Reads classes of image files, as `load_data` describes them, numbered by name; all are new.
+    """Reads classes of image files, as `load_data` describes them, numbered by name.
+
+    All of them are new classes for a base model of other data, and may make one for other data.
 
     Raises:
         DataError: If `find_classes` finds something wrong, or images are damaged, all of which the
             message names.
     """
+    if base_classes is not None or new_classes is not None:
+        raise DataError(
+            f"{folder}: its classes are not divided into base and new ones, all are either: move "
+            "folders out of it, and leave the choice of classes out"
+        )
     name = results_name(folder)
     if name in (SHAPES, OFFICIAL):
         raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
@@ -46,8 +59,8 @@ def read_class_folders(
         read_test=lambda: parts[TEST],
         fingerprint=_fingerprint(folder, classes, samples, read.digests),
         validation=parts[VALIDATION],
-        base_classes=None,
-        new_classes=range(len(classes)),
+        base_classes=tuple(range(len(classes))),
+        new_classes=tuple(range(len(classes))),
         notes=(*found.notes, *read.notes, *find_duplicates(read.images, samples)),
         reading={"reading_rules": READING_RULES, **({"white": read.white} if read.white else {})},
         software=read.software,

@@ -1,7 +1,7 @@
 """Labelled images, and what is done to them: classes, split, views."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifar_tl.data.classes import BASE_CLASSES, NEW_CLASSES
 from cifar_tl.errors import DataError
 
 SIZE = 32  # height and width of CIFAR-10's images, for which the network is made
-BASE_CLASSES = range(5)
-TRANSFER_CLASSES = range(5, 10)
 
 
 class LabeledImages(NamedTuple):
@@ -36,12 +35,17 @@ class Data:
     read_test: Callable[[], LabeledImages]  # what `test` calls once
     fingerprint: str  # SHA-256 of what identifies all images and labels
     validation: LabeledImages | None = None  # None: among `train`
-    base_classes: range | None = BASE_CLASSES  # None: a base model comes from other data
-    new_classes: range = TRANSFER_CLASSES
+    base_classes: tuple[int, ...] = BASE_CLASSES
+    new_classes: tuple[int, ...] = NEW_CLASSES
     notes: tuple[str, ...] = ()  # what their owner should know, a line each
     mirror: bool = False  # whether the mirror image of a class is a picture of that class
     reading: Mapping[str, Any] = field(default_factory=dict)  # how files became pixels
     software: Mapping[str, str] = field(default_factory=dict)  # whose versions decide some pixels
+
+    @property
+    def needs_other_base(self) -> bool:
+        """Whether a transfer needs a base model of other data: all classes are new ones, too."""
+        return not set(self.base_classes).isdisjoint(self.new_classes)
 
     @cached_property
     def test(self) -> LabeledImages:
@@ -84,6 +88,13 @@ def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledIm
     chosen = torch.isin(examples.labels, torch.tensor(list(classes))).nonzero().flatten()
     # index_select returns contiguous images whatever it is given: batches are gathered faster so.
     return LabeledImages(examples.images.index_select(0, chosen), examples.labels[chosen])
+
+
+def renumber(labels: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Gives labels ``(N,)``, each one of the old ones, the new number at the same place."""
+    table = torch.full((max(old, default=-1) + 1,), -1)
+    table[list(old)] = torch.tensor(list(new), dtype=torch.int64)
+    return table[labels]
 
 
 def num_training(num_images: int) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, Chosen, choose_classes, split_suffix
 from cifar_tl.data.examples import (
-    BASE_CLASSES,
     SIZE,
-    TRANSFER_CLASSES,
     Data,
     LabeledImages,
     fingerprint_of,
@@ -30,7 +28,9 @@ REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 OPTIONAL = ("x_val", "y_val", "class_names")
 
 
-def read_npz(path: Path, **_: object) -> Data:
+def read_npz(
+    path: Path, *, base_classes: Chosen = None, new_classes: Chosen = None, **_: object
+) -> Data:
     """Reads an archive in the Keras layout, all but the test images, which are only checked.
 
     Raises:
@@ -45,9 +45,10 @@ def read_npz(path: Path, **_: object) -> Data:
         sizes = {split: _check_headers(path, archive, split) for split in splits}
         labels = {split: _read_labels(path, archive, split, sizes[split]) for split in splits}
         names = _read_names(path, archive) if "class_names" in members else CIFAR10_CLASS_NAMES
+        halves = base, new = choose_classes(names, base_classes, new_classes)
+        _check_classes(path, names, labels, halves)
         images = {split: _read(archive, f"x_{split}") for split in splits if split != "test"}
         checksums = {split: archive.getinfo(f"x_{split}.npy").CRC for split in splits}
-    _check_classes(path, names, labels)
 
     def read_test() -> LabeledImages:
         with _open_npz(path) as archive:
@@ -60,7 +61,7 @@ def read_npz(path: Path, **_: object) -> Data:
     held_out = (checksums["val"], labels["val"]) if "val" in splits else ()
     unused = sorted(members.difference(REQUIRED, OPTIONAL))
     return Data(
-        name=results_name(path),
+        name=results_name(path) + split_suffix(base, new),
         description="a .npz file in the Keras layout",
         class_names=names,
         train=_examples(images["train"], labels["train"]),
@@ -68,6 +69,8 @@ def read_npz(path: Path, **_: object) -> Data:
         fingerprint=fingerprint_of(
             *(checksums["train"], checksums["test"], labels["train"], labels["test"]), *held_out
         ),
+        base_classes=base,
+        new_classes=new,
         validation=_examples(images["val"], labels["val"]) if held_out else None,
         notes=(f"{path}: arrays that are not used: {', '.join(unused)}",) if unused else (),
         mirror=names == CIFAR10_CLASS_NAMES,
@@ -158,12 +161,15 @@ def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
 
 
 def _check_classes(
-    path: Path, names: Sequence[str], labels: Mapping[str, NDArray[np.int64]]
+    path: Path,
+    names: Sequence[str],
+    labels: Mapping[str, NDArray[np.int64]],
+    halves: Iterable[Sequence[int]],
 ) -> None:
     if len(set(names)) < len(names):
         raise DataError(f"{path}: class_names has a name twice: give each class its own")
     of_train = torch.from_numpy(labels["train"])
-    for classes in (BASE_CLASSES, TRANSFER_CLASSES):
+    for classes in halves:
         # Which images train and validate is decided by labels alone: they stand in for the images.
         half = select_classes(LabeledImages(of_train, of_train), classes)
         train, validation = (part.labels.tolist() for part in split_validation(half))

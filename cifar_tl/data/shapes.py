@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_tl.data.classes import Chosen, choose_classes, split_suffix
 from cifar_tl.data.examples import SIZE, Data, fingerprint_of, labeled_images
 from cifar_tl.data.source import SHAPES
 
@@ -47,16 +48,21 @@ _SIGNED_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
 CLASS_NAMES = tuple(_SIGNED_DISTANCES)
 
 
-def read_shapes(*_: object, **__: object) -> Data:
+def read_shapes(
+    *_: object, base_classes: Chosen = None, new_classes: Chosen = None, **__: object
+) -> Data:
     """Draws the built-in images."""
+    base, new = choose_classes(CLASS_NAMES, base_classes, new_classes)
     x_train, y_train, x_test, y_test = draw_shapes()
     return Data(
-        name=SHAPES,
+        name=SHAPES + split_suffix(base, new),
         description="built-in drawn shapes",
         class_names=CLASS_NAMES,
         train=labeled_images(x_train, y_train),
         read_test=lambda: labeled_images(x_test, y_test),
         fingerprint=fingerprint_of(x_train, y_train, x_test, y_test),
+        base_classes=base,
+        new_classes=new,
         mirror=True,
     )
 

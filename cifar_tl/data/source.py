@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, SHAPES_CLASS_NAMES, Chosen
 from cifar_tl.errors import DataError, DataWarning
 
 if TYPE_CHECKING:
@@ -30,12 +31,18 @@ class Kind(NamedTuple):
     what: str
     recognizes: Callable[[str | Path], bool]
     results: Callable[[Path], str]
+    class_names: tuple[str, ...] = ()  # where they are known before anything is read
 
 
 # The kind X is read by ``read_X`` in the module X beside this one. The first to recognize a source
 # has it.
 KINDS = {
-    "shapes": Kind(f"{SHAPES}: built-in images", lambda source: source == SHAPES, lambda _: SHAPES),
+    "shapes": Kind(
+        f"{SHAPES}: built-in images",
+        lambda source: source == SHAPES,
+        lambda _: SHAPES,
+        SHAPES_CLASS_NAMES,
+    ),
     "npz": Kind(
         "a .npz file in the Keras layout",
         lambda source: Path(source).suffix.lower() == ".npz",
@@ -51,13 +58,19 @@ KINDS = {
         "a folder with CIFAR-10",
         lambda source: not Path(source).is_file(),  # which may be missing: CIFAR-10 goes there
         lambda _: OFFICIAL,
+        CIFAR10_CLASS_NAMES,
     ),
 }
 SOURCES = "; ".join(kind.what for kind in reversed(KINDS.values()))
 
 
 def load_data(
-    source: str | Path, *, white: Mapping[str, float] | None = None, progress: bool = False
+    source: str | Path,
+    *,
+    base_classes: Chosen = None,
+    new_classes: Chosen = None,
+    white: Mapping[str, float] | None = None,
+    progress: bool = False,
 ) -> "Data":
     """Reads one of the data sources and checks it.
 
@@ -70,6 +83,11 @@ def load_data(
             ``train/CLASS/*`` and maybe ``val/CLASS/*`` and ``test/CLASS/*``, each read by
             `read_image`. Without ``val/``, the first 80 % of each class train, in the order of
             their names, and the last 20 % validate.
+        base_classes: Which of the ten classes a base model learns, by names or numbers,
+            ``["cat", "deer", 5]`` or ``"cat,deer,dog"``, or ``"all"``; by default all that are not
+            new. Not for a folder with classes of your own, where all are.
+        new_classes: Which classes the other stages learn, likewise; by default all the rest;
+            without either, 0-4 and 5-9, as documented.
         white: For image files that a trained model is to be asked about: what it takes for white
             in images of more than 8 bits, see `read_image`. By default the images tell.
         progress: Show a bar on standard error while image files are read.
@@ -81,7 +99,7 @@ def load_data(
 
     Raises:
         MissingDataError: If CIFAR-10 is not in the folder: see `download_cifar10`.
-        DataError: If the data is damaged or not of this kind.
+        DataError: If the data is damaged or not of this kind, or has no such classes.
 
     Warns:
         DataWarning: Of what is left out, taken for granted, or doubtful; see `Data.notes`.
@@ -90,7 +108,8 @@ def load_data(
 
     kind = kind_of(source)
     read = getattr(import_module(f"cifar_tl.data.{kind}"), f"read_{kind}")
-    data: Data = read(Path(source), white=white, progress=progress)
+    chosen = {"base_classes": base_classes, "new_classes": new_classes}
+    data: Data = read(Path(source), **chosen, white=white, progress=progress)
     check_pixels(data.name, "training", data.train.images)
     if data.validation is not None:
         check_pixels(data.name, "validation", data.validation.images)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_tl.checkpoint import load_model_and_settings
-from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import CheckpointError, RunError
 from cifar_tl.experiment import run
@@ -33,13 +33,11 @@ def load_parent(
         raise ValueError(f"only a transfer takes another base model, not {stage}")
     if run.STAGES[stage].parent is None:
         return None, None
-    if run.takes_base(stage) and data.base_classes is None and base is None:
+    if run.takes_base(stage) and data.needs_other_base and base is None:
         raise ValueError(
             f"name the base model whose features to use for the classes of {data.name}"
         )
-    path, content, remedy = run.read_parent(
-        stage, folder, base, own_classes=data.base_classes is None
-    )
+    path, content, remedy = run.read_parent(stage, folder, base, own_classes=data.needs_other_base)
     try:
         model, settings = load_model_and_settings(path, content)
     except CheckpointError as error:
@@ -60,18 +58,21 @@ def _check(
     parent = run.STAGES[stage].parent
     assert parent is not None
     wanted: dict[str, Any] = {"stage": parent}
-    if classes := run.stage_classes(parent, data):
-        wanted["classes"] = list(classes)
+    if not (run.takes_base(stage) and data.needs_other_base):
+        wanted["classes"] = list(run.stage_classes(parent, data))
     if not run.takes_base(stage):
         wanted["train_fraction"] = train_fraction
     names = settings.get("class_names")
     is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
     both_cifar10 = is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES
-    if run.takes_base(stage) and both_cifar10 and data.base_classes is None:
+    if run.takes_base(stage) and both_cifar10 and data.needs_other_base:
         raise RunError(
             f"{path} was trained on CIFAR-10, whose classes {data.name} has, too, and maybe its "
             "images: leave out the folders of the first five classes"
         )
+    is_same_data = settings.get("fingerprint") == data.fingerprint
+    if data.needs_other_base and run.takes_base(stage) and is_same_data:
+        raise RunError(f"{path} was trained on these very images: name a base of other data")
     if not run.takes_base(stage) or both_cifar10:  # of another base, the images may be among these
         wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cifar_tl.checkpoint import load_model
-from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
-from cifar_tl.data.examples import TRANSFER_CLASSES, Data
+from cifar_tl.checkpoint import load_model, outputs_of
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
+from cifar_tl.data.examples import Data, renumber
 from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment import run
 from cifar_tl.experiment.files import HistoryRow, read_history
@@ -50,14 +50,15 @@ def draw_stage(folder: Path, data: Data) -> None:
     result, rows = _read(folder)
     model = load_model(folder / run.MODEL)
     _, validation = data.train_and_validation(result["classes"])
-    logits = extract_features(model, validation.images)[:, result["classes"]]
-    labels = validation.labels - result["classes"][0]
+    outputs = outputs_of(result["classes"], result["num_classes"])
+    logits = extract_features(model, validation.images)[:, outputs]
+    labels = renumber(validation.labels, result["classes"], range(len(outputs)))
     names = result["class_names"]
     title = f"{result['stage']} on {printable(result['data'])}"
     with _drawing(), locked(folder, wait=True):
         figures = (
             curves(rows, title),
-            confusion(result["val_confusion"], result["classes"], names, title),
+            confusion(result["val_confusion"], outputs, names, title),
             samples(validation.images, labels, logits, names, title),
             filters(model, title),
         )
@@ -74,7 +75,7 @@ def draw_comparison(folder: Path) -> None:
     rows = {stage: rows for stage, (_, rows) in stages.items()}
     is_documented = (
         result["train_fraction"] == 1
-        and result["classes"] == list(TRANSFER_CLASSES)
+        and result["classes"] == list(NEW_CLASSES)
         and tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
     )
     title = (
@@ -127,15 +128,16 @@ def curves(records: Sequence[EpochRecord], title: str) -> Figure:
 
 
 def confusion(
-    counts: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str], title: str
+    counts: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str], title: str
 ) -> Figure:
     """Draws which class is taken for which, in percent of each class.
 
-    ``counts`` has a row for each class and a column for each output of the model.
+    ``counts`` has a row for each class, whose output is at the same place, and a column for each
+    output of the model.
     """
     table = torch.tensor(counts, dtype=torch.float64)
     columns = [_short(name, 20) for name in names]
-    shown = table[:, list(classes)]
+    shown = table[:, list(outputs)]
     others = table.sum(1, keepdim=True) - shown.sum(1, keepdim=True)
     if others.any():  # outputs that were never trained
         shown, columns = torch.cat([shown, others], 1), [*columns, "another output"]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from cifar_tl.checkpoint import outputs_of
 from cifar_tl.model import Layer
 from cifar_tl.names import printable
 from cifar_tl.recipe import Recipe
@@ -138,12 +139,13 @@ def _layer_lines(result: Mapping[str, Any], layers: Sequence[Layer]) -> list[str
 
 def _what_came_out(result: Mapping[str, Any]) -> list[str]:
     classes, names = result["classes"], result["class_names"]
+    outputs = outputs_of(classes, result["num_classes"])
     lines = [f"Validation: accuracy {result['val_accuracy']:.2%}, loss {result['val_loss']:.4f}"]
     if result["images_test"]:
         lines.append(
             f"Test:       accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}"
         )
-    lines += ["", *class_lines(result["val_confusion"], classes, names)]
+    lines += ["", *class_lines(result["val_confusion"], outputs, names)]
     if result["num_classes"] > len(classes):
         lines.append(
             f"The model has {result['num_classes']} outputs, but knows only the {len(classes)} "
@@ -165,47 +167,48 @@ def _what_it_was_measured_with(result: Mapping[str, Any]) -> list[str]:
 
 
 def class_accuracies(
-    confusion: Sequence[Sequence[int]], classes: Sequence[int]
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int]
 ) -> list[float | None]:
     """Computes the accuracy of each class, None for a class without images.
 
-    ``confusion`` has a row of counts for each class and a column for each output of the model.
+    ``confusion`` has a row of counts for each class, whose output is at the same place, and a
+    column for each output of the model.
     """
     return [
-        row[label] / sum(row) if sum(row) else None
-        for row, label in zip(confusion, classes, strict=True)
+        row[output] / sum(row) if sum(row) else None
+        for row, output in zip(confusion, outputs, strict=True)
     ]
 
 
 def most_confused(
-    confusion: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str], most: int = 3
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str], most: int = 3
 ) -> list[tuple[str, str, float]]:
     """Finds which classes are taken for which most often; see `class_accuracies`.
 
     Returns:
         The true class, the predicted one, and the fraction of the true one's images.
     """
-    named = dict(zip(classes, names, strict=True))
+    named = dict(zip(outputs, names, strict=True))
     shares = [
         (count / sum(row), name, named.get(column, f"output {column}"))
-        for row, label, name in zip(confusion, classes, names, strict=True)
+        for row, output, name in zip(confusion, outputs, names, strict=True)
         for column, count in enumerate(row)
-        if column != label and count
+        if column != output and count
     ]
     return [(name, other, share) for share, name, other in sorted(shares, reverse=True)[:most]]
 
 
 def class_lines(
-    confusion: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str]
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
 ) -> list[str]:
     """Says how well each class is known, and which are taken for which most often."""
     table = [("class", "images", "accuracy")]
-    accuracies = class_accuracies(confusion, classes)
+    accuracies = class_accuracies(confusion, outputs)
     for name, row, accuracy in zip(names, confusion, accuracies, strict=True):
         table.append((name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}"))
     return align(table, "<>>") + [
         f"{share:.1%} of {printable(name)} are taken for {printable(other)}"
-        for name, other, share in most_confused(confusion, classes, names)
+        for name, other, share in most_confused(confusion, outputs, names)
     ]
 
 

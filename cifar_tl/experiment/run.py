@@ -46,10 +46,14 @@ def stage_folder(output_dir: str | Path, data_name: str, stage: str) -> Path:
     return Path(output_dir) / data_name / stage
 
 
-def stage_classes(stage: str, data: "Data") -> range:
-    """Tells which classes a stage learns: none for base where all are new ones."""
-    old = STAGES[stage].classes == "old"
-    return (data.base_classes or range(0)) if old else data.new_classes
+def stage_classes(stage: str, data: "Data") -> tuple[int, ...]:
+    """Tells which classes a stage learns."""
+    return data.base_classes if STAGES[stage].classes == "old" else data.new_classes
+
+
+def num_outputs(stage: str, data: "Data") -> int:
+    """Tells how many outputs a model has, as documented: all but base for the old classes, too."""
+    return len(data.base_classes if STAGES[stage].classes == "old" else data.class_names)
 
 
 def way_to(stage: str) -> tuple[str, ...]:

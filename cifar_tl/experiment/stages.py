@@ -11,18 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl import evaluation, training
+from cifar_tl.checkpoint import outputs_of
+from cifar_tl.data.classes import listed
 from cifar_tl.data.examples import (
     Data,
     LabeledImages,
     channel_statistics,
     make_views,
+    renumber,
     select_classes,
     stratified_prefix,
 )
 from cifar_tl.experiment import files, results
 from cifar_tl.experiment.machine import environment, surroundings
 from cifar_tl.experiment.parents import load_parent
-from cifar_tl.experiment.run import STAGES, recipe_values, run_settings, stage_folder, takes_base
+from cifar_tl.experiment.run import (
+    STAGES,
+    num_outputs,
+    recipe_values,
+    run_settings,
+    stage_classes,
+    stage_folder,
+    takes_base,
+)
 from cifar_tl.lock import locked
 from cifar_tl.model import (
     CifarNet,
@@ -55,9 +66,9 @@ def run_stage(
 ) -> results.StageResult:
     """Runs one stage, goes on with an unfinished one, or reads the result of a finished one.
 
-    - base: the documented network on classes 0-4.
+    - base: the documented network on the base classes, 0-4, or on all of a folder of your own.
     - transfer: the base model's features, frozen, under a new classifier, on the new classes: 5-9,
-      or all classes of a folder of your own, for which there is no base stage.
+      or all of a folder of your own, from a base model of other data.
     - finetune: the transfer model with nothing frozen, a few epochs on, on the new classes.
     - scratch: the transfer model's network with fresh weights and nothing frozen, on the new
       classes: the control without which nobody can say what transfer saves or costs.
@@ -123,6 +134,15 @@ class _Run:
     log: Callable[[str], object]
     progress: bool
 
+    @property
+    def outputs(self) -> list[int]:
+        """Which outputs of the model are for the stage's classes."""
+        return outputs_of(self.settings["classes"], num_outputs(self.stage, self.data))
+
+    def to_outputs(self, labels: Tensor) -> Tensor:
+        """Turns classes into outputs of the model: others only for a base of other classes."""
+        return renumber(labels, self.settings["classes"], self.outputs)
+
 
 def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
     """Takes a stage from where it stopped before, or from its start, to its result."""
@@ -182,8 +202,8 @@ def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
 def _check(stage: str, data: Data, train_fraction: float) -> None:
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
-    if STAGES[stage].classes == "old" and data.base_classes is None:
-        raise ValueError(f"there is no stage {stage} on {data.name}: its classes are all new ones")
+    if not stage_classes(stage, data):
+        raise ValueError(f"there is no stage {stage} on {data.name}: no class of it is a new one")
     if STAGES[stage].classes == "old" and train_fraction != 1:
         raise ValueError(f"{stage} trains on all images of its classes: train_fraction must be 1")
 
@@ -193,7 +213,12 @@ def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
     train, validation = run.data.train_and_validation(run.settings["classes"])
     if run.settings["train_fraction"] != 1:
         train = stratified_prefix(train, run.settings["train_fraction"])
-    return make_views(train.images, mirror=bool(run.recipe.mirror)), train.labels, validation
+    views = make_views(train.images, mirror=bool(run.recipe.mirror))
+    return (
+        views,
+        run.to_outputs(train.labels),
+        validation._replace(labels=run.to_outputs(validation.labels)),
+    )
 
 
 def _starting_model(
@@ -201,12 +226,11 @@ def _starting_model(
 ) -> tuple[CifarNet, nn.Module]:
     """Makes the model that training starts from; returns it and the part of it that is trained."""
     classifier_only = STAGES[run.stage].trains == "the classifier"
-    num_classes = len(run.data.class_names)  # as documented: the old classes have outputs, too
+    num_classes = num_outputs(run.stage, run.data)
     seed = training.derive_seed(run.settings["seed"], run.stage, "weights")
     with training.seeded(seed, torch.device("cpu")):
         if parent is None:
-            old = STAGES[run.stage].classes == "old"
-            model = CifarNet(len(run.settings["classes"]) if old else num_classes)
+            model = CifarNet(num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
             if run.recipe.whiten:
@@ -221,10 +245,10 @@ def _starting_model(
 
 
 def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int) -> None:
-    first, last = run.settings["classes"][0], run.settings["classes"][-1]
     run.log(
         f"{run.stage}: {len(labels):,} training and {len(validation.labels):,} validation images "
-        f"of classes {first}-{last}" + (f", going on after epoch {epochs}" if epochs else "")
+        f"of classes {listed(run.settings['classes'])}"
+        + (f", going on after epoch {epochs}" if epochs else "")
     )
 
 
@@ -265,18 +289,19 @@ def _judge(
     run: _Run, model: CifarNet, trained: nn.Module, val_inputs: Tensor, val_labels: Tensor
 ) -> dict[str, Any]:
     """Finds out what the trained model confuses, and, once, how it does on the test images."""
-    classes, names = run.settings["classes"], run.settings["class_names"]
-    test = select_classes(run.data.test, classes)
+    outputs, names = run.outputs, run.settings["class_names"]
+    test = select_classes(run.data.test, run.settings["classes"])
+    test = test._replace(labels=run.to_outputs(test.labels))
     with training.autocast(run.recipe, torch.device(run.device)):
-        confusion = evaluation.confusion_matrix(trained, val_inputs, val_labels)[classes].tolist()
+        confusion = evaluation.confusion_matrix(trained, val_inputs, val_labels)[outputs].tolist()
         tested = evaluation.evaluate(model, test.images, test.labels) if len(test.labels) else None
     return {
         "images_validation": len(val_labels),
         "images_test": len(test.labels),
         "val_confusion": confusion,  # rows: the classes; columns: all outputs
-        "val_class_accuracies": results.class_accuracies(confusion, classes),
+        "val_class_accuracies": results.class_accuracies(confusion, outputs),
         "val_most_confused": [
-            list(pair) for pair in results.most_confused(confusion, classes, names)
+            list(pair) for pair in results.most_confused(confusion, outputs, names)
         ],
         "test_accuracy": tested.accuracy if tested else None,  # None: there are no test images
         "test_loss": tested.loss if tested else None,

@@ -103,6 +103,55 @@ def test_what_a_stage_has_of_its_own_is_meant_only_where_it_is_named(small_npz: 
         assert (again["lr"], again["epochs"], again["batch_size"]) == (0.01, 2, 50)
 
 
+def test_any_classes_have_a_folder_of_their_own(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--data", str(small_npz), "--base-classes", "dog,cat,4", *FAST]
+    assert main([*chosen, "--new-classes", "ship,truck"]) == 0
+    output = capsys.readouterr().out
+    assert "base: 96 training and 24 validation images of classes 3-5" in output
+    assert "transfer: 64 training and 16 validation images of classes 8, 9" in output
+    assert Path("runs/small.npz-345-89/comparison.txt").exists()
+    found = result("runs/small.npz-345-89/base/result.json")
+    assert found["class_names"] == ["cat", "deer", "dog"]
+    model = "runs/small.npz-345-89/base/model.pt"
+    arguments = [model, "--data", str(small_npz), "--split", "validation"]
+    assert evaluate.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert f"on 24 validation images of small.npz: accuracy {found['val_accuracy']:.2%}" in output
+
+
+def test_a_base_of_all_classes_is_made_alone(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--data", str(small_npz), "--base-classes", "all", *FAST]
+    assert main(chosen) == 0
+    assert [path.name for path in Path("runs/small.npz-all").iterdir()] == ["base"]
+    assert main([*chosen, "--stage", "scratch"]) == 2
+    assert "--stage scratch has nothing to learn: no class is a new one" in one_line(
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base-classes", "cow,cat"], "base classes: there is no class 'cow': choose among 0"),
+        (["--new-classes", "3,cat"], "new classes: 3 cat is there twice"),
+        (["--data", "shapes", "--new-classes", "cat,dog"], "there is no class 'cat'"),
+        (["--base-classes", "all", "--stage", "transfer"], "transfer has nothing to learn"),
+        (["--data", "own", "--new-classes", "0,1"], "those of own are all learned"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused_without_torch(
+    arguments: list[str], message: str, own_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(own_classes, "own")
+    assert main(arguments) == 2
+    assert message in one_line(capsys.readouterr().err)
+    assert not Path("runs").exists()
+
+
 def test_own_classes_from_a_base_model_to_a_prediction(
     small_npz: Path, own_classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

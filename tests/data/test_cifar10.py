@@ -15,7 +15,8 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from cifar_tl.data import cifar10
-from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES, download_cifar10
+from cifar_tl.data.cifar10 import download_cifar10
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import lacks_cifar10, load_data
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 from tests.conftest import Malicious

@@ -34,7 +34,7 @@ def images_of(examples: LabeledImages, label: int) -> torch.Tensor:
 def test_own_classes_are_split_class_by_class_in_file_order(own_classes: Path) -> None:
     data = load_data(own_classes)
     assert (data.name, data.class_names) == ("own", ("Birch", "ash", "cedar tree"))
-    assert (data.base_classes, data.new_classes) == (None, range(3))
+    assert (data.base_classes, data.new_classes) == ((0, 1, 2), (0, 1, 2))
     train, validation = data.train_and_validation(range(3))
     for label, paths in enumerate(own_paths(own_classes).values()):
         boundary = len(paths) * 4 // 5

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
+from cifar_tl.data.classes import BASE_CLASSES, NEW_CLASSES
 from cifar_tl.data.examples import (
-    BASE_CLASSES,
-    TRANSFER_CLASSES,
     LabeledImages,
     channel_statistics,
     make_views,
@@ -18,7 +17,7 @@ from cifar_tl.data.source import load_data
 def test_halves_have_the_documented_labels_and_sizes() -> None:
     data = load_data("shapes")
     assert data.name == "shapes"
-    for classes, labels in ((BASE_CLASSES, range(5)), (TRANSFER_CLASSES, range(5, 10))):
+    for classes, labels in ((BASE_CLASSES, range(5)), (NEW_CLASSES, range(5, 10))):
         half = select_classes(data.train, classes)
         train, validation = split_validation(half)
         assert (len(train.labels), len(validation.labels)) == (4000, 1000)

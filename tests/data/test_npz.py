@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DataWarning
 from tests.conftest import Malicious

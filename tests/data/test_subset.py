@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_
 from torchvision.datasets import CIFAR10, FakeData
 
 from cifar_tl.data.cifar10 import download_cifar10
-from cifar_tl.data.examples import TRANSFER_CLASSES
+from cifar_tl.data.classes import NEW_CLASSES
 from cifar_tl.data.subset import class_subset
 
 
@@ -43,7 +43,7 @@ def test_class_subset_feeds_a_data_loader(tmp_path: Path, archive: bytes) -> Non
     (tmp_path / CIFAR10.filename).write_bytes(archive)
     download_cifar10(tmp_path)
     dataset = CIFAR10(tmp_path, transform=lambda image: torch.from_numpy(np.array(image)))
-    batches = list(DataLoader(class_subset(dataset, TRANSFER_CLASSES), batch_size=32))
+    batches = list(DataLoader(class_subset(dataset, NEW_CLASSES), batch_size=32))
     labels = torch.cat([labels for _, labels in batches])
     assert len(labels) == 100
     assert set(labels.tolist()) == set(range(5, 10))

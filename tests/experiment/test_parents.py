@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
-from cifar_tl.data.cifar10 import CIFAR10_CLASS_NAMES
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning, RunError

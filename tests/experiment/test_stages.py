@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from cifar_tl.checkpoint import load_checkpoint, load_model
+from cifar_tl.data.classes import NEW_CLASSES
 from cifar_tl.data.examples import (
-    TRANSFER_CLASSES,
     Data,
     channel_statistics,
     select_classes,
@@ -27,7 +27,7 @@ from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment.comparison import compare
 from cifar_tl.experiment.run import STAGES, Stage
 from cifar_tl.experiment.stages import run_stage
-from cifar_tl.recipe import ORIGINAL
+from cifar_tl.recipe import ORIGINAL, TUNED
 from tests.experiment.conftest import (
     SMALL,
     StopError,
@@ -144,8 +144,8 @@ def test_accuracies_are_those_of_the_saved_model(finished: Path, small_data: Dat
     for stage in ("transfer", "finetune", "scratch"):
         model = load_model(finished / stage / "model.pt")
         result = json.loads((finished / stage / "result.json").read_text())
-        _, validation = split_validation(select_classes(small_data.train, TRANSFER_CLASSES))
-        test = select_classes(small_data.test, TRANSFER_CLASSES)
+        _, validation = split_validation(select_classes(small_data.train, NEW_CLASSES))
+        test = select_classes(small_data.test, NEW_CLASSES)
         assert evaluate(model, *test).accuracy == result["test_accuracy"]
         assert evaluate(model, *validation).accuracy == result["val_accuracy"]
 
@@ -169,7 +169,7 @@ def test_preprocessing_belongs_to_the_model(finished: Path, small_data: Data) ->
     for stage in ("transfer", "finetune"):
         assert torch.equal(models[stage].mean, models["base"].mean)
         assert torch.equal(models[stage].std, models["base"].std)
-    train, _ = split_validation(select_classes(small_data.train, TRANSFER_CLASSES))
+    train, _ = split_validation(select_classes(small_data.train, NEW_CLASSES))
     mean, _ = channel_statistics(train.images)
     assert torch.equal(models["scratch"].mean, mean)
     assert not torch.equal(models["base"].mean, mean)
@@ -190,7 +190,7 @@ def test_first_layer_starts_with_the_components_of_its_own_images(
     small_data: Data, tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(SMALL, epochs=1, lr=1e-12)  # the weights stay where they start
-    train, _ = split_validation(select_classes(small_data.train, TRANSFER_CLASSES))
+    train, _ = split_validation(select_classes(small_data.train, NEW_CLASSES))
     for whiten in (True, False):
         recipe = dataclasses.replace(recipe, whiten=whiten)
         run_stage("scratch", small_data, recipe, output_dir=tmp_path / str(whiten))
@@ -414,16 +414,66 @@ def test_own_classes_have_outputs_of_their_own_and_maybe_no_test_images(
         assert torch.equal(value, features[key])
 
 
-def test_own_classes_have_no_base_stage(own_classes: Path, tmp_path: Path) -> None:
+def test_own_classes_make_a_base_for_others_and_never_for_themselves(
+    own_classes: Path, tmp_path: Path
+) -> None:
     own = load_data(own_classes)
-    with pytest.raises(ValueError, match="there is no stage base on own"):
-        run_stage("base", own, SMALL, output_dir=tmp_path)
-    with pytest.raises(ValueError, match="name the base model"):
-        run_stage("transfer", own, SMALL, output_dir=tmp_path)
     with pytest.raises(RunError, match="there is no base model") as error:
         run_stage("transfer", own, SMALL, output_dir=tmp_path, base=tmp_path / "none.pt")
     assert error.value.remedy == {}
-    assert not list(tmp_path.iterdir())
+    result = run_stage("base", own, SMALL, output_dir=tmp_path)
+    assert (result["classes"], result["num_classes"]) == ([0, 1, 2], 3)
+    base = tmp_path / "own/base/model.pt"
+    with pytest.raises(ValueError, match="name the base model"):  # not its own
+        run_stage("transfer", own, SMALL, output_dir=tmp_path)
+    with pytest.raises(RunError, match="was trained on these very images"):
+        run_stage("transfer", own, SMALL, output_dir=tmp_path, base=base)
+    shutil.copytree(own_classes, tmp_path / "others")
+    next((tmp_path / "others/train/ash").iterdir()).unlink()
+    others = load_data(tmp_path / "others")
+    result = run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
+    assert (result["parent_stage"], result["data"]) == ("base", "others")
+
+
+def test_any_classes_may_be_base_or_new(small_npz: Path, tmp_path: Path) -> None:
+    data = load_data(small_npz, base_classes="dog,3,frog", new_classes="ship,2")
+    recipe = dataclasses.replace(TUNED, epochs=30, batch_size=20)
+    results = {s: run_stage(s, data, recipe, output_dir=tmp_path) for s in STAGES}
+    base, transfer = results["base"], results["transfer"]
+    assert (base["classes"], base["num_classes"]) == ([3, 5, 6], 3)
+    assert (transfer["classes"], transfer["num_classes"]) == ([2, 8], 10)
+    for result, images in ((base, 24), (transfer, 16)):
+        folder = tmp_path / "small.npz-356-28" / result["stage"]
+        model = load_model(folder / "model.pt")
+        outputs = [0, 1, 2] if result is base else [2, 8]
+        assert model.class_names == dict(zip(outputs, result["class_names"], strict=True))
+        # The very figure, counted by hand; and what was learned by heart.
+        shares = []
+        for part in data.train_and_validation(result["classes"]):
+            truth = [outputs[result["classes"].index(label)] for label in part.labels]
+            right = int((model(part.images).argmax(1) == torch.tensor(truth)).sum())
+            shares.append(right / len(truth))
+        assert len(truth) == images
+        assert shares[1] == result["val_accuracy"]
+        assert shares[0] > 0.8
+        assert sum(
+            row[output] for row, output in zip(result["val_confusion"], outputs, strict=True)
+        ) == right
+    with pytest.raises(RunError, match=r"was made for classes \[3, 5, 6\] and not for"):
+        default = load_data(small_npz)
+        path = tmp_path / "small.npz-356-28/base/model.pt"
+        run_stage("transfer", default, recipe, output_dir=tmp_path, base=path)
+
+
+def test_a_base_of_all_classes_leaves_none(small_npz: Path, tmp_path: Path) -> None:
+    data = load_data(small_npz, base_classes="all")
+    result = run_stage("base", data, SMALL, output_dir=tmp_path)
+    assert (result["data"], result["num_classes"], result["images_train"]) == (
+        ("small.npz-all", 10, 320)
+    )
+    for stage in ("transfer", "scratch"):
+        with pytest.raises(ValueError, match=f"there is no stage {stage} on small.npz-all"):
+            run_stage(stage, data, SMALL, output_dir=tmp_path)
 
 
 def test_another_stage_is_a_line_in_the_table(
