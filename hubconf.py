@@ -15,7 +15,8 @@ def base_net(weights: str | _Path | None = None) -> _CifarNet:
     """Makes the base network for classes 0-4.
 
     Args:
-        weights: A ``model.pt`` of the base stage; by default the weights are fresh.
+        weights: A ``model.pt`` of the base stage, or ``"cifar5"`` or ``"cifar10"``, which come with
+            the package; by default the weights are fresh.
 
     Returns:
         The model; from a file, it is in evaluation mode.

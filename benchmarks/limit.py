@@ -34,6 +34,7 @@ from cifar_tl import (
     make_views,
     transfer_model,
 )
+from cifar_tl.recipe import epochs_for
 
 BATCH = 100
 TRAIN, VALIDATION = 20_000, 5_000
@@ -107,8 +108,8 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
     def floor() -> float:
         return (
             seconds(inference, (2 * TRAIN + VALIDATION) // BATCH)
-            + seconds(train_step, TUNED.epochs * TRAIN // TUNED.transfer_batch_size)
-            + seconds(val_step, TUNED.epochs * VALIDATION // BATCH)
+            + seconds(train_step, epochs_for(TRAIN) * TRAIN // TUNED.transfer_batch_size)
+            + seconds(val_step, epochs_for(TRAIN) * VALIDATION // BATCH)
         )
 
     times = take_turns(

@@ -130,10 +130,7 @@ def fractions_table(
     lines = [f"| images | epochs (finetuning) | {' | '.join(ways)} |", "|---|---|---|---|---|"]
     found: dict[str, dict[int, list[float]]] = {way: {} for way in ways}
     for fraction in FRACTIONS:
-        longer = round(1 / fraction)
-        recipe = dataclasses.replace(
-            TUNED, epochs=TUNED.epochs * longer, finetune_epochs=TUNED.finetune_epochs * longer
-        )
+        recipe = TUNED
         results: dict[str, list[StageResult]] = {way: [] for way in ways}
         for seed in seeds:
             tuned = output_dir / "tuned" / str(seed)

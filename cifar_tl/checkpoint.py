@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cifar_tl.errors import CheckpointError
 from cifar_tl.model import DROPOUT, CifarNet
+from cifar_tl.pretrained import read_model_file
 from cifar_tl.sealed import read_sealed, write_sealed
 
 
@@ -38,7 +39,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return _unpack(path, read_sealed(path))
 
 
-def _unpack(path: Path, sealed: bytes) -> dict[str, Any]:
+def _unpack(path: str | Path, sealed: bytes) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
@@ -124,6 +125,10 @@ def _check_names(
 def load_model(path: str | Path) -> CifarNet:
     """Rebuilds a model from a ``model.pt``: on the CPU, in evaluation mode, nothing frozen.
 
+    Args:
+        path: The file, or ``"cifar5"`` or ``"cifar10"``: base models that come with the package,
+            of the documented classes 0-4 and of all ten.
+
     Returns:
         The model; it takes uint8 images ``(N, 3, 32, 32)``, see `CifarNet.preprocess`, and knows
         the names of its outputs, `CifarNet.class_names`.
@@ -131,18 +136,18 @@ def load_model(path: str | Path) -> CifarNet:
     Raises:
         CheckpointError: If the file is missing, damaged or holds no model.
     """
-    model, _ = load_model_and_settings(Path(path))
+    model, _ = load_model_and_settings(path)
     return model
 
 
 def load_model_and_settings(
-    path: Path, sealed: bytes | None = None
+    path: str | Path, sealed: bytes | None = None
 ) -> tuple[CifarNet, dict[str, Any]]:
     """Rebuilds a model as `load_model` does and returns the settings stored with it, too.
 
-    ``sealed`` is the file's content, from `read_sealed`, where it has been read before.
+    ``sealed`` is the file's content, from `read_model_file`, where it has been read before.
     """
-    content = _unpack(path, read_sealed(path) if sealed is None else sealed)
+    content = _unpack(path, read_model_file(path) if sealed is None else sealed)
     if "network" not in content:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
     if content["network"] != CifarNet.__name__:
@@ -172,7 +177,7 @@ def load_model_and_settings(
     return model.eval(), settings
 
 
-def known_classes(path: Path, model: CifarNet, settings: dict[str, Any]) -> dict[int, str]:
+def known_classes(path: str | Path, model: CifarNet, settings: dict[str, Any]) -> dict[int, str]:
     """Finds out which outputs of a model were trained on which classes.
 
     Raises:

@@ -1,11 +1,14 @@
 """How to train: one dataclass, two instances of it."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args
 
 Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
 Precision = Literal["float32", "bf16"]
+
+FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Recipe:
         normalize: Bring each colour channel to mean 0 and deviation 1; else only divide by 255.
         whiten: Start the first layer as principal components: `whiten_first_layer`.
         mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
-        epochs: How often each example is seen.
+        epochs: How often each example is seen; None: as `epochs_for` computes it.
         batch_size: Examples in a step.
         weight_decay: An L2 penalty; for muon of weights only, apart from the gradient.
         momentum: Of the optimizer; for adam beta 1.
@@ -32,7 +35,7 @@ class Recipe:
         precision: ``"float32"``, or ``"bf16"``: autocast to bfloat16.
         transfer_lr: The learning rate of the stage transfer.
         transfer_batch_size: Its batch size.
-        finetune_epochs: The epochs of the stage finetune.
+        finetune_epochs: The epochs of the stage finetune; None: two fifths of the others.
         finetune_lr: Its learning rate.
     """
 
@@ -43,7 +46,7 @@ class Recipe:
     normalize: bool = False
     whiten: bool = False
     mirror: bool | None = False
-    epochs: int = 10
+    epochs: int | None = 10
     batch_size: int = 100
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -51,7 +54,7 @@ class Recipe:
     precision: Precision = "float32"
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
-    finetune_epochs: int = 3
+    finetune_epochs: int | None = 3
     finetune_lr: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -61,8 +64,9 @@ class Recipe:
                 allowed = ", ".join(get_args(choice))
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
         for name in ("epochs", "finetune_epochs", "batch_size", "transfer_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         for name in ("lr", "transfer_lr", "finetune_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
@@ -71,10 +75,18 @@ class Recipe:
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
 
-    def for_stage(self, stage: str) -> "Recipe":
+    def for_stage(self, stage: str, num_images: int | None = None) -> "Recipe":
         """Returns the recipe with the stage's own values, if it has any, in place of the others.
 
         For ``"finetune"``, ``finetune_lr`` becomes ``lr``. Base and scratch have none of their own.
+
+        Args:
+            stage: One of `STAGES`.
+            num_images: The training images, on which the number of epochs may depend; without it,
+                `fit` computes it.
+
+        Raises:
+            ValueError: If the epochs of finetuning depend on the number of images, and it is None.
         """
         prefix = f"{stage}_"
         values = {
@@ -82,7 +94,25 @@ class Recipe:
             for name, value in asdict(self).items()
             if name.startswith(prefix)
         }
-        return replace(self, **values)
+        recipe, epochs = replace(self, **values), self.epochs
+        share = FINETUNE_SHARE if "epochs" in values else 1.0
+        if epochs is None and num_images is not None:
+            epochs = epochs_for(num_images)
+        if recipe.epochs is None and epochs is not None:
+            return replace(recipe, epochs=max(1, round(share * epochs)))
+        if recipe.epochs is None and share != 1:
+            raise ValueError(f"the epochs of {stage} depend on num_images: say it, or set epochs")
+        return recipe
+
+
+def epochs_for(num_images: int) -> int:
+    """Computes how many epochs so many training images ask for, if nobody says it.
+
+    Ten from 20,000 on, as documented, and more for fewer, with the root of their number: ten epochs
+    of 200 images are ten steps; the 1,000 that have as many steps as 20,000 images take ten times
+    as long as these 100 and end at most two points above them (docs/recipe.md).
+    """
+    return min(150, max(10, round(10 * math.sqrt(20_000 / num_images))))
 
 
 # The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
@@ -102,11 +132,12 @@ TUNED = Recipe(
     normalize=True,
     whiten=True,
     mirror=None,
+    epochs=None,
     batch_size=200,
     weight_decay=0.2,
     transfer_lr=0.05,
     transfer_batch_size=500,
-    finetune_epochs=4,
+    finetune_epochs=None,
     finetune_lr=0.02,
 )
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.muon import Muon
 from cifar_tl.progress import with_bar
-from cifar_tl.recipe import Recipe, rate_factor
+from cifar_tl.recipe import Recipe, epochs_for, rate_factor
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of inputs and targets
 
@@ -114,12 +114,14 @@ def fit(
     _check_trainable(module, optimizer)
     device = next(module.parameters()).device
     views, labels = views.to(device), labels.to(device)
+    epochs = recipe.epochs or epochs_for(len(labels))
+    recipe = replace(recipe, epochs=epochs)
     if optimizer is None:
         optimizer = make_optimizer(module, recipe)
     records, best = list(records), _Best(keep_best)
     try:
-        for epoch in range(len(records) + 1, recipe.epochs + 1):
-            bar = f"{progress} {epoch}/{recipe.epochs}" if progress is not None else None
+        for epoch in range(len(records) + 1, epochs + 1):
+            bar = f"{progress} {epoch}/{epochs}" if progress is not None else None
             start = time.perf_counter()
             train = _train_epoch(
                 module, views, labels, recipe, epoch, seed, optimizer, loss, transform, bar
@@ -239,6 +241,7 @@ def _train_epoch(
     transform: Transform | None,
     bar: str | None,
 ) -> Metrics:
+    assert recipe.epochs is not None  # from fit
     device = views.device
     steps = math.ceil(len(labels) / recipe.batch_size)
     outputs, top = [], None if loss is not None else int(labels.max())

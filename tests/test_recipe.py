@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from cifar_tl.experiment.run import STAGES
 from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, rate_factor
 
 
@@ -61,13 +62,31 @@ def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> 
 
 
 def test_stages_change_only_what_is_their_own() -> None:
-    recipe = TUNED.for_stage("finetune")
-    assert (recipe.epochs, recipe.lr) == (TUNED.finetune_epochs, TUNED.finetune_lr)
-    assert dataclasses.replace(recipe, epochs=TUNED.epochs, lr=TUNED.lr) == TUNED
+    recipe = TUNED.for_stage("finetune", 20_000)
+    assert (recipe.epochs, recipe.lr) == (4, TUNED.finetune_lr)
+    assert dataclasses.replace(recipe, epochs=None, lr=TUNED.lr) == TUNED
     recipe = TUNED.for_stage("transfer")
     assert (recipe.batch_size, recipe.lr) == (TUNED.transfer_batch_size, TUNED.transfer_lr)
     assert dataclasses.replace(recipe, batch_size=TUNED.batch_size, lr=TUNED.lr) == TUNED
     assert TUNED.for_stage("base") == TUNED.for_stage("scratch") == TUNED
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "finetuning"),
+    [(25_000, 10, 4), (20_000, 10, 4), (5_000, 20, 8), (200, 100, 40), (96, 144, 58), (3, 150, 60)],
+)
+def test_epochs_follow_from_the_number_of_images(images: int, epochs: int, finetuning: int) -> None:
+    assert TUNED.for_stage("scratch", images).epochs == epochs
+    assert TUNED.for_stage("finetune", images).epochs == finetuning
+    chosen = dataclasses.replace(TUNED, epochs=5)  # unless somebody says it
+    assert [chosen.for_stage(stage, images).epochs for stage in STAGES] == [5, 5, 2, 5]
+    assert dataclasses.replace(chosen, finetune_epochs=7).for_stage("finetune").epochs == 7
+    assert [ORIGINAL.for_stage(stage, images).epochs for stage in STAGES] == [10, 10, 3, 10]
+
+
+def test_finetuning_does_not_guess_the_number_of_images() -> None:
+    with pytest.raises(ValueError, match="the epochs of finetune depend on num_images"):
+        TUNED.for_stage("finetune")
 
 
 def test_original_transfer_is_as_documented() -> None:

@@ -10,7 +10,7 @@ from cifar_tl.command.console import UsageError, called
 from cifar_tl.data.find_images import find_classes
 from cifar_tl.data.source import SHAPES, has_own_classes, kind_of
 from cifar_tl.errors import DataError
-from cifar_tl.sealed import read_sealed
+from cifar_tl.pretrained import is_pretrained, read_model_file
 
 
 def whole_number(text: str, low: int, high: int = 10**9) -> int:
@@ -59,10 +59,10 @@ def fraction(text: str) -> float:
 
 def check_model(path: Path) -> None:
     """Refuses a model that is not there or damaged."""
-    if not path.is_file():
+    if not is_pretrained(path) and not path.is_file():
         maker = called("train")
         raise UsageError(f"there is no model {path}: name another, or make one with {maker}")
-    read_sealed(path)
+    read_model_file(path)
 
 
 def check_source(source: str, if_missing: str = "check the name") -> None:

@@ -9,6 +9,7 @@ from cifar_tl.command.arguments import check_model, check_own_classes, check_sou
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, lacks_cifar10
 from cifar_tl.errors import DataError
+from cifar_tl.pretrained import PRETRAINED
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl.data.examples import Data, LabeledImages
@@ -27,7 +28,7 @@ def make_parser() -> Parser:
         "evaluate", "Measures loss and accuracy of a trained model, for each class and in all."
     )
     add = parser.add_group("model and images", "runs/cifar10/transfer/model.pt --split validation")
-    add("model", metavar="MODEL", type=Path, help="a model.pt")
+    add("model", metavar="MODEL", type=Path, help=f"a model.pt, or {' or '.join(PRETRAINED)}")
     add(
         "--data", metavar="SOURCE", default=DEFAULT_SOURCE, help=f"{SOURCES} (default: %(default)s)"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from cifar_tl.command.arguments import check_model
 from cifar_tl.command.console import Parser, UsageError, run_command, say
 from cifar_tl.names import printable
+from cifar_tl.pretrained import PRETRAINED
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,7 +24,7 @@ def make_parser() -> Parser:
         "'cifar_tl[onnx]', as OUT.onnx. Both take uint8 images.",
     )
     add = parser.add_group("model and files", "runs/cifar10/transfer/model.pt transfer")
-    add("model", metavar="MODEL", type=Path, help="a model.pt")
+    add("model", metavar="MODEL", type=Path, help=f"a model.pt, or {' or '.join(PRETRAINED)}")
     add("out", metavar="OUT", type=Path, help="the files' path without suffix")
     parser.add_help_options()
     return parser

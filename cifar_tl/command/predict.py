@@ -1,20 +1,22 @@
 """``cifar-tl predict``: names what is in pictures."""
 
 import argparse
+import contextlib
 import json
+import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cifar_tl.command.arguments import at_least_one, check_model
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
 from cifar_tl.data.find_images import list_image_files
-from cifar_tl.data.source import OFFICIAL
 from cifar_tl.errors import DataWarning, ImageError
-from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, stage_folder
+from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, RESULT
 from cifar_tl.names import printable
+from cifar_tl.pretrained import PRETRAINED
 
-DEFAULT_MODEL = stage_folder(OUTPUT_DIR, OFFICIAL, "transfer") / MODEL
+DEFAULT_MODEL = "cifar10"  # of those that come with the package
 
 
 def make_parser() -> Parser:
@@ -22,7 +24,13 @@ def make_parser() -> Parser:
     parser = Parser("predict", "Names what is in pictures.")
     add = parser.add_group("pictures and model", "photo.jpg holiday/ --top 1")
     add("images", metavar="IMAGE", nargs="+", type=Path, help="a file, or a folder with files")
-    add("--model", metavar="FILE", type=Path, default=DEFAULT_MODEL, help="(default: %(default)s)")
+    add(
+        "--model",
+        metavar="FILE",
+        type=Path,
+        help=f"a model.pt, or {' or '.join(PRETRAINED)} (default: {DEFAULT_MODEL}, which knows the "
+        "ten classes of CIFAR-10)",
+    )
     add(
         "--top",
         metavar="N",
@@ -42,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Checks that the model and some of the pictures are there."""
-    check_model(options.model)
+    if options.model is not None:
+        check_model(options.model)
     if not any(path.exists() for path in options.images):
         raise UsageError(f"there is no file {options.images[0]}: check the path")
 
@@ -53,11 +62,15 @@ def name_images(options: argparse.Namespace) -> int:
     from cifar_tl.data.image_files import read_image
     from cifar_tl.prediction import predict
 
-    model, settings = load_model_and_settings(options.model)
-    known_classes(options.model, model, settings)
+    path = DEFAULT_MODEL if options.model is None else options.model
+    model, settings = load_model_and_settings(path)
+    known = known_classes(path, model, settings)
     code, (files, notes) = 0, list_image_files(options.images)
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=1)
+    if not files:
+        raise ImageError("there are no images in these folders: name others, or files")
+    answers = 0
     for path in files:
         try:
             predictions = predict(model, read_image(path, model.white), options.top)
@@ -65,12 +78,31 @@ def name_images(options: argparse.Namespace) -> int:
             warn(f"{called('predict')}: {error}")
             code = 1
             continue
+        answers += 1
         if options.json:
             found = [prediction._asdict() for prediction in predictions]
             say(json.dumps({"file": str(path), "classes": found}))
         else:
             named = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in predictions)
             say(f"{printable(str(path))}: {named}")
-    if not files:
-        raise ImageError("there are no images in these folders: name others, or files")
+    if options.model is None and answers:
+        warn(f"{called('predict')}: {DEFAULT_MODEL} answered, which can only know {listing(known)}")
+        if own := newest_own_model(Path(OUTPUT_DIR)):
+            warn(f"{called('predict')}: for your own classes add --model {shlex.quote(str(own))}")
     return code
+
+
+def listing(classes: Mapping[int, str]) -> str:
+    """Lists the names of classes in a sentence."""
+    *names, last = map(printable, classes.values())
+    return f"{', '.join(names)} and {last}"
+
+
+def newest_own_model(output_dir: Path) -> Path | None:
+    """Finds the newest model of classes of one's own among the results in a folder."""
+    found = []
+    for path in output_dir.glob(f"*/*/**/{RESULT}"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # damaged, or no model
+            if "reading_rules" in json.loads(path.read_text(encoding="utf-8")):
+                found.append((path.with_name(MODEL).stat().st_mtime, path.with_name(MODEL)))
+    return max(found, default=(0, None))[1]

@@ -18,12 +18,11 @@ from cifar_tl.command.arguments import (
     positive,
     whole_number,
 )
-from cifar_tl.command.console import Parser, UsageError, called
+from cifar_tl.command.console import Parser, UsageError
 from cifar_tl.data.classes import choose_classes, split_suffix
 from cifar_tl.data.source import (
     DEFAULT_SOURCE,
     KINDS,
-    OFFICIAL,
     SOURCES,
     TRAIN,
     has_own_classes,
@@ -33,10 +32,10 @@ from cifar_tl.data.source import (
 )
 from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment import run
+from cifar_tl.pretrained import DEFAULT_BASE, PRETRAINED, is_pretrained
 from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 
 ALL = "all"
-BASE_MODEL = run.stage_folder(run.OUTPUT_DIR, OFFICIAL, "base") / run.MODEL
 # torch.set_num_threads(100000) crashes the process.
 thread_count: Callable[[str], int] = partial(whole_number, low=1, high=256)
 
@@ -96,19 +95,20 @@ def _add_other_options(parser: Parser) -> None:
     add(
         "--base-classes",
         metavar="LIST",
-        help="names or numbers of the classes that base learns, with commas, or all (default: those "
-        "that are not new; 0-4)",
+        help="the classes that base learns, by names or numbers with commas, or all (default: "
+        "those that are not new; 0-4)",
     )
     add(
         "--new-classes",
         metavar="LIST",
-        help="the classes of the other stages, likewise (default: those that are not for base; 5-9)",
+        help="the classes of the other stages, likewise (default: those not for base; 5-9)",
     )
     add(
         "--base",
         metavar="FILE",
         type=Path,
-        help="another base model for transfer; classes of your own need one",
+        help=f"another base model for transfer: a model.pt, or {' or '.join(PRETRAINED)}, which "
+        f"come with the package (default for classes of your own: {DEFAULT_BASE})",
     )
     add(
         "--train-fraction",
@@ -171,18 +171,11 @@ def check_arguments(options: argparse.Namespace) -> None:
     if options.data is not None:
         _check_data(options.data)
     _check_own_settings(options)
-    source = source_of(options)
     _check_classes(options)
-    if has_own_classes(source):
-        if run.takes_base(stages_to_run(options)[0]) and options.base is None:
-            raise UsageError(
-                f"--data {source}: name the base model whose features to use, such as "
-                f"--base {BASE_MODEL} ({called('train')} --stage base makes it)"
-            )
     if options.base is not None:
         if not run.takes_base(stages_to_run(options)[0]):
             raise UsageError("--base names the base model of a transfer: add --stage transfer")
-        if not options.base.is_file():
+        if not is_pretrained(options.base) and not options.base.is_file():
             raise UsageError(f"--base {options.base}: there is no such file")
     if options.train_fraction != 1 and not any(
         run.way_to(stage) for stage in stages_to_run(options)

@@ -1,15 +1,24 @@
 """The model that a stage starts from: found, checked, or refused with what to do."""
 
 import hashlib
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cifar_tl.checkpoint import load_model_and_settings
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data
-from cifar_tl.errors import CheckpointError, RunError
+from cifar_tl.errors import CheckpointError, RunError, RunWarning
 from cifar_tl.experiment import run
 from cifar_tl.model import CifarNet
+
+
+class Parent(NamedTuple):
+    """A model that a stage starts from."""
+
+    model: CifarNet
+    path: str  # of its file, or its name
+    digest: str  # SHA-256 of the file
 
 
 def load_parent(
@@ -18,32 +27,28 @@ def load_parent(
     data: Data,
     base: str | Path | None = None,
     train_fraction: float = 1.0,
-) -> tuple[CifarNet | None, str | None]:
+) -> Parent | None:
     """Loads the model that a stage starts from: ``base``, or that of the stage before it.
 
     Returns:
-        The model and the SHA-256 of its file, or None and None if the stage starts afresh.
+        The model, or None if the stage starts afresh.
 
     Raises:
-        ValueError: If a base model is given to another stage, or missing for classes of one's own.
-        RunError: If there is no such model, or it is damaged, or was made by another stage, or, for
-            finetuning and from CIFAR-10 to CIFAR-10, from other images than these.
+        ValueError: If a base model is given to another stage.
+        RunError: If there is no such model, or it is damaged, or was made by another stage, or from
+            other images than these, or a base that is named maybe from these.
     """
     if base is not None and not run.takes_base(stage):
         raise ValueError(f"only a transfer takes another base model, not {stage}")
     if run.STAGES[stage].parent is None:
-        return None, None
-    if run.takes_base(stage) and data.needs_other_base and base is None:
-        raise ValueError(
-            f"name the base model whose features to use for the classes of {data.name}"
-        )
+        return None
     path, content, remedy = run.read_parent(stage, folder, base, own_classes=data.needs_other_base)
     try:
         model, settings = load_model_and_settings(path, content)
     except CheckpointError as error:
         raise RunError(f"{error}; or make it anew", **remedy) from error
-    _check(path, settings, stage, data, train_fraction, remedy)
-    return model, hashlib.sha256(content).hexdigest()
+    _check(path, settings, stage, data, train_fraction, remedy, named=base is not None)
+    return Parent(model, str(path), hashlib.sha256(content).hexdigest())
 
 
 def _check(
@@ -53,28 +58,21 @@ def _check(
     data: Data,
     train_fraction: float,
     remedy: dict[str, Any],
+    *,
+    named: bool,
 ) -> None:
     """Refuses a model of another stage, of other classes, or whose images may be among these."""
     parent = run.STAGES[stage].parent
     assert parent is not None
     wanted: dict[str, Any] = {"stage": parent}
-    if not (run.takes_base(stage) and data.needs_other_base):
-        wanted["classes"] = list(run.stage_classes(parent, data))
     if not run.takes_base(stage):
         wanted["train_fraction"] = train_fraction
-    names = settings.get("class_names")
-    is_cifar10 = isinstance(names, list) and all(name in CIFAR10_CLASS_NAMES for name in names)
-    both_cifar10 = is_cifar10 and data.class_names == CIFAR10_CLASS_NAMES
-    if run.takes_base(stage) and both_cifar10 and data.needs_other_base:
-        raise RunError(
-            f"{path} was trained on CIFAR-10, whose classes {data.name} has, too, and maybe its "
-            "images: leave out the folders of the first five classes"
-        )
-    is_same_data = settings.get("fingerprint") == data.fingerprint
-    if data.needs_other_base and run.takes_base(stage) and is_same_data:
-        raise RunError(f"{path} was trained on these very images: name a base of other data")
-    if not run.takes_base(stage) or both_cifar10:  # of another base, the images may be among these
-        wanted["fingerprint"] = data.fingerprint
+    if run.takes_base(stage) and data.needs_other_base:
+        _check_images(path, settings, data)
+    else:
+        wanted["classes"] = list(run.stage_classes(parent, data))
+        if not named:  # a base that is named may be of other images, which are of other classes
+            wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
         words = {"fingerprint": "data with the fingerprint"}
         sides = (
@@ -83,4 +81,24 @@ def _check(
         )
         raise RunError(
             f"{path} was made for {' and not for '.join(sides)}: use another or make one", **remedy
+        )
+
+
+def _check_images(path: Path, settings: dict[str, Any], data: Data) -> None:
+    """Refuses a base of the same images, as far as anybody can tell, or warns of one."""
+    if settings.get("fingerprint") == data.fingerprint:
+        raise RunError(f"{path} was trained on these very images: name a base of other data")
+    names = settings.get("class_names")
+    known = {str(name) for name in names} if isinstance(names, list) else set()
+    if known <= set(CIFAR10_CLASS_NAMES) == set(data.class_names):
+        raise RunError(
+            f"{path} was trained on CIFAR-10, whose classes {data.name} has, too, and maybe its "
+            "images: take the base cifar5, and leave out the folders of the first five classes"
+        )
+    if known >= set(data.class_names):
+        warnings.warn(
+            f"{path} knows all classes of {data.name} by name: if it has been trained on these "
+            "images, accuracies mislead, and another base is needed, such as cifar5",
+            RunWarning,
+            stacklevel=2,
         )

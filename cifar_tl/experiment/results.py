@@ -1,6 +1,7 @@
 """What a stage's results say, for people and for programs."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -27,6 +28,7 @@ class StageResult(TypedDict, total=False):
     fingerprint: str
     parent_stage: str | None
     parent: str | None
+    parent_path: str | None
     recipe: str
     optimizer: str
     lr: float
@@ -74,6 +76,11 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     )
 
 
+def is_shown(epoch: int, epochs: int) -> bool:
+    """Tells whether a person wants to see an epoch's line: one of about twenty, and the last."""
+    return epoch == epochs or epoch % math.ceil(epochs / 20) == 0
+
+
 def summary(result: Mapping[str, Any]) -> str:
     """Says in one line what came out of a stage, by the content of its ``result.json``."""
     accuracy = result["test_accuracy"]
@@ -115,6 +122,7 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
         f"Recipe {result['recipe']}: {', '.join(f'{name} {result[name]}' for name in names)}",
         f"Seed {result['seed']}",
+        *_where_it_started(result),
         f"Classes {', '.join(f'{label} {printable(name)}' for label, name in classes)}",
         f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
         f"{result['images_test']:,} test images",
@@ -122,6 +130,12 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
             f"NOTE: {printable(note)}" for note in result.get("data_notes", ())
         ),  # runs of before have none
     ]
+
+
+def _where_it_started(result: Mapping[str, Any]) -> list[str]:
+    if not result.get("parent_path"):  # runs of before do not say it
+        return []
+    return [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
 
 
 def _layer_lines(result: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cifar_tl.errors import CheckpointError, RunError
 from cifar_tl.names import portable
+from cifar_tl.pretrained import DEFAULT_BASE, is_pretrained, read_model_file
 from cifar_tl.recipe import NEUTRAL, Recipe
-from cifar_tl.sealed import read_sealed
 
 if TYPE_CHECKING:  # the commands' help needs this module, and no torch
     from cifar_tl.data.examples import Data
@@ -74,6 +74,8 @@ def read_parent(
 ) -> tuple[Path, bytes, dict[str, Any]]:
     """Reads the file that a stage starts from: ``base``, or the model of the stage before it.
 
+    For classes of one's own, that is `DEFAULT_BASE` where no base is named: never their own base.
+
     Returns:
         Its path, its content, and the options of ``train`` that make it anew: none for classes of
         one's own, since the command that made it has named a base model.
@@ -82,13 +84,15 @@ def read_parent(
         RunError: If there is no such file, or it is damaged.
     """
     parent = STAGES[stage].parent
+    if own_classes and takes_base(stage) and base is None:
+        base = DEFAULT_BASE
     path = Path(base) if base is not None else folder / str(parent) / MODEL
     anew = {"stage": parent, "base": None, "restart": base is None and path.exists()}
     remedy = {} if own_classes else anew
-    if not path.exists():
+    if not is_pretrained(path) and not path.exists():
         raise RunError(f"there is no {parent} model {path}: make it first", **remedy)
     try:
-        return path, read_sealed(path), remedy
+        return path, read_model_file(path), remedy
     except CheckpointError as error:
         raise RunError(f"{error}; or make it anew", **remedy) from error
 

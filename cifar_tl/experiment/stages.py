@@ -24,7 +24,7 @@ from cifar_tl.data.examples import (
 )
 from cifar_tl.experiment import files, results
 from cifar_tl.experiment.machine import environment, surroundings
-from cifar_tl.experiment.parents import load_parent
+from cifar_tl.experiment.parents import Parent, load_parent
 from cifar_tl.experiment.run import (
     STAGES,
     num_outputs,
@@ -81,7 +81,8 @@ def run_stage(
             ``output_dir / data.name / stage``.
         seed: Decides the fresh weights and all other randomness.
         device: Where to compute, as torch names it.
-        base: Another base model for transfer.
+        base: Another base model for transfer, a file or the name of one that comes with the
+            package; by default that of the stage base, and ``"cifar10"`` for classes of your own.
         train_fraction: The part of the training images of the new classes to train on, the first
             of each class. Base always has all of its own.
         seconds_reading: How long reading the data took: a part of the stage's total time.
@@ -103,20 +104,24 @@ def run_stage(
     """
     _check(stage, data, train_fraction)
     start = time.perf_counter() - seconds_reading
-    recipe = recipe.for_stage(stage)
+    recipe = recipe.for_stage(stage, _num_training(stage, data, train_fraction))
     if recipe.mirror is None:
         recipe = dataclasses.replace(recipe, mirror=data.mirror)
     folder = stage_folder(output_dir, data.name, stage)
-    parent, digest = load_parent(stage, folder.parent, data, base, train_fraction)
+    parent = load_parent(stage, folder.parent, data, base, train_fraction)
+    digest = parent.digest if parent else None
     settings = run_settings(stage, data, recipe, int(seed), train_fraction, digest)
     result = files.finished_result(folder, settings)
     if result is not None:
         log(f"{stage}: finished before, in {printable(str(folder))}")
         return cast(results.StageResult, result)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(stage, data, recipe, folder, settings, device, start, seconds_reading, log, progress)
+    run = _Run(
+        *(stage, data, recipe, parent, folder, settings),
+        *(device, start, seconds_reading, log, progress),
+    )
     with locked(folder):
-        return cast(results.StageResult, _train(run, parent))
+        return cast(results.StageResult, _train(run))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,7 @@ class _Run:
     stage: str
     data: Data
     recipe: Recipe  # the stage's
+    parent: Parent | None
     folder: Path
     settings: dict[str, Any]
     device: str
@@ -144,16 +150,16 @@ class _Run:
         return renumber(labels, self.settings["classes"], self.outputs)
 
 
-def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
+def _train(run: _Run) -> dict[str, Any]:
     """Takes a stage from where it stopped before, or from its start, to its result."""
     views, labels, validation = _examples(run)
-    model, trained = _starting_model(run, parent, views[0])
+    model, trained = _starting_model(run, views[0])
     optimizer = training.make_optimizer(trained, run.recipe)
     now = {**surroundings(run.device), **run.data.software}
     rows, made_in = files.resume(run.folder, run.settings, model, optimizer, now)
     _announce(run, labels, validation, len(rows))
     views, val_inputs, seconds_features = _inputs(run, model, views, validation.images)
-    start = run.start
+    start, epochs = run.start, run.settings["epochs"]
     if rows:
         start -= rows[-1].seconds_total_so_far
         seconds_features += rows[-1].seconds_features_so_far
@@ -166,7 +172,8 @@ def _train(run: _Run, parent: CifarNet | None) -> dict[str, Any]:
         )
         rows.append(row)
         files.save_epoch(run.folder, run.settings, model, optimizer, rows, made_in)
-        run.log(f"{run.stage}: {results.epoch_line(record, run.recipe.epochs)}")
+        if results.is_shown(record.epoch, epochs):
+            run.log(f"{run.stage}: {results.epoch_line(record, epochs)}")
 
     training.fit(
         trained,
@@ -208,6 +215,14 @@ def _check(stage: str, data: Data, train_fraction: float) -> None:
         raise ValueError(f"{stage} trains on all images of its classes: train_fraction must be 1")
 
 
+def _num_training(stage: str, data: Data, train_fraction: float) -> int:
+    """Counts the images that a stage trains on: their labels stand in for the images."""
+    stand_in = LabeledImages(data.train.labels, data.train.labels)
+    classes = stage_classes(stage, data)
+    train, _ = dataclasses.replace(data, train=stand_in).train_and_validation(classes)
+    return len(stratified_prefix(train, train_fraction).labels)
+
+
 def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
     """Selects what the stage learns from: views of images, their labels, and what validates."""
     train, validation = run.data.train_and_validation(run.settings["classes"])
@@ -221,24 +236,22 @@ def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
     )
 
 
-def _starting_model(
-    run: _Run, parent: CifarNet | None, images: Tensor
-) -> tuple[CifarNet, nn.Module]:
+def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
     """Makes the model that training starts from; returns it and the part of it that is trained."""
     classifier_only = STAGES[run.stage].trains == "the classifier"
     num_classes = num_outputs(run.stage, run.data)
     seed = training.derive_seed(run.settings["seed"], run.stage, "weights")
     with training.seeded(seed, torch.device("cpu")):
-        if parent is None:
+        if run.parent is None:
             model = CifarNet(num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
             if run.recipe.whiten:
                 whiten_first_layer(model, images[:WHITENING_IMAGES])
         elif takes_base(run.stage):
-            model = transfer_model(parent, num_classes)
+            model = transfer_model(run.parent.model, num_classes)
         else:
-            model = parent
+            model = run.parent.model
     (freeze if classifier_only else unfreeze)(model.features)
     model.to(run.device)
     return model, model.classifier if classifier_only else model
@@ -248,6 +261,8 @@ def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int)
     run.log(
         f"{run.stage}: {len(labels):,} training and {len(validation.labels):,} validation images "
         f"of classes {listed(run.settings['classes'])}"
+        + (f", from {printable(run.parent.path)}" if run.parent else "")
+        + f", {run.recipe.epochs} epochs"
         + (f", going on after epoch {epochs}" if epochs else "")
     )
 
@@ -278,6 +293,7 @@ def _description(run: _Run, model: CifarNet, num_train: int) -> dict[str, Any]:
         **run.settings,
         "data_description": run.data.description,
         "data_notes": list(run.data.notes),
+        "parent_path": run.parent.path if run.parent else None,
         "num_classes": model.num_classes,
         "images_train": num_train,
         "parameters_total": count_parameters(model),

@@ -44,7 +44,7 @@ def test_all_runs_every_stage_and_compares(
     folder = Path("runs/small.npz")
     assert output.isascii()
     assert output.count("epoch 1/2") == 3
-    assert output.count("epoch 4/4") == 1  # --epochs does not mean finetuning
+    assert output.count("epoch 1/1") == 1  # of finetuning, two fifths
     assert f"Everything was written to {folder}" in output
     text = (folder / "comparison.txt").read_text()
     assert text in output

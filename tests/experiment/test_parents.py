@@ -66,21 +66,19 @@ def test_checkpoint_that_is_no_model_is_refused_as_base(
         )
 
 
-def test_a_base_from_other_images_of_cifar10_is_refused(
+def test_a_base_from_other_images_must_be_named(
     finished: Path, small_data: Data, tmp_path: Path
 ) -> None:
-    """Its training images may be among the new validation images."""
     others = dataclasses.replace(small_data, fingerprint="f" * 64)
-    base = finished / "base" / "model.pt"
-    with pytest.raises(RunError) as error:
-        run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
-    assert f"fingerprint '{small_data.fingerprint}' and not for data" in str(error.value)
-    assert others.fingerprint in str(error.value)
-    assert error.value.remedy == {"stage": "base", "base": None, "restart": False}
     copy_run(finished / "base", tmp_path / "small.npz" / "base")
     with pytest.raises(RunError) as error:
         run_stage("transfer", others, SMALL, output_dir=tmp_path)
-    assert error.value.remedy["restart"] is True
+    assert f"fingerprint '{small_data.fingerprint}' and not for data" in str(error.value)
+    assert others.fingerprint in str(error.value)
+    assert error.value.remedy == {"stage": "base", "base": None, "restart": True}
+    base = finished / "base" / "model.pt"  # of other classes, so of other images
+    result = run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
+    assert result["parent_path"] == str(base)
 
 
 @pytest.mark.parametrize(

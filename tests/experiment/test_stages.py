@@ -22,7 +22,7 @@ from cifar_tl.data.examples import (
     split_validation,
 )
 from cifar_tl.data.source import load_data
-from cifar_tl.errors import DataError, RunError, TrainingError
+from cifar_tl.errors import DataError, RunError, RunWarning, TrainingError
 from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment.comparison import compare
 from cifar_tl.experiment.run import STAGES, Stage
@@ -424,14 +424,15 @@ def test_own_classes_make_a_base_for_others_and_never_for_themselves(
     result = run_stage("base", own, SMALL, output_dir=tmp_path)
     assert (result["classes"], result["num_classes"]) == ([0, 1, 2], 3)
     base = tmp_path / "own/base/model.pt"
-    with pytest.raises(ValueError, match="name the base model"):  # not its own
-        run_stage("transfer", own, SMALL, output_dir=tmp_path)
+    result = run_stage("transfer", own, SMALL, output_dir=tmp_path)
+    assert result["parent_path"] == "cifar10"  # not its own
     with pytest.raises(RunError, match="was trained on these very images"):
         run_stage("transfer", own, SMALL, output_dir=tmp_path, base=base)
     shutil.copytree(own_classes, tmp_path / "others")
     next((tmp_path / "others/train/ash").iterdir()).unlink()
     others = load_data(tmp_path / "others")
-    result = run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
+    with pytest.warns(RunWarning, match="knows all classes of others by name"):
+        result = run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
     assert (result["parent_stage"], result["data"]) == ("base", "others")
 
 
@@ -456,12 +457,13 @@ def test_any_classes_may_be_base_or_new(small_npz: Path, tmp_path: Path) -> None
         assert len(truth) == images
         assert shares[1] == result["val_accuracy"]
         assert shares[0] > 0.8
-        assert sum(
-            row[output] for row, output in zip(result["val_confusion"], outputs, strict=True)
-        ) == right
+        assert (
+            sum(row[output] for row, output in zip(result["val_confusion"], outputs, strict=True))
+            == right
+        )
+    default = load_data(small_npz)
+    path = tmp_path / "small.npz-356-28/base/model.pt"
     with pytest.raises(RunError, match=r"was made for classes \[3, 5, 6\] and not for"):
-        default = load_data(small_npz)
-        path = tmp_path / "small.npz-356-28/base/model.pt"
         run_stage("transfer", default, recipe, output_dir=tmp_path, base=path)
 
 

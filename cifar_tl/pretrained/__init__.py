@@ -1,0 +1,34 @@
+"""The trained models that come with the package, by name; benchmarks/pretrained.py makes them."""
+
+from pathlib import Path
+
+from cifar_tl.errors import CheckpointError
+from cifar_tl.sealed import read_sealed
+
+PRETRAINED = {  # the name of a model, and what it was trained on
+    "cifar5": "the documented base model: CIFAR-10's classes 0-4",
+    "cifar10": "the same network, trained as a base on all ten classes of CIFAR-10",
+}
+DEFAULT_BASE = "cifar10"  # of classes of one's own
+FOLDER = Path(__file__).parent
+
+
+def read_model_file(path: str | Path) -> bytes:
+    """Reads the content of a ``model.pt``, or of a model that comes with the package by its name.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or no checkpoint of this program.
+    """
+    if not is_pretrained(path):
+        return read_sealed(Path(path))
+    try:
+        return read_sealed(FOLDER / f"{path}.pt")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the model {path}, which comes with cifar_tl, is missing or damaged: install it again"
+        ) from error
+
+
+def is_pretrained(path: str | Path) -> bool:
+    """Tells whether a model is named that comes with the package; a name goes before a file."""
+    return str(path) in PRETRAINED
