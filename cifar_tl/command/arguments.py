@@ -57,6 +57,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def fractions(text: str) -> tuple[float, ...]:
+    """Reads numbers as `fraction` does, with commas between them, and sorts them."""
+    values = sorted(fraction(part) for part in text.split(","))
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"names a fraction twice: {text!r}")
+    return tuple(values)
+
+
 def check_model(path: Path) -> None:
     """Refuses a model that is not there or damaged."""
     if not is_pretrained(path) and not path.is_file():

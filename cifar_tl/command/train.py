@@ -7,9 +7,10 @@ import shlex
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cifar_tl.command.arguments import check_own_classes
 from cifar_tl.command.console import UsageError, called, run_command, say, shows_progress, warn
@@ -18,8 +19,10 @@ from cifar_tl.command.train_arguments import (
     check_arguments,
     check_parent,
     choose_recipe,
+    each_run,
     make_parser,
     naming_commands,
+    place_of,
     source_of,
     stages_to_run,
     write_command,
@@ -33,18 +36,21 @@ from cifar_tl.errors import (
     first_line,
 )
 from cifar_tl.experiment.run import (
-    COMPARISON_PICTURE,
+    COMPARISON_PICTURES,
     MODEL,
     PICTURES,
     STAGES,
+    Place,
     stage_classes,
-    stage_folder,
     takes_base,
 )
 from cifar_tl.names import printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
-    from cifar_tl import Data, Recipe, StageResult
+    from cifar_tl import Data, StageResult
+
+Results: TypeAlias = dict[str, "StageResult"]  # by stage
+Experiment: TypeAlias = tuple[argparse.Namespace, Results]  # the options of one seed and fraction
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,31 +91,59 @@ def train(options: argparse.Namespace) -> int:
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
     with naming_commands(options):
         data, seconds_reading = read_data(options, log)
-        recipe = choose_recipe(options)
         stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
         if not stages:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
         log(
-            f"data: {printable(data.name)} ({data.description}); recipe: {recipe.name}; "
+            f"data: {printable(data.name)} ({data.description}); recipe: {options.recipe}; "
             f"seed: {options.seed}; {torch.get_num_threads()} threads on {options.device}"
         )
         prepare_folders(options, data, stages)
-        results = {
-            stage: run_one(stage, data, recipe, options, seconds_reading, log) for stage in stages
-        }
-        if options.stage == ALL and data.new_classes:
-            compare_stages(options.output_dir / data.name, results)
+    experiments = run_experiments(options, data, stages, seconds_reading, log)
+    if options.stage == ALL and data.new_classes:
+        compare_stages(options, data, experiments)
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
     if data.needs_other_base:
-        log(f"Try it: {next_command(options.output_dir / data.name, results)}")
+        log(f"Try it: {next_command(data, experiments)}")
     return 0
 
 
-def next_command(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Writes the command that asks the model of the stage that validated best."""
-    best = max(results, key=lambda stage: results[stage]["val_accuracy"])
-    return f"{called('predict')} photo.jpg --model {shlex.quote(str(folder / best / MODEL))}"
+def run_experiments(
+    options: argparse.Namespace,
+    data: "Data",
+    stages: Sequence[str],
+    seconds_reading: float,
+    log: Callable[[str], None],
+) -> list[Experiment]:
+    """Runs the stages of each seed and fraction; a base serves all fractions."""
+    from cifar_tl.experiment.results import summary
+
+    experiments: list[Experiment] = []
+    done: dict[Path, StageResult] = {}
+    for one in each_run(options):
+        place = place_of(one, data.name)
+        for folder, stage in ((place.of(stage), stage) for stage in stages):
+            if folder in done:
+                continue
+            with naming_commands(one):
+                done[folder] = run_one(stage, data, one, seconds_reading, log)
+            if one.seed == options.seed:  # pictures take a second a stage: one seed's are enough
+                draw_stage(folder, data)
+            say(f"{summary(done[folder])}; files in {printable(str(folder))}")
+        experiments.append((one, {stage: done[place.of(stage)] for stage in stages}))
+    return experiments
+
+
+def next_command(data: "Data", experiments: Sequence[Experiment]) -> str:
+    """Writes the command that asks the model that validated best."""
+    accuracies = {
+        place_of(one, data.name).of(stage) / MODEL: result["val_accuracy"]
+        for one, results in experiments
+        for stage, result in results.items()
+    }
+    best = max(accuracies, key=lambda path: accuracies[path])
+    return f"{called('predict')} photo.jpg --model {shlex.quote(str(best))}"
 
 
 def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple["Data", float]:
@@ -146,31 +180,32 @@ def prepare_folders(options: argparse.Namespace, data: "Data", stages: Sequence[
     from cifar_tl.experiment.files import discard
     from cifar_tl.experiment.parents import load_parent
 
-    folders = [stage_folder(options.output_dir, data.name, stage) for stage in stages]
-    for path in (folders[0].parent, *folders):
+    places = [place_of(one, data.name) for one in each_run(options)]
+    folders = dict.fromkeys(place.of(stage) for place in places for stage in stages)
+    for path in (places[0].folder, *folders):
         if os.path.lexists(path):
             check_output_dir(path)
     if options.restart:
         # Delete nothing if it could not be made anew.
-        load_parent(stages[0], folders[0].parent, data, options.base, options.train_fraction)
-        discard(folders)
+        for place in places:
+            load_parent(stages[0], place, data, options.base)
+        discard(places[0].folder, folders)
         options.restart = False  # so that a command to go on does not delete again
 
 
 def run_one(
     stage: str,
     data: "Data",
-    recipe: "Recipe",
     options: argparse.Namespace,
     seconds_reading: float,
     log: Callable[[str], None],
 ) -> "StageResult":
-    """Runs a stage, draws its pictures and says what came out."""
-    from cifar_tl.experiment.results import summary
+    """Runs a stage; if it diverges, says what to type instead."""
     from cifar_tl.experiment.stages import run_stage
 
+    recipe = choose_recipe(options)
     try:
-        result = run_stage(
+        return run_stage(
             stage,
             data,
             recipe,
@@ -178,7 +213,8 @@ def run_one(
             seed=options.seed,
             device=options.device,
             base=options.base if takes_base(stage) else None,
-            train_fraction=options.train_fraction if STAGES[stage].classes == "new" else 1.0,
+            train_fraction=options.train_fraction[0] if STAGES[stage].classes == "new" else 1.0,
+            seed_folder=options.seeds is not None,
             seconds_reading=seconds_reading,
             log=log,
             progress=shows_bars(options),
@@ -187,39 +223,63 @@ def run_one(
         lower = f"{recipe.for_stage(stage).lr / 10:g}"
         better = write_command(options, stage=stage, lr=lower, restart=True)
         raise TrainingError(f"{error}: {better}") from error
-    folder = stage_folder(options.output_dir, data.name, stage)
-    draw(folder, data)
-    say(f"{summary(result)}; files in {printable(str(folder))}")
-    return result
 
 
-def compare_stages(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compares the stages, in files and in print."""
+def compare_stages(
+    options: argparse.Namespace, data: "Data", experiments: Sequence[Experiment]
+) -> None:
+    """Compares the stages, of all seeds and fractions, in files and in print."""
     from cifar_tl.experiment.comparison import compare, comparison_text
     from cifar_tl.experiment.files import save_comparison
+    from cifar_tl.experiment.summary import summarize, summary_text
 
-    comparison = compare(results)
-    text = comparison_text(comparison)
+    folder = options.output_dir / data.name
+    comparisons: dict[float, list[dict[str, Any]]] = {}
+    places: dict[float, list[Place]] = {}
+    for one, results in experiments:
+        (fraction,) = one.train_fraction
+        comparisons.setdefault(fraction, []).append(compare(results))
+        places.setdefault(fraction, []).append(place_of(one, data.name))
+    if len(experiments) == 1:
+        comparison = comparisons[fraction][0]
+        text = comparison_text(comparison)
+    else:
+        comparison = summarize(comparisons)
+        text = summary_text(comparison)
     save_comparison(folder, comparison, text)
-    draw(folder)
+    draw_comparison(places[max(places)], several_sizes=len(places) > 1)
     say(f"\n{text}\nEverything was written to {printable(str(folder))}")
 
 
-def draw(folder: Path, data: "Data | None" = None) -> None:
-    """Draws the pictures of a stage, or without data the comparison's, if they are missing."""
-    names = (COMPARISON_PICTURE,) if data is None else PICTURES
+def draw_stage(folder: Path, data: "Data") -> None:
+    """Draws the pictures of a stage, if they are missing."""
+    draw(folder, PICTURES, lambda: plots().draw_stage(folder, data))
+
+
+def draw_comparison(places: Sequence[Place], *, several_sizes: bool) -> None:
+    """Draws the pictures of a comparison: of the seeds of one fraction, and of the fractions."""
+    folder, (ways, images) = places[0].folder, COMPARISON_PICTURES
+    draw(folder, [ways], lambda: plots().draw_comparison(places))
+    if several_sizes:
+        draw(folder, [images], lambda: plots().draw_images(folder))
+
+
+def plots() -> ModuleType:
+    """Imports what draws, which needs matplotlib."""
+    from cifar_tl.experiment import plots
+
+    return plots
+
+
+def draw(folder: Path, names: Sequence[str], function: Callable[[], None]) -> None:
+    """Draws pictures that are missing; whatever goes wrong costs them, and nothing else."""
     if not has_matplotlib() or all((folder / name).exists() for name in names):
         return
     try:
-        from cifar_tl.experiment import plots
-
-        if data is None:
-            plots.draw_comparison(folder)
-        else:
-            plots.draw_stage(folder, data)
+        function()
     except MemoryError:
         raise
-    except Exception as error:  # whatever it is costs pictures, nothing else
+    except Exception as error:  # whatever it is
         warnings.warn(f"no pictures in {folder}: {first_line(error)}", RunWarning, stacklevel=2)
 
 

@@ -13,7 +13,7 @@ from cifar_tl.command.arguments import (
     at_least_one,
     at_least_zero,
     check_source,
-    fraction,
+    fractions,
     not_negative,
     positive,
     whole_number,
@@ -37,6 +37,7 @@ from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 
 ALL = "all"
 # torch.set_num_threads(100000) crashes the process.
+seed_count: Callable[[str], int] = partial(whole_number, low=1, high=1000)
 thread_count: Callable[[str], int] = partial(whole_number, low=1, high=256)
 
 # What a stage has of its own in the recipe, such as transfer_lr.
@@ -79,6 +80,12 @@ def make_parser() -> Parser:
     )
     add("--seed", metavar="N", type=at_least_zero, default=0, help="(default: %(default)s)")
     add(
+        "--seeds",
+        metavar="N",
+        type=seed_count,
+        help="run N seeds from --seed on, each stage in a folder seed-N, then means and spreads",
+    )
+    add(
         "--output-dir",
         metavar="DIR",
         type=Path,
@@ -113,10 +120,10 @@ def _add_other_options(parser: Parser) -> None:
     add(
         "--train-fraction",
         metavar="X",
-        type=fraction,
-        default=1.0,
-        help="train transfer, finetune and scratch on this part of their training images, "
-        "the first of each class (default: all of them)",
+        type=fractions,
+        default=(1.0,),
+        help="train transfer, finetune and scratch on this part of their training images, the "
+        "first of each class (default: 1), in a folder fraction-X; with commas, on several",
     )
     _add_recipe_options(parser)
     add = parser.add_group("the machine", "--device cuda --precision bf16")
@@ -177,7 +184,7 @@ def check_arguments(options: argparse.Namespace) -> None:
             raise UsageError("--base names the base model of a transfer: add --stage transfer")
         if not is_pretrained(options.base) and not options.base.is_file():
             raise UsageError(f"--base {options.base}: there is no such file")
-    if options.train_fraction != 1 and not any(
+    if options.train_fraction != (1.0,) and not any(
         run.way_to(stage) for stage in stages_to_run(options)
     ):
         raise UsageError("--train-fraction is for the other stages: base trains on all its images")
@@ -230,9 +237,10 @@ def check_parent(options: argparse.Namespace) -> None:
         if not (names := KINDS[kind_of(source)].class_names):  # not before it is read
             return
         name += split_suffix(*choose_classes(names, *chosen))
-    folder = options.output_dir / name
-    with naming_commands(options):
-        run.read_parent(stage, folder, options.base, own_classes=has_own_classes(source))
+    for one in each_run(options):
+        with naming_commands(one):
+            own_classes = has_own_classes(source)
+            run.read_parent(stage, place_of(one, name), options.base, own_classes=own_classes)
 
 
 def _check_own_settings(options: argparse.Namespace) -> None:
@@ -259,6 +267,29 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
     if has_own_classes(source_of(options)):
         return tuple(name for name, stage in run.STAGES.items() if stage.classes == "new")
     return tuple(run.STAGES)
+
+
+def each_run(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """Lists the options of each experiment, of one seed and one fraction."""
+    several = options.seeds is not None
+    return [
+        argparse.Namespace(
+            **{
+                **vars(options),
+                "seed": seed,
+                "seeds": 1 if several else None,  # in a folder of its own
+                "train_fraction": (fraction,),
+            }
+        )
+        for seed in range(options.seed, options.seed + (options.seeds or 1))
+        for fraction in options.train_fraction
+    ]
+
+
+def place_of(options: argparse.Namespace, data_name: str) -> run.Place:
+    """Tells where the results of an experiment of `each_run` are."""
+    seed = None if options.seeds is None else options.seed
+    return run.Place(options.output_dir / data_name, options.train_fraction[0], seed)
 
 
 def choose_recipe(options: argparse.Namespace) -> Recipe:
@@ -288,7 +319,7 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
             values[name] = None
     values |= changes
     if stage != ALL and run.STAGES[stage].classes == "old":
-        values["train_fraction"] = 1.0
+        values["train_fraction"] = (1.0,)
     if stage != ALL and not run.takes_base(stage):
         values["base"] = None
     parser = make_parser()
@@ -297,6 +328,8 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         value = values.get(action.dest, action.default)
         if value != action.default:
             words += [action.option_strings[-1 if value is False else 0]]
+            if isinstance(value, tuple):
+                value = ",".join(map(str, value))
             words += [] if isinstance(value, bool) else [str(value)]
     return f"{parser.prog} {shlex.join(words)}".rstrip()
 

@@ -144,6 +144,8 @@ def _read_file(path: str | Path) -> bytes:
         raise ImageError(f"{what}: check the path") from error
     except OSError as error:
         raise ImageError(f"{path} is no readable image ({error.strerror})") from error
+    except ValueError as error:  # a name that no file can have
+        raise ImageError(f"{path} is no readable image ({error})") from error
 
 
 def _decode(path: str, content: bytes) -> _Colours | DeepImage:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cifar_tl.experiment.results import align
+from cifar_tl.experiment.results import table
 from cifar_tl.experiment.run import way_to
+from cifar_tl.experiment.uncertainty import accuracy_difference_is_clear
 
 
 def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     seconds_base = results["base"]["seconds_total"] if "base" in results else None
     same = ("data", "data_description", "recipe", "seed", "train_fraction", "images_train")
     comparison: dict[str, Any] = {
-        **{key: scratch[key] for key in same},
+        **{key: scratch[key] for key in (*same, "images_validation")},
         "stages": {
             stage: {
                 "val_accuracy": result["val_accuracy"],
@@ -58,6 +59,9 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "test_accuracy": last["test_accuracy"],
             "seconds": seconds,
             "val_accuracy_above_scratch": last["val_accuracy"] - scratch["val_accuracy"],
+            "is_clear": accuracy_difference_is_clear(
+                last["val_accuracy"], scratch["val_accuracy"], scratch["images_validation"]
+            ),
             "seconds_saved": saved,
             "pays_from": pays_from,
         }
@@ -71,7 +75,8 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     lines = [
         f"Comparison on {comparison['data']} ({comparison['data_description']}), "
         f"recipe {comparison['recipe']}, seed {comparison['seed']}",
-        f"{comparison['images_train']:,} training images of the new classes",
+        f"{comparison['images_train']:,} training and {comparison['images_validation']:,} "
+        "validation images of the new classes",
         "",
         *_stage_lines(comparison["stages"]),
         "",
@@ -84,16 +89,17 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
     ]
     for way, result in comparison["ways"].items():
         if way != "scratch":
-            lines += _way_lines(way, result, scratch, comparison["seconds_base"])
+            seconds_base, images = comparison["seconds_base"], comparison["images_validation"]
+            lines += _way_lines(way, result, scratch, seconds_base, images)
     return "\n".join(lines) + "\n"
 
 
 def _stage_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
     columns = "stage,validation,test,epochs,s/epoch,total s,trainable,frozen"
-    table = [columns.split(",")]
+    rows = [columns.split(",")]
     for stage, result in stages.items():
         tested = result["test_accuracy"]
-        table.append(
+        rows.append(
             [
                 stage,
                 f"{result['val_accuracy']:.2%}",
@@ -105,15 +111,24 @@ def _stage_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"{result['parameters_frozen']:,}",
             ]
         )
-    return align(table, "<>>>>>>>")
+    return table(rows, "<>>>>>>>")
 
 
 def _way_lines(
-    way: str, result: Mapping[str, Any], scratch: Mapping[str, Any], seconds_base: float | None
+    way: str,
+    result: Mapping[str, Any],
+    scratch: Mapping[str, Any],
+    seconds_base: float | None,
+    images: int,
 ) -> list[str]:
     points = 100 * result["val_accuracy_above_scratch"]
     saved, pays_from = result["seconds_saved"], result["pays_from"]
-    gains = "gains" if points >= 0 else "costs"
+    if result["is_clear"]:
+        accuracy = f"It {'gains' if points >= 0 else 'costs'} {abs(points):.2f} points of"
+        accuracy += " validation accuracy and"
+    else:
+        accuracy = f"It is {abs(points):.2f} points {'above' if points >= 0 else 'below'} in"
+        accuracy += f" validation accuracy, no clear difference by {images:,} images, and"
     time = f"saves {saved:.1f} s" if saved > 0 else f"takes {abs(saved):.1f} s longer"
     base = f"  Counting the base model's {seconds_base or 0:.1f} s, it is "
     if seconds_base is None:
@@ -127,6 +142,6 @@ def _way_lines(
     return [
         f"{way}: {result['val_accuracy']:.2%} in {result['seconds']:.1f} s; "
         f"scratch: {scratch['val_accuracy']:.2%} in {scratch['seconds']:.1f} s.",
-        f"  It {gains} {abs(points):.2f} points of validation accuracy and {time}.",
+        f"  {accuracy} {time}.",
         base,
     ]

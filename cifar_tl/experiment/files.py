@@ -36,7 +36,7 @@ class HistoryRow(EpochRecord):
     seconds_total_so_far: float
 
 
-def discard(folders: Iterable[Path]) -> None:
+def discard(data_folder: Path, folders: Iterable[Path]) -> None:
     """Deletes the files of runs, some maybe missing, the comparison of them, and nothing else.
 
     Raises:
@@ -50,8 +50,8 @@ def discard(folders: Iterable[Path]) -> None:
             for name in (run.RESULT, run.MODEL, run.LAST, run.HISTORY, run.RESULTS, *run.PICTURES):
                 (folder / name).unlink(missing_ok=True)
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-            for name in (*run.COMPARISON, run.COMPARISON_PICTURE):
-                (folder.parent / name).unlink(missing_ok=True)
+        for name in (*run.COMPARISON, *run.COMPARISON_PICTURES) if present else ():
+            (data_folder / name).unlink(missing_ok=True)
 
 
 def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -189,11 +189,12 @@ def save_finished(
 def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None:
     """Writes a comparison of runs beside their folders, to the end even on Ctrl-C.
 
-    The picture of an earlier comparison is deleted.
+    The pictures of an earlier comparison are deleted.
     """
     json_name, text_name = run.COMPARISON
     with locked(folder, wait=True):
-        (folder / run.COMPARISON_PICTURE).unlink(missing_ok=True)
+        for name in run.COMPARISON_PICTURES:
+            (folder / name).unlink(missing_ok=True)
         _to_the_end(lambda: _write_report(folder / json_name, folder / text_name, comparison, text))
 
 

@@ -23,10 +23,9 @@ class Parent(NamedTuple):
 
 def load_parent(
     stage: str,
-    folder: Path,
+    place: run.Place,
     data: Data,
     base: str | Path | None = None,
-    train_fraction: float = 1.0,
 ) -> Parent | None:
     """Loads the model that a stage starts from: ``base``, or that of the stage before it.
 
@@ -42,12 +41,12 @@ def load_parent(
         raise ValueError(f"only a transfer takes another base model, not {stage}")
     if run.STAGES[stage].parent is None:
         return None
-    path, content, remedy = run.read_parent(stage, folder, base, own_classes=data.needs_other_base)
+    path, content, remedy = run.read_parent(stage, place, base, own_classes=data.needs_other_base)
     try:
         model, settings = load_model_and_settings(path, content)
     except CheckpointError as error:
         raise RunError(f"{error}; or make it anew", **remedy) from error
-    _check(path, settings, stage, data, train_fraction, remedy, named=base is not None)
+    _check(path, settings, stage, data, place.train_fraction, remedy, named=base is not None)
     return Parent(model, str(path), hashlib.sha256(content).hexdigest())
 
 

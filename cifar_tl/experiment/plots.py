@@ -5,9 +5,11 @@ tell apart; lines differ in markers and dashes, too, so that they can be told ap
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,31 +68,45 @@ def draw_stage(folder: Path, data: Data) -> None:
             save(figure, folder / name)
 
 
-def draw_comparison(folder: Path) -> None:
-    """Draws the comparison of all stages into the folder that holds the stages' folders."""
-    content = json.loads((folder / run.COMPARISON[0]).read_text(encoding="utf-8"))
-    compared = [stage for stage in content["stages"] if run.way_to(stage)]
-    stages = {stage: _read(folder / stage) for stage in compared}
-    result = stages["scratch"][0]
-    rows = {stage: rows for stage, (_, rows) in stages.items()}
+def draw_comparison(places: Sequence[run.Place]) -> None:
+    """Draws the comparison of all stages, of one seed or several, into the data's folder."""
+    read = [
+        {stage: _read(place.of(stage)) for stage in run.STAGES if place.of(stage).exists()}
+        for place in places
+    ]
+    result = read[0]["scratch"][0]
+    histories = {
+        stage: [found[stage][1] for found in read] for stage in read[0] if run.way_to(stage)
+    }
+    bases = [found["base"][0]["seconds_total"] for found in read if "base" in found]
     is_documented = (
         result["train_fraction"] == 1
         and result["classes"] == list(NEW_CLASSES)
         and tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
     )
+    seeds = f"seed {result['seed']}" if len(places) == 1 else f"{len(places)} seeds"
     title = (
-        f"{printable(result['data'])}, recipe {result['recipe']}, seed {result['seed']}, "
+        f"{printable(result['data'])}, recipe {result['recipe']}, {seeds}, "
         f"{result['images_train']:,} images"
     )
+    folder = places[0].folder
     with _drawing(), locked(folder, wait=True):
         figure = comparison(
-            rows,
-            content["seconds_base"],
+            histories,
+            statistics.mean(bases) if bases else None,
             title,
             seconds_reading=result.get("seconds_reading", 0.0),  # runs of before lack it
             documented=is_documented,
         )
-        save(figure, folder / run.COMPARISON_PICTURE)
+        save(figure, folder / run.COMPARISON_PICTURES[0])
+
+
+def draw_images(folder: Path) -> None:
+    """Draws accuracy against the number of images into the data's folder, by its comparison."""
+    content = json.loads((folder / run.COMPARISON[0]).read_text(encoding="utf-8"))
+    with _drawing(), locked(folder, wait=True):
+        figure = images(content["sizes"], f"{printable(content['data'])}, {content['recipe']}")
+        save(figure, folder / run.COMPARISON_PICTURES[1])
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -205,7 +221,7 @@ def filters(model: CifarNet, title: str) -> Figure:
 
 
 def comparison(
-    histories: Mapping[str, Sequence[HistoryRow]],
+    histories: Mapping[str, Sequence[Sequence[HistoryRow]]],
     seconds_base: float | None,
     title: str,
     *,
@@ -215,7 +231,7 @@ def comparison(
     """Draws validation accuracy against time for transfer, transfer and finetuning, and scratch.
 
     Args:
-        histories: The epochs of the stages on the new classes, in their order.
+        histories: The epochs of the stages on the new classes, in their order, for each seed.
         seconds_base: How long the base model took, or None if it was there before.
         title: What they are of.
         seconds_reading: What each stage's time has of reading, which is needed only once.
@@ -224,7 +240,8 @@ def comparison(
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     ax = figure.subplots()
     ways: dict[str, list[tuple[float, float]]] = {}  # to each stage, on from the one before it
-    for stage, rows in histories.items():
+    for stage, of_seeds in histories.items():
+        rows = _mean(of_seeds)
         before = [ways[other][-1] for other in run.way_to(stage)[-2:-1]]
         start = before[0][0] - seconds_reading if before else 0.0
         ways[stage] = before + [
@@ -232,11 +249,12 @@ def comparison(
         ]
     names = {stage: "+".join(run.way_to(stage)) for stage in ways}
     for stage, points in ways.items():
-        last = f"{points[-1][1]:.1%} in {_seconds(points[-1][0])}"
+        accuracy = f"{points[-1][1]:.1%}{_draw_spread(ax, stage, points, histories[stage])}"
+        last = f"{accuracy} in {_seconds(points[-1][0])}"
         ax.plot(
             *zip(*points, strict=True), label=f"{names[stage]}: {last}", **STYLES.get(stage, {})
         )
-    first = histories["transfer"][0]
+    first = _mean(histories["transfer"])[0]
     features_end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
     features = (features_end - first.seconds_features_so_far, features_end)
     low = min(accuracy for points in ways.values() for _, accuracy in points)
@@ -262,6 +280,63 @@ def comparison(
     ax.set_title(f"What transfer saves and costs: {title}")
     plain(ax)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _mean(histories: Sequence[Sequence[HistoryRow]]) -> list[HistoryRow]:
+    """Averages the epochs of several seeds."""
+    names = [field.name for field in dataclasses.fields(HistoryRow)]
+    return [
+        HistoryRow(**{name: statistics.mean(getattr(row, name) for row in rows) for name in names})
+        for rows in zip(*histories, strict=True)
+    ]
+
+
+def _draw_spread(
+    ax: Axes,
+    stage: str,
+    points: Sequence[tuple[float, float]],
+    histories: Sequence[Sequence[HistoryRow]],
+) -> str:
+    """Draws the standard deviation over the seeds around a stage's epochs; returns the last."""
+    if len(histories) == 1:
+        return ""
+    spreads = [
+        statistics.stdev(row.val_accuracy for row in rows) for rows in zip(*histories, strict=True)
+    ]
+    own = points[-len(spreads) :]  # the first may be the end of the stage before it
+    seconds = [second for second, _ in own]
+    low, high = (
+        [accuracy + sign * spread for (_, accuracy), spread in zip(own, spreads, strict=True)]
+        for sign in (-1, 1)
+    )
+    style = {"color": STYLES.get(stage, {}).get("color", GREY)}
+    ax.fill_between(seconds, low, high, alpha=0.15, linewidth=0, **style)
+    return f" +- {100 * spreads[-1]:.1f}"
+
+
+def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draws validation accuracy against the number of labelled training images.
+
+    ``sizes`` are those of `summarize`; drawn are means and standard deviations.
+    """
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    ax = figure.subplots()
+    numbers = [size["images_train"] for size in sizes]
+    for stage, style in STYLES.items():
+        way = "+".join(run.way_to(stage))
+        found = [size["ways"][way]["val_accuracy"] for size in sizes]
+        spreads = [accuracy["deviation"] or 0 for accuracy in found]
+        means = [accuracy["mean"] for accuracy in found]
+        ax.errorbar(numbers, means, spreads, label=way, capsize=3, **style)
+    ax.set_xscale("log")
+    ax.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.set_xlabel("labelled training images of the new classes (logarithmic)")
+    label_accuracy(ax, "validation accuracy")
+    ax.set_title(f"Where transfer pays: {title}")
+    ax.legend(frameon=False, loc="lower right")
+    plain(ax)
     return figure
 
 

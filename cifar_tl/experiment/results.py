@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from cifar_tl.checkpoint import outputs_of
+from cifar_tl.experiment.uncertainty import wilson_interval
 from cifar_tl.model import Layer
 from cifar_tl.names import printable
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
+
+FEW_IMAGES = 1000  # fewer make an accuracy uncertain by some points
 
 
 class StageResult(TypedDict, total=False):
@@ -87,9 +90,17 @@ def summary(result: Mapping[str, Any]) -> str:
     tested = "no test images" if accuracy is None else f"test accuracy {accuracy:.2%}"
     return (
         f"{result['stage']} on {printable(result['data'])}: "
-        f"validation accuracy {result['val_accuracy']:.2%}, "
+        f"validation accuracy {result['val_accuracy']:.2%}{_doubt(result)}, "
         f"{tested}, {result['seconds_total']:.1f} s in all"
     )
+
+
+def _doubt(result: Mapping[str, Any]) -> str:
+    """Says how uncertain the validation accuracy is, where few images judge."""
+    if result["images_validation"] >= FEW_IMAGES:
+        return ""
+    low, high = wilson_interval(result["val_accuracy"], result["images_validation"])
+    return f" ({low:.0%} to {high:.0%}: {result['images_validation']} images)"
 
 
 def results_text(
@@ -154,11 +165,16 @@ def _layer_lines(result: Mapping[str, Any], layers: Sequence[Layer]) -> list[str
 def _what_came_out(result: Mapping[str, Any]) -> list[str]:
     classes, names = result["classes"], result["class_names"]
     outputs = outputs_of(classes, result["num_classes"])
-    lines = [f"Validation: accuracy {result['val_accuracy']:.2%}, loss {result['val_loss']:.4f}"]
-    if result["images_test"]:
-        lines.append(
-            f"Test:       accuracy {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}"
-        )
+    lines = []
+    for name, key in (("Validation", "val"), ("Test", "test")):
+        if images := result[f"images_{'validation' if key == 'val' else key}"]:
+            accuracy = result[f"{key}_accuracy"]
+            low, high = wilson_interval(accuracy, images)
+            lines.append(
+                f"{f'{name}:':12}accuracy {accuracy:.2%}, loss {result[f'{key}_loss']:.4f}; "
+                f"so many images leave {low:.1%} to {high:.1%} possible (*)"
+            )
+    lines.append("(*) the interval of 95 % of Wilson (1927), for other images of the same kind")
     lines += ["", *class_lines(result["val_confusion"], outputs, names)]
     if result["num_classes"] > len(classes):
         lines.append(
@@ -226,14 +242,27 @@ def class_lines(
     ]
 
 
-def align(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
+def table(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
+    """Makes a table in Markdown, to be pasted into a report; see `align`."""
+    lines = [f"| {line} |" for line in align(rows, alignments, between=" | ", strip=False)]
+    rules = [
+        f"{'-' * (len(cell) - 1)}{'-' if alignment == '<' else ':'}"
+        for cell, alignment in zip(lines[0][2:-2].split(" | "), alignments, strict=True)
+    ]
+    return [lines[0], f"| {' | '.join(rules)} |", *lines[1:]]
+
+
+def align(
+    rows: Sequence[Sequence[str]], alignments: str, between: str = "  ", *, strip: bool = True
+) -> list[str]:
     """Makes lines of a table's rows; ``alignments`` has ``<`` or ``>`` for each column."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
+    lines = [
+        between.join(
             f"{cell:{alignment}{width}}"
             for cell, alignment, width in zip(row, alignments, widths, strict=True)
-        ).rstrip()
+        )
         for row in rows
     ]
+    return [line.rstrip() for line in lines] if strip else lines

@@ -38,12 +38,22 @@ RESULT = "result.json"  # for programs; written last, so that its presence means
 RESULTS = "results.txt"  # for people
 PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
-COMPARISON_PICTURE = "comparison.png"
+COMPARISON_PICTURES = ("comparison.png", "images.png")  # the latter of several fractions
 
 
-def stage_folder(output_dir: str | Path, data_name: str, stage: str) -> Path:
-    """Names the folder of a stage's files."""
-    return Path(output_dir) / data_name / stage
+class Place(NamedTuple):
+    """Where the stages of one experiment have their folders: ``STAGE[/fraction-X][/seed-N]``."""
+
+    folder: Path  # ``OUTPUT_DIR/DATA``
+    train_fraction: float = 1.0
+    seed: int | None = None  # None: there is one seed only
+
+    def of(self, stage: str) -> Path:
+        """Names the folder of a stage; base, which has all images, has none of a fraction."""
+        folder = self.folder / stage
+        if self.train_fraction != 1 and STAGES[stage].classes == "new":
+            folder /= f"fraction-{self.train_fraction}"
+        return folder if self.seed is None else folder / f"seed-{self.seed}"
 
 
 def stage_classes(stage: str, data: "Data") -> tuple[int, ...]:
@@ -70,7 +80,7 @@ def takes_base(stage: str) -> bool:
 
 
 def read_parent(
-    stage: str, folder: Path, base: str | Path | None = None, *, own_classes: bool
+    stage: str, place: Place, base: str | Path | None = None, *, own_classes: bool
 ) -> tuple[Path, bytes, dict[str, Any]]:
     """Reads the file that a stage starts from: ``base``, or the model of the stage before it.
 
@@ -86,7 +96,7 @@ def read_parent(
     parent = STAGES[stage].parent
     if own_classes and takes_base(stage) and base is None:
         base = DEFAULT_BASE
-    path = Path(base) if base is not None else folder / str(parent) / MODEL
+    path = Path(base) if base is not None else place.of(str(parent)) / MODEL
     anew = {"stage": parent, "base": None, "restart": base is None and path.exists()}
     remedy = {} if own_classes else anew
     if not is_pretrained(path) and not path.exists():

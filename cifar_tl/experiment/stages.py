@@ -27,11 +27,11 @@ from cifar_tl.experiment.machine import environment, surroundings
 from cifar_tl.experiment.parents import Parent, load_parent
 from cifar_tl.experiment.run import (
     STAGES,
+    Place,
     num_outputs,
     recipe_values,
     run_settings,
     stage_classes,
-    stage_folder,
     takes_base,
 )
 from cifar_tl.lock import locked
@@ -60,6 +60,7 @@ def run_stage(
     device: str = "cpu",
     base: str | Path | None = None,
     train_fraction: float = 1.0,
+    seed_folder: bool = False,
     seconds_reading: float = 0.0,
     log: Callable[[str], object] = lambda _: None,
     progress: bool = False,
@@ -78,13 +79,14 @@ def run_stage(
         data: From `load_data`.
         recipe: How to train; the stage takes from it what it has of its own: `Recipe.for_stage`.
         output_dir: The files of this stage, and of the one that it starts from, are in
-            ``output_dir / data.name / stage``.
+            ``output_dir / data.name / stage``; those of a fraction below it in ``fraction-X``.
         seed: Decides the fresh weights and all other randomness.
         device: Where to compute, as torch names it.
         base: Another base model for transfer, a file or the name of one that comes with the
             package; by default that of the stage base, and ``"cifar10"`` for classes of your own.
         train_fraction: The part of the training images of the new classes to train on, the first
             of each class. Base always has all of its own.
+        seed_folder: Keep the files still one folder below, in ``seed-N``, one of several seeds.
         seconds_reading: How long reading the data took: a part of the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
@@ -107,8 +109,11 @@ def run_stage(
     recipe = recipe.for_stage(stage, _num_training(stage, data, train_fraction))
     if recipe.mirror is None:
         recipe = dataclasses.replace(recipe, mirror=data.mirror)
-    folder = stage_folder(output_dir, data.name, stage)
-    parent = load_parent(stage, folder.parent, data, base, train_fraction)
+    place = Place(
+        Path(output_dir) / data.name, float(train_fraction), int(seed) if seed_folder else None
+    )
+    folder = place.of(stage)
+    parent = load_parent(stage, place, data, base)
     digest = parent.digest if parent else None
     settings = run_settings(stage, data, recipe, int(seed), train_fraction, digest)
     result = files.finished_result(folder, settings)

@@ -1,5 +1,6 @@
 """The command, run in-process with real arguments, and as a real process where that matters."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +29,8 @@ from tests.processes import Command, one_line
 FAST = ["--epochs", "2", "--batch-size", "50"]
 
 
-def result(path: str) -> dict[str, object]:
-    content: dict[str, object] = json.loads(Path(path).read_text())
+def result(path: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(path).read_text())
     return content
 
 
@@ -50,7 +52,7 @@ def test_all_runs_every_stage_and_compares(
     assert text in output
     comparison = result("runs/small.npz/comparison.json")
     assert comparison["data"] == "small.npz"
-    assert list(comparison["stages"]) == ["base", "transfer", "finetune", "scratch"]  # type: ignore[call-overload]
+    assert list(comparison["stages"]) == ["base", "transfer", "finetune", "scratch"]
     for stage in STAGES:
         stage_result = result(f"runs/small.npz/{stage}/result.json")
         assert f"{stage_result['val_accuracy']:.2%}" in text
@@ -86,7 +88,7 @@ def test_options_reach_the_training(small_npz: Path) -> None:
     expected = {"recipe": "original", "epochs": 1, "batch_size": 30, "lr": 0.01, "seed": 7}
     expected |= {"weight_decay": 0.1, "optimizer": "adam", "normalize": False, "precision": "bf16"}
     assert {key: found[key] for key in expected} == expected
-    assert found["environment"]["threads"] == 1  # type: ignore[index]
+    assert found["environment"]["threads"] == 1
     assert not Path("runs").exists()
 
 
@@ -240,8 +242,93 @@ def test_a_fraction_of_the_new_images_on_a_base_of_all(
     assert main(remedy(capsys.readouterr().err)) == 0
     assert main(settings) == 0
     folder = Path("runs/small.npz")
-    images = {stage: result(f"{folder}/{stage}/result.json")["images_train"] for stage in STAGES}
+    folders = {stage: "." if stage == "base" else "fraction-0.25" for stage in STAGES}
+    images = {
+        stage: result(f"{folder}/{stage}/{of}/result.json")["images_train"]
+        for stage, of in folders.items()
+    }
     assert images == {"base": 160, "transfer": 40, "finetune": 40, "scratch": 40}
+
+
+SEVERAL = ["--epochs", "2", "--batch-size", "50", "--train-fraction", "1,0.5"]
+
+
+def test_several_seeds_and_sizes_have_folders_of_their_own(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data", str(small_npz), *SEVERAL]
+    assert main([*command, "--seed", "3", "--seeds", "2"]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    folder = Path("runs/small.npz")
+    found = sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("result.json"))
+    expected = [
+        f"{stage}{fraction}/seed-{seed}"
+        for stage in STAGES
+        for fraction in (("",) if stage == "base" else ("", "/fraction-0.5"))
+        for seed in (3, 4)
+    ]
+    assert found == sorted(expected)  # and only runs have a result.json
+    for path in found:
+        of_run = result(str(folder / path / "result.json"))
+        assert of_run["seed"] == int(path[-1])
+        assert of_run["train_fraction"] == (0.5 if "fraction" in path else 1)
+        digest = hashlib.sha256((folder / f"base/seed-{path[-1]}/model.pt").read_bytes())
+        if path.startswith("transfer"):
+            assert of_run["parent"] == digest.hexdigest()
+    assert output.count("base: epoch 2/2") == 2  # once a seed
+    text = (folder / "comparison.txt").read_text()
+    assert text in output
+    comparison = result(str(folder / "comparison.json"))
+    assert comparison["seeds"] == [3, 4]
+    half, whole = comparison["sizes"]
+    assert (half["images_train"], whole["images_train"]) == (79, 160)
+    values = [result(f"{folder}/scratch/seed-{s}/result.json")["val_accuracy"] for s in (3, 4)]
+    assert whole["ways"]["scratch"]["val_accuracy"]["values"] == values
+    # One seed more: what is there is kept, and the same is said of it.
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.pt")}
+    assert main([*command, "--seed", "3", "--seeds", "3"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 14
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(folder.rglob("model.pt"))) == 21
+    # A plain run is apart.
+    assert main(["--data", str(small_npz), *FAST]) == 0
+    assert len(list(folder.rglob("model.pt"))) == 25
+
+
+def test_interrupted_among_seeds_it_goes_on_to_the_same_bytes(
+    zygote: subprocess.Popen[str], small_npz: Path
+) -> None:
+    command = ["train", "--data", str(small_npz), *SEVERAL, "--seeds", "2", "--threads", "1"]
+    cut = Command(zygote, [*command, "--output-dir", "cut"])
+    cut.wait_until_printed("finetune: epoch 1/1", times=3)  # of seed 1, half of the images
+    cut.send(signal.SIGINT)
+    assert "To go on: " in cut.end(130)
+    assert len(list(Path("cut").rglob("model.pt"))) < 14
+    assert Command(zygote, [*command, "--output-dir", "cut"]).exit_code() == 0
+    assert Command(zygote, [*command, "--output-dir", "whole"]).exit_code() == 0
+    models = sorted(path.relative_to("whole") for path in Path("whole").rglob("*.pt"))
+    assert len(models) == 28
+    for path in models:
+        assert ("cut" / path).read_bytes() == ("whole" / path).read_bytes()
+
+
+def test_the_advice_for_one_of_several_is_for_it_alone(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data", str(small_npz), *FAST, "--seeds", "2", "--stage", "base"]
+    assert main(command) == 0
+    Path("runs/small.npz/base/seed-1/last.pt").unlink()
+    Path("runs/small.npz/base/seed-1/model.pt").write_bytes(b"damaged")
+    capsys.readouterr()
+    transfer = [*command[:-1], "transfer"]
+    assert main(transfer) == 1
+    advice = remedy(capsys.readouterr().err)
+    assert {"--seed", "1", "--seeds", "--restart"} <= set(advice)
+    kept = Path("runs/small.npz/base/seed-0/model.pt").stat().st_mtime_ns
+    assert main(advice) == 0
+    assert Path("runs/small.npz/base/seed-0/model.pt").stat().st_mtime_ns == kept
+    assert main(transfer) == 0
 
 
 def test_quiet_prints_only_results(small_npz: Path, capsys: pytest.CaptureFixture[str]) -> None:

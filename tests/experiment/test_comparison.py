@@ -56,7 +56,11 @@ def test_comparison_says_plainly_what_transfer_costs(results: dict[str, dict[str
     assert (
         "base model's 100.0 s, it is faster than scratch once 2 transfers share that base" in text
     )
-    assert "gains 1.00 points" in text
+    above = (
+        "It is 1.00 points above in validation accuracy, no clear difference by 1,200 images, and"
+    )
+    assert above in text
+    assert "| stage    | validation |" in text
     for cell in ("103,818", "16,408", "79.00%", "9.00"):
         assert cell in text
     slow = copy.deepcopy(results)

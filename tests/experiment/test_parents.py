@@ -30,7 +30,7 @@ def test_child_of_a_model_that_was_trained_anew_is_stale(
     for stage in ("base", "transfer"):
         copy_run(finished / stage, tmp_path / "small.npz" / stage)
     assert run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
-    discard([tmp_path / "small.npz" / "base"])
+    discard(tmp_path / "small.npz", [tmp_path / "small.npz" / "base"])
     run_stage("base", small_data, SMALL, output_dir=tmp_path, seed=1)
     with pytest.raises(RunError, match="was made from another base model") as error:
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
-import runpy
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from cifar_tl.data.source import load_data
 from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment import plots
 from cifar_tl.experiment.files import HistoryRow, discard
-from cifar_tl.experiment.run import PICTURES, STAGES
+from cifar_tl.experiment.run import PICTURES, STAGES, Place
+from cifar_tl.experiment.uncertainty import spread
 from cifar_tl.model import CifarNet
 from tests.conftest import ROOT
 
@@ -77,6 +79,7 @@ HISTORIES = {
     "finetune": [row(1, 0.8, 5.0)],
     "scratch": [row(1, 0.65, 10.0), row(2, 0.9, 20.0)],
 }
+ONE_SEED = {stage: [rows] for stage, rows in HISTORIES.items()}
 
 
 def test_command_leaves_readable_pictures(drawn: Path) -> None:
@@ -105,7 +108,7 @@ def test_missing_pictures_are_drawn_by_the_same_command_and_the_others_left(
 
 def test_restart_deletes_pictures(drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "runs")
-    discard([tmp_path / "runs" / "transfer"])
+    discard(tmp_path / "runs", [tmp_path / "runs" / "transfer"])
     assert not list((tmp_path / "runs" / "transfer").iterdir())
     assert not (tmp_path / "runs" / "comparison.png").exists()
 
@@ -186,7 +189,7 @@ def test_filters_show_every_kernel_with_grey_as_zero() -> None:
 
 
 def test_comparison_counts_what_came_before() -> None:
-    figure = plots.comparison(HISTORIES, 30.0, "title", documented=True)
+    figure = plots.comparison(ONE_SEED, 30.0, "title", documented=True)
     lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
     assert lines["scratch: 90.0% in 20 s"] == [(10, 0.65), (20, 0.9)]
     assert lines["transfer: 70.0% in 6.0 s"] == [(4, 0.6), (6, 0.7)]
@@ -196,7 +199,7 @@ def test_comparison_counts_what_came_before() -> None:
     features = lines["transfer's features, computed once: 2.0 s"]
     assert [seconds for seconds, _ in features] == [0.5, 2.5]
     assert "documented transfer: 76.1%\nin 409 s, 1,383 s with its base" in texts(figure)
-    alone = plots.comparison(HISTORIES, None, "title")
+    alone = plots.comparison(ONE_SEED, None, "title")
     assert len(alone.axes[0].lines) == 4
     assert "documented" not in texts(alone)
 
@@ -204,21 +207,41 @@ def test_comparison_counts_what_came_before() -> None:
 def test_only_cifar10_is_compared_with_the_documented_run(drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "runs")
     before, after = drawn / "comparison.png", tmp_path / "runs" / "comparison.png"
-    plots.draw_comparison(tmp_path / "runs")
+    plots.draw_comparison([Place(tmp_path / "runs")])
     assert after.read_bytes() == before.read_bytes()
     path = tmp_path / "runs" / "scratch" / "result.json"
     path.write_text(path.read_text().replace('"dog"', '"wolf"'))
-    plots.draw_comparison(tmp_path / "runs")
+    plots.draw_comparison([Place(tmp_path / "runs")])
     assert after.read_bytes() != before.read_bytes()
 
 
-def test_few_images_show_means_and_spreads() -> None:
-    accuracies = {"transfer": {200: [0.7, 0.8], 2000: [0.9]}, "scratch": {200: [0.5], 2000: [0.8]}}
-    few_images = runpy.run_path(str(ROOT / "benchmarks" / "recipe.py"))["few_images"]
-    figure = few_images(accuracies, "title")
+def test_several_seeds_are_a_mean_with_its_spread() -> None:
+    others = {
+        stage: [dataclasses.replace(row, val_accuracy=row.val_accuracy - 0.2) for row in rows]
+        for stage, rows in HISTORIES.items()
+    }
+    histories = {stage: [rows, others[stage]] for stage, rows in HISTORIES.items()}
+    figure = plots.comparison(histories, None, "title")
+    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
+    deviation = statistics.stdev([0.9, 0.7])
+    scratch = lines[f"scratch: 80.0% +- {100 * deviation:.1f} in 20 s"]
+    assert np.array(scratch) == pytest.approx(np.array([(10, 0.55), (20, 0.8)]))
+    bands = [np.asarray(band.get_paths()[0].vertices) for band in figure.axes[0].collections]
+    assert len(bands) == 3
+    assert max(float(band[:, 1].max()) for band in bands) == pytest.approx(0.8 + deviation)
+
+
+def test_several_sizes_are_points_with_their_spread() -> None:
+    def size(images: int, **accuracies: list[float]) -> dict[str, Any]:
+        ways = zip(("transfer", "transfer+finetune", "scratch"), accuracies.values(), strict=True)
+        spreads = {way: {"val_accuracy": spread(values)._asdict()} for way, values in ways}
+        return {"images_train": images, "ways": spreads}
+
+    sizes = [size(200, a=[0.7, 0.8], b=[0.7, 0.7], c=[0.5, 0.5]), size(2000, a=[0.9], b=[1], c=[0])]
+    figure = plots.images(sizes, "title")
     lines = [points(line) for line in figure.axes[0].lines]
     assert [(200, 0.75), (2000, 0.9)] in lines
-    assert [(200, 0.5), (2000, 0.8)] in lines
+    assert [(200, 0.5), (2000, 0)] in lines
     assert "2,000" in texts(figure)
 
 
@@ -362,7 +385,7 @@ def test_broken_matplotlib_costs_pictures_and_nothing_else(small_npz: Path, tmp_
 
 
 def test_reading_is_counted_once() -> None:
-    figure = plots.comparison(HISTORIES, 30.0, "title", seconds_reading=1.5)
+    figure = plots.comparison(ONE_SEED, 30.0, "title", seconds_reading=1.5)
     lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
     assert lines["transfer+finetune: 80.0% in 9.5 s"] == [(6, 0.7), (9.5, 0.8)]
     assert lines["transfer, and its base before: 34 s"] == [(32.5, 0.6), (34.5, 0.7)]

@@ -285,9 +285,14 @@ def test_a_fraction_of_the_images_trains_and_all_validate(
         result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, train_fraction=0.25)
         images = [result["images_train"], result["images_validation"], result["images_test"]]
         assert images == [40, 40, 50]
-    with pytest.raises(RunError, match=r"for train_fraction 0\.25 and not for .* 0\.5") as error:
+        assert (tmp_path / "small.npz" / stage / "fraction-0.25" / "model.pt").exists()
+    with pytest.raises(RunError, match=r"no transfer model .*fraction-0\.5.model\.pt") as error:
         run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
     assert error.value.remedy["stage"] == "transfer"
+    stranger = tmp_path / "small.npz" / "transfer" / "fraction-0.5"
+    copy_run(tmp_path / "small.npz" / "transfer" / "fraction-0.25", stranger)
+    with pytest.raises(RunError, match=r"for train_fraction 0\.25 and not for .* 0\.5"):
+        run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
     with pytest.raises(RunError, match=r"train_fraction 0\.25 there, 0\.5 now"):
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
     with pytest.raises(ValueError, match="base trains on all images"):

@@ -1,0 +1,71 @@
+"""How sure a figure is: intervals for accuracies, means and differences of several seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Z = 1.96  # of the normal distribution, for intervals that hold in 95 % of cases
+
+# Of Student's t distribution, two-sided, 95 %, for 1 to 9 degrees of freedom; 2.26 for more.
+# Student 1908, "The probable error of a mean".
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+class Spread(NamedTuple):
+    """The values of several seeds; ``deviation`` is None for a single one."""
+
+    mean: float
+    deviation: float | None
+    values: list[float]
+
+
+class Difference(NamedTuple):
+    """By how much something is above something else, seed by seed."""
+
+    mean: float
+    standard_error: float | None  # None for a single seed
+    values: list[float]
+    is_clear: bool  # whether it holds with 95 % confidence, for other seeds
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Computes mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.mean(values), deviation, list(values))
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> Difference:
+    """Compares what the same seeds gave: Student's paired test, which one seed never passes."""
+    found = [value - other for value, other in zip(values, others, strict=True)]
+    mean = statistics.mean(found)
+    if len(found) < 2:
+        return Difference(mean, None, found, False)
+    error = statistics.stdev(found) / math.sqrt(len(found))
+    quantile = _STUDENT[min(len(found) - 1, len(_STUDENT)) - 1]
+    return Difference(mean, error, found, abs(mean) > quantile * error)
+
+
+def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
+    """Computes in which interval an accuracy lies, 95 % sure, if so many images found it out.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference", Journal of
+    the American Statistical Association 22.
+    """
+    square = Z**2 / num_images
+    middle = (accuracy + square / 2) / (1 + square)
+    half = math.sqrt(accuracy * (1 - accuracy) * square + square**2 / 4) / (1 + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy_difference_is_clear(accuracy: float, other: float, num_images: int) -> bool:
+    """Tells if so many images can tell two accuracies apart, 95 % sure.
+
+    Newcombe 1998, "Interval estimation for the difference between independent proportions",
+    Statistics in Medicine 17, method 10. Both models are judged by the same images, whose common
+    answers are not looked at, so it is rather too careful.
+    """
+    high, low = max(accuracy, other), min(accuracy, other)
+    down = high - wilson_interval(high, num_images)[0]
+    up = wilson_interval(low, num_images)[1] - low
+    return high - low > math.hypot(down, up)
