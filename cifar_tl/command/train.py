@@ -230,7 +230,8 @@ def compare_stages(
 ) -> None:
     """Compares the stages, of all seeds and fractions, in files and in print."""
     from cifar_tl.experiment.comparison import compare, comparison_text
-    from cifar_tl.experiment.files import save_comparison
+    from cifar_tl.experiment.files import read_pictures, save_comparison, save_report
+    from cifar_tl.experiment.report import report
     from cifar_tl.experiment.summary import summarize, summary_text
 
     folder = options.output_dir / data.name
@@ -247,7 +248,11 @@ def compare_stages(
         comparison = summarize(comparisons)
         text = summary_text(comparison)
     save_comparison(folder, comparison, text)
-    draw_comparison(places[max(places)], several_sizes=len(places) > 1)
+    largest = places[max(places)]
+    draw_comparison(largest, several_sizes=len(places) > 1)
+    stages = next(results for one, results in experiments if place_of(one, data.name) == largest[0])
+    pictures = read_pictures(largest[0])
+    save_report(folder, report(comparison, stages, pictures, write_command(options)))
     say(f"\n{text}\nEverything was written to {printable(str(folder))}")
 
 

@@ -1,5 +1,6 @@
 """What transfer saves and costs: the stages of one experiment side by side."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -70,7 +71,6 @@ def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
     """Writes what `compare` returned as a table and in plain words, in plain ASCII."""
-    scratch = comparison["ways"]["scratch"]
     has_base = "base" in comparison["stages"]
     lines = [
         f"Comparison on {comparison['data']} ({comparison['data_description']}), "
@@ -78,7 +78,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         f"{comparison['images_train']:,} training and {comparison['images_validation']:,} "
         "validation images of the new classes",
         "",
-        *_stage_lines(comparison["stages"]),
+        *table(stage_rows(comparison["stages"]), "<>>>>>>>"),
         "",
         *(["base: the old classes; all others: the new classes."] if has_base else []),
         "Accuracies are of validation and test images, and of one seed; s/epoch is training and",
@@ -86,15 +86,13 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         "on from transfer: its total s do not include transfer's, but reading once more, which the",
         "lines below count once. Times compare only if nothing else ran on the machine.",
         "",
+        *itertools.chain(*way_sentences(comparison)),
     ]
-    for way, result in comparison["ways"].items():
-        if way != "scratch":
-            seconds_base, images = comparison["seconds_base"], comparison["images_validation"]
-            lines += _way_lines(way, result, scratch, seconds_base, images)
     return "\n".join(lines) + "\n"
 
 
-def _stage_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def stage_rows(stages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Lists what came out of each stage, below a head."""
     columns = "stage,validation,test,epochs,s/epoch,total s,trainable,frozen"
     rows = [columns.split(",")]
     for stage, result in stages.items():
@@ -111,7 +109,17 @@ def _stage_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"{result['parameters_frozen']:,}",
             ]
         )
-    return table(rows, "<>>>>>>>")
+    return rows
+
+
+def way_sentences(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """Says in plain words what each way saves and costs, a sentence a line."""
+    ways, images = comparison["ways"], comparison["images_validation"]
+    return [
+        _way_lines(way, result, ways["scratch"], comparison["seconds_base"], images)
+        for way, result in ways.items()
+        if way != "scratch"
+    ]
 
 
 def _way_lines(

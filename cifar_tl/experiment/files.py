@@ -50,7 +50,7 @@ def discard(data_folder: Path, folders: Iterable[Path]) -> None:
             for name in (run.RESULT, run.MODEL, run.LAST, run.HISTORY, run.RESULTS, *run.PICTURES):
                 (folder / name).unlink(missing_ok=True)
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-        for name in (*run.COMPARISON, *run.COMPARISON_PICTURES) if present else ():
+        for name in (*run.COMPARISON, *run.COMPARISON_PICTURES, run.REPORT) if present else ():
             (data_folder / name).unlink(missing_ok=True)
 
 
@@ -196,6 +196,20 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
         for name in run.COMPARISON_PICTURES:
             (folder / name).unlink(missing_ok=True)
         _to_the_end(lambda: _write_report(folder / json_name, folder / text_name, comparison, text))
+
+
+def save_report(folder: Path, text: str) -> None:
+    """Writes the page that shows a comparison."""
+    with locked(folder, wait=True):
+        write_atomically(folder / run.REPORT, text.encode("utf-8", "backslashreplace"))
+
+
+def read_pictures(place: run.Place) -> dict[str, bytes]:
+    """Reads the pictures of a comparison and, as ``STAGE/NAME``, of stages, as far as they are."""
+    paths = {name: place.folder / name for name in run.COMPARISON_PICTURES}
+    for stage in run.STAGES:
+        paths |= {f"{stage}/{name}": place.of(stage) / name for name in run.PICTURES}
+    return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
 
 
 def _to_the_end(function: Callable[[], None]) -> None:

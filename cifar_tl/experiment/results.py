@@ -128,10 +128,9 @@ def results_text(
 
 def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
     classes = zip(result["classes"], result["class_names"], strict=True)
-    names = [field.name for field in dataclasses.fields(Recipe) if field.name in result]
     return [
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
-        f"Recipe {result['recipe']}: {', '.join(f'{name} {result[name]}' for name in names)}",
+        recipe_line(result),
         f"Seed {result['seed']}",
         *_where_it_started(result),
         f"Classes {', '.join(f'{label} {printable(name)}' for label, name in classes)}",
@@ -141,6 +140,12 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
             f"NOTE: {printable(note)}" for note in result.get("data_notes", ())
         ),  # runs of before have none
     ]
+
+
+def recipe_line(result: Mapping[str, Any]) -> str:
+    """Lists the values that a stage used of its recipe."""
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name in result]
+    return f"Recipe {result['recipe']}: {', '.join(f'{name} {result[name]}' for name in names)}"
 
 
 def _where_it_started(result: Mapping[str, Any]) -> list[str]:
@@ -232,11 +237,26 @@ def class_lines(
     confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
 ) -> list[str]:
     """Says how well each class is known, and which are taken for which most often."""
-    table = [("class", "images", "accuracy")]
+    rows = class_rows(confusion, outputs, names)
+    return align(rows, "<>>") + confused_lines(confusion, outputs, names)
+
+
+def class_rows(
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Lists the number of images and the accuracy of each class, below a head."""
+    rows = [("class", "images", "accuracy")]
     accuracies = class_accuracies(confusion, outputs)
     for name, row, accuracy in zip(names, confusion, accuracies, strict=True):
-        table.append((name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}"))
-    return align(table, "<>>") + [
+        rows.append((name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}"))
+    return rows
+
+
+def confused_lines(
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
+) -> list[str]:
+    """Says which classes are taken for which most often."""
+    return [
         f"{share:.1%} of {printable(name)} are taken for {printable(other)}"
         for name, other, share in most_confused(confusion, outputs, names)
     ]

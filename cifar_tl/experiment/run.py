@@ -39,6 +39,7 @@ RESULTS = "results.txt"  # for people
 PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
 COMPARISON_PICTURES = ("comparison.png", "images.png")  # the latter of several fractions
+REPORT = "report.html"  # all of that in one file
 
 
 class Place(NamedTuple):

@@ -80,11 +80,11 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             f"## {size['images_train']:,} training images of the new classes"
             + ("" if size["train_fraction"] == 1 else f" ({100 * size['train_fraction']:.6g} %)"),
             "",
-            *_way_table(size["ways"]),
+            *table(way_rows(size["ways"]), "<>>>"),
             "",
-            *(_difference_line(found, len(seeds)) for found in size["differences"]),
+            *difference_lines(size, len(seeds)),
             "",
-            *_seed_table(seeds, size["ways"]),
+            *table(seed_rows(seeds, size["ways"]), ">" * (len(size["ways"]) + 1)),
         ]
     return "\n".join(lines) + "\n"
 
@@ -99,7 +99,8 @@ def percent(found: Mapping[str, Any]) -> str:
     return f"{100 * found['mean']:.2f}{deviation} %"
 
 
-def _way_table(ways: Mapping[str, Any]) -> list[str]:
+def way_rows(ways: Mapping[str, Any]) -> list[list[str]]:
+    """Lists means and deviations of each way, below a head."""
     rows = [["way", "validation", "test", "seconds"]]
     for way, found in ways.items():
         seconds = found["seconds"]
@@ -107,7 +108,12 @@ def _way_table(ways: Mapping[str, Any]) -> list[str]:
         tested = percent(found["test_accuracy"]) if "test_accuracy" in found else "-"
         time = f"{seconds['mean']:.1f}{deviation}"
         rows.append([way, percent(found["val_accuracy"]), tested, time])
-    return table(rows, "<>>>")
+    return rows
+
+
+def difference_lines(size: Mapping[str, Any], num_seeds: int) -> list[str]:
+    """Says which way is better than which."""
+    return [_difference_line(found, num_seeds) for found in size["differences"]]
 
 
 def _difference_line(found: Mapping[str, Any], num_seeds: int) -> str:
@@ -132,9 +138,10 @@ def points(found: Mapping[str, Any]) -> str:
     return f"{100 * found['mean']:+.2f}{'' if error is None else f' +- {100 * error:.2f}'} points"
 
 
-def _seed_table(seeds: Sequence[int], ways: Mapping[str, Any]) -> list[str]:
+def seed_rows(seeds: Sequence[int], ways: Mapping[str, Any]) -> list[list[str]]:
+    """Lists the validation accuracies of each seed, below a head."""
     rows = [["validation by seed", *ways]]
     for place, seed in enumerate(seeds):
         values = [found["val_accuracy"]["values"][place] for found in ways.values()]
         rows.append([str(seed), *(f"{value:.2%}" for value in values)])
-    return table(rows, ">" * len(rows[0]))
+    return rows
