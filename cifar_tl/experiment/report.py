@@ -148,7 +148,7 @@ def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes])
         + ("" if tested is None else f", test accuracy {tested:.2%}")
         + f", {result['seconds_total']:.1f} s in all.</p>\n",
         _table(class_rows(result["val_confusion"], outputs, names)),
-        _paragraphs(confused_lines(result["val_confusion"], outputs, names)),
+        _paragraphs(["; ".join(confused_lines(result["val_confusion"], outputs, names))]),
         *(
             _figure(pictures, f"{stage}/{name}", name)
             for name in ("curves.png", "confusion.png", "samples.png")

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -294,3 +295,17 @@ def test_a_frozen_backbone_survives_a_copy_and_a_pickle(tmp_path: Path) -> None:
     torch.save(backbone, tmp_path / "backbone.pt")
     back = torch.load(tmp_path / "backbone.pt", weights_only=False)
     assert not any(module.training for module in back.train().modules())
+
+
+def test_tensorboard_logs_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/ecosystem.md."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(example, {"__name__": "__main__"})
+    events = accumulator.EventAccumulator("logs").Reload()
+    assert set(events.Tags()["scalars"]) == {
+        f"{part}/{value}" for part in ("train", "val") for value in ("loss", "accuracy")
+    }
+    assert [event.step for event in events.Scalars("val/loss")] == [1, 2, 3]
