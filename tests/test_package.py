@@ -264,22 +264,24 @@ def test_readme_commands_for_own_classes_and_trained_models_run(
     shutil.copytree(own_classes, "flowers")
     shutil.copy(own_classes / "train" / "ash" / "01.jpg", "photo.jpg")
     shutil.copytree("flowers/train/Birch", "holiday")
-    section = README[README.index("### Your own classes") : README.index("## What a run leaves")]
+    section = README[README.index("## Your own pictures") : README.index("## Use it")]
+    section += README[README.index("### A trained model") : README.index("## What a run leaves")]
     lines = re.findall(rf"^{PROGRAM} (.*)", section, flags=re.MULTILINE)
-    commands = [shlex.split(line) for _, line in lines]
+    commands = [shlex.split(line, comments=True) for _, line in lines]
     assert [command for command, *_ in commands] == [
-        *("train", "train", "predict"),
-        *("predict", "evaluate", "export"),
+        *("train", "predict"),
+        *("predict", "predict", "evaluate", "export"),
     ]
     for number, words in enumerate(commands):
-        if number == 3:
+        if number == 2:
+            assert main(["train", "--stage", "base"]) == 0
             assert main(["train", "--stage", "transfer"]) == 0
         capsys.readouterr()
         assert main(words) == 0
         output = capsys.readouterr().out
         if words[0] == "predict":
             assert output.startswith("photo.jpg: ")
-            assert len(output.splitlines()) == (1 if number == 2 else 11)
+            assert len(output.splitlines()) == (11 if number == 2 else 1)
     assert Path("transfer.pt2").exists()
 
 

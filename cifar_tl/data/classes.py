@@ -11,8 +11,8 @@ CIFAR10_CLASS_NAMES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 SHAPES_CLASS_NAMES = (
-    *("disc", "square", "triangle", "cross", "ring"),
-    *("flower", "crescent", "semicircle", "angle", "bars"),
+    *("disc", "square", "triangle", "cross", "bars"),
+    *("clover", "flower", "star", "gear", "diamond"),
 )
 
 BASE_CLASSES, NEW_CLASSES = tuple(range(5)), tuple(range(5, 10))  # the documented halves

@@ -10,10 +10,11 @@ from cifar_tl.data.classes import Chosen, choose_classes, split_suffix
 from cifar_tl.data.examples import SIZE, Data, fingerprint_of, labeled_images
 from cifar_tl.data.source import SHAPES
 
-NUM_TRAIN, NUM_TEST = 10_000, 2_000
+NUM_TRAIN, NUM_TEST = 12_000, 2_500
 
 _CHUNK = 500  # images drawn at a time: their arrays stay in the processor's cache
 _SEED = 20_090_408
+_TINT = (1.2, 0.2, 0.7)  # how much the finer shapes differ from their background by channel
 
 Floats: TypeAlias = Any  # float32 arrays: as NDArray, each result would need a cast
 
@@ -26,7 +27,22 @@ def _disc(u: Floats, v: Floats, radius: float = 0.9) -> Floats:
     return np.hypot(u, v) - np.float32(radius)
 
 
-# Each class's signed distance to the edge, negative inside.
+def _petals(u: Floats, v: Floats, count: int, depth: float) -> Floats:
+    wave = np.cos(np.float32(count) * np.arctan2(v, u))
+    return np.hypot(u, v) - (np.float32(1 - depth) + np.float32(depth) * wave)
+
+
+def _star(u: Floats, v: Floats) -> Floats:
+    """Five points: one half of a point, folded ten times; its edge runs from (1, 0) inwards."""
+    tenth = np.float32(np.pi / 5)
+    angle = np.abs(np.mod(np.arctan2(v, u) + 3.5 * tenth, 2 * tenth) - tenth)
+    radius = np.hypot(u, v)
+    inner = 0.45 * np.exp(1j * np.pi / 5)
+    normal = np.array([inner.imag, 1 - inner.real], np.float32) / np.float32(abs(1 - inner))
+    return (radius * np.cos(angle) - 1) * normal[0] + radius * np.sin(angle) * normal[1]
+
+
+# Each class's signed distance to the edge, negative inside: coarse shapes, then finer ones.
 _SIGNED_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
     "disc": _disc,
     "square": lambda u, v: _box(u, v, 0.8, 0.8),
@@ -34,16 +50,12 @@ _SIGNED_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
         np.maximum(-v, 0.5 * v + np.float32(np.sqrt(3) / 2) * np.abs(u)) - np.float32(0.55)
     ),
     "cross": lambda u, v: np.minimum(_box(u, v, 1.0, 0.28), _box(u, v, 0.28, 1.0)),
-    "ring": lambda u, v: np.abs(_disc(u, v, 0.75)) - np.float32(0.2),
-    "flower": lambda u, v: np.hypot(u, v) - (0.7 + 0.3 * np.cos(5 * np.arctan2(v, u))),
-    "crescent": lambda u, v: np.maximum(_disc(u, v), -_disc(u - np.float32(0.45), v)),
-    "semicircle": lambda u, v: np.maximum(
-        _disc(u, v - np.float32(0.4)) - np.float32(0.1), v - np.float32(0.4)
-    ),
-    "angle": lambda u, v: np.minimum(
-        _box(u + np.float32(0.6), v, 0.25, 0.9), _box(u, v - np.float32(0.65), 0.85, 0.25)
-    ),
     "bars": lambda u, v: _box(np.abs(u) - np.float32(0.55), v, 0.25, 0.9),
+    "clover": lambda u, v: _petals(u, v, 3, 0.3),
+    "flower": lambda u, v: _petals(u, v, 5, 0.28),
+    "star": _star,
+    "gear": lambda u, v: _petals(u, v, 8, 0.15),
+    "diamond": lambda u, v: np.float32(0.62) * np.abs(u) + np.float32(0.78) * np.abs(v) - 0.62,
 }
 CLASS_NAMES = tuple(_SIGNED_DISTANCES)
 
@@ -72,8 +84,12 @@ def draw_shapes(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
     """Draws the images, the same at every call.
 
-    Position, size, rotation, colours, background, clutter and noise vary, so that a network learns
-    the classes gradually. Classes come in random order, equally often if the numbers allow.
+    Position, size, rotation, colours, background, clutter, contrast and noise vary, the last two
+    down to what nobody can see, so that no network knows all. The first five shapes are brighter
+    than their background; the others are finer and differ from it in colour, too, so that features
+    which learned the first serve the others, but not as well as features of their own.
+
+    Classes come in random order, equally often if the numbers allow.
 
     Returns:
         Training images ``(num_train, 3, 32, 32)`` and labels ``(num_train,)`` from 0 to 9, then
@@ -99,10 +115,10 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
 
     # Coordinates in which each shape is upright, at the origin and about 1 in radius.
-    radius = uniform(7.5, 12, 1, 1)
-    angle = uniform(-0.8, 0.8, 1, 1)
-    dx = x - uniform(-4, 4, 1, 1)
-    dy = y - uniform(-4, 4, 1, 1)
+    radius = uniform(8, 12, 1, 1)
+    angle = uniform(-0.3, 0.3, 1, 1)
+    dx = x - uniform(-2, 2, 1, 1)
+    dy = y - uniform(-2, 2, 1, 1)
     u = (dx * np.cos(angle) + dy * np.sin(angle)) / radius
     v = (dy * np.cos(angle) - dx * np.sin(angle)) / radius
     distance = np.empty_like(u)
@@ -115,20 +131,20 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
     direction = uniform(0, 2 * np.pi, 1, 1)
     phase = (x * np.cos(direction) + y * np.sin(direction)) * uniform(0.05, 0.5, 1, 1)
     mixture = 0.5 + 0.5 * np.sin(phase + uniform(0, 2 * np.pi, 1, 1))
-    background = uniform(0, 1, 3, 1, 1)
+    background = uniform(0.1, 0.65, 3, 1, 1)
     image = background + uniform(-0.2, 0.2, 3, 1, 1) * mixture[:, None]
     for _ in range(2):
         size = uniform(1, 3.5, 1, 1)
         clutter = _coverage(np.hypot(x - uniform(-15, 15, 1, 1), y - uniform(-15, 15, 1, 1)) - size)
         image += clutter[:, None] * (uniform(0, 1, 3, 1, 1) - image)
 
-    # The shape's colour is that of the background moved by at least 0.25 in each channel.
-    step = uniform(0.25, 0.5, 3, 1, 1)
-    colour = background + np.where(background > uniform(0.3, 0.7, 3, 1, 1), -step, step)
-    image += shape[:, None] * (colour - image)
+    # The shape's colour is the background's, brighter, or brighter and tinted.
+    tints = np.where((labels < 5)[:, None], np.float32(1), np.array(_TINT, np.float32))
+    step = uniform(0.02, 0.35, 1, 1, 1) * uniform(0.6, 1.2, 3, 1, 1) * tints[:, :, None, None]
+    image += shape[:, None] * (background + step - image)
 
     noise = random.standard_normal((count, 3, SIZE, SIZE), np.float32)
-    image += noise * uniform(0.02, 0.1, 1, 1, 1)
+    image += noise * uniform(0.02, 0.28, 1, 1, 1)
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 

@@ -20,7 +20,7 @@ def test_halves_have_the_documented_labels_and_sizes() -> None:
     for classes, labels in ((BASE_CLASSES, range(5)), (NEW_CLASSES, range(5, 10))):
         half = select_classes(data.train, classes)
         train, validation = split_validation(half)
-        assert (len(train.labels), len(validation.labels)) == (4000, 1000)
+        assert (len(train.labels), len(validation.labels)) == (4800, 1200)
         assert torch.equal(torch.cat([train.images, validation.images]), half.images)
         assert set(train.labels.tolist()) == set(validation.labels.tolist()) == set(labels)
         assert train.images.dtype == torch.uint8

@@ -22,7 +22,7 @@ def test_each_source_is_read_by_its_reader(
     (tmp_path / CIFAR10.filename).write_bytes(archive)
     download_cifar10(tmp_path)
     for source, name, images in (
-        (SHAPES, "shapes", 10_000),
+        (SHAPES, "shapes", 12_000),
         (small_npz, "small.npz", 400),
         (own_classes, "own", 32),
         (tmp_path, "cifar10", 200),
