@@ -70,6 +70,7 @@ OPTIONS = {
         *("--transfer-lr", "--transfer-batch-size", "--finetune-epochs", "--finetune-lr"),
         *("--weight-decay", "--precision", "--train-fraction", "--device", "--threads"),
         *("--output-dir", "--restart", "--quiet", "--base-classes", "--new-classes"),
+        "--seeds",
     ],
     "predict": ["--model", "--top", "--json"],
     "evaluate": ["--data", "--split"],
@@ -77,7 +78,7 @@ OPTIONS = {
 }
 VALUES_OF_OPTIONS = [
     *("base", "all", "tuned", "shapes", "test", "cpu", "none.npz", "none.pt", "none/out", "."),
-    *("0,1", "cat,deer", "1,2", "dog", ","),
+    *("0,1", "cat,deer", "1,2", "dog", ",", "0.1,1", "1,1", "cifar10"),
     *("0", "1", "-1", "1e400", "nan", "--help", "-h", "--version", "--", "-", ""),
 ]
 

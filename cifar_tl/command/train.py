@@ -96,7 +96,7 @@ def train(options: argparse.Namespace) -> int:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
         log(
             f"data: {printable(data.name)} ({data.description}); recipe: {options.recipe}; "
-            f"seed: {options.seed}; {torch.get_num_threads()} threads on {options.device}"
+            f"{'seed' if options.seeds is None else 'first seed'}: {options.seed}; {torch.get_num_threads()} threads on {options.device}"
         )
         prepare_folders(options, data, stages)
     experiments = run_experiments(options, data, stages, seconds_reading, log)
@@ -123,6 +123,8 @@ def run_experiments(
     done: dict[Path, StageResult] = {}
     for one in each_run(options):
         place = place_of(one, data.name)
+        if len(options.train_fraction) > 1 or options.seeds is not None:
+            log(f"\nseed {one.seed}, {100 * place.train_fraction:.6g} % of the new images")
         for folder, stage in ((place.of(stage), stage) for stage in stages):
             if folder in done:
                 continue
