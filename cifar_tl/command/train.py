@@ -96,7 +96,8 @@ def train(options: argparse.Namespace) -> int:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
         log(
             f"data: {printable(data.name)} ({data.description}); recipe: {options.recipe}; "
-            f"{'seed' if options.seeds is None else 'first seed'}: {options.seed}; {torch.get_num_threads()} threads on {options.device}"
+            f"{'seed' if options.seeds is None else 'first seed'}: {options.seed}; "
+            f"{torch.get_num_threads()} threads on {options.device}"
         )
         prepare_folders(options, data, stages)
     experiments = run_experiments(options, data, stages, seconds_reading, log)
