@@ -99,10 +99,16 @@ def listing(classes: Mapping[int, str]) -> str:
 
 
 def newest_own_model(output_dir: Path) -> Path | None:
-    """Finds the newest model of classes of one's own among the results in a folder."""
+    """Finds, in the folder of results on one's own classes that is the newest, the best model."""
     found = []
     for path in output_dir.glob(f"*/*/**/{RESULT}"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # damaged, or no model
-            if "reading_rules" in json.loads(path.read_text(encoding="utf-8")):
-                found.append((path.with_name(MODEL).stat().st_mtime, path.with_name(MODEL)))
-    return max(found, default=(0, None))[1]
+        model, folder = path.with_name(MODEL), path.relative_to(output_dir).parts[0]
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # damaged, or no model
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if "reading_rules" in result:
+                accuracy = float(result["val_accuracy"])
+                found.append((model.stat().st_mtime, folder, accuracy, model))
+    if not found:
+        return None
+    _, newest, _, _ = max(found)
+    return max((accuracy, model) for _, folder, accuracy, model in found if folder == newest)[1]

@@ -1,19 +1,15 @@
 """``cifar-tl train``: runs the stages and shows what transfer saves and costs."""
 
 import argparse
-import importlib.util
 import os
-import shlex
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from cifar_tl.command.arguments import check_own_classes
-from cifar_tl.command.console import UsageError, called, run_command, say, shows_progress, warn
+from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
 from cifar_tl.command.train_arguments import (
     ALL,
     check_arguments,
@@ -27,20 +23,23 @@ from cifar_tl.command.train_arguments import (
     stages_to_run,
     write_command,
 )
+from cifar_tl.command.train_results import (
+    Experiment,
+    compare_stages,
+    draw_stage,
+    has_matplotlib,
+    next_command,
+    say_spreads,
+)
 from cifar_tl.data.source import OFFICIAL, SHAPES
 from cifar_tl.errors import (
     DownloadError,
     MissingDataError,
-    RunWarning,
     TrainingError,
     first_line,
 )
 from cifar_tl.experiment.run import (
-    COMPARISON_PICTURES,
-    MODEL,
-    PICTURES,
     STAGES,
-    Place,
     stage_classes,
     takes_base,
 )
@@ -48,9 +47,6 @@ from cifar_tl.names import printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl import Data, StageResult
-
-Results: TypeAlias = dict[str, "StageResult"]  # by stage
-Experiment: TypeAlias = tuple[argparse.Namespace, Results]  # the options of one seed and fraction
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,6 +99,8 @@ def train(options: argparse.Namespace) -> int:
     experiments = run_experiments(options, data, stages, seconds_reading, log)
     if options.stage == ALL and data.new_classes:
         compare_stages(options, data, experiments)
+    elif options.seeds is not None:
+        say_spreads(experiments)
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
     if data.needs_other_base:
@@ -136,17 +134,6 @@ def run_experiments(
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
         experiments.append((one, {stage: done[place.of(stage)] for stage in stages}))
     return experiments
-
-
-def next_command(data: "Data", experiments: Sequence[Experiment]) -> str:
-    """Writes the command that asks the model that validated best."""
-    accuracies = {
-        place_of(one, data.name).of(stage) / MODEL: result["val_accuracy"]
-        for one, results in experiments
-        for stage, result in results.items()
-    }
-    best = max(accuracies, key=lambda path: accuracies[path])
-    return f"{called('predict')} photo.jpg --model {shlex.quote(str(best))}"
 
 
 def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple["Data", float]:
@@ -226,74 +213,6 @@ def run_one(
         lower = f"{recipe.for_stage(stage).lr / 10:g}"
         better = write_command(options, stage=stage, lr=lower, restart=True)
         raise TrainingError(f"{error}: {better}") from error
-
-
-def compare_stages(
-    options: argparse.Namespace, data: "Data", experiments: Sequence[Experiment]
-) -> None:
-    """Compares the stages, of all seeds and fractions, in files and in print."""
-    from cifar_tl.experiment.comparison import compare, comparison_text
-    from cifar_tl.experiment.files import read_pictures, save_comparison, save_report
-    from cifar_tl.experiment.report import report
-    from cifar_tl.experiment.summary import summarize, summary_text
-
-    folder = options.output_dir / data.name
-    comparisons: dict[float, list[dict[str, Any]]] = {}
-    places: dict[float, list[Place]] = {}
-    for one, results in experiments:
-        (fraction,) = one.train_fraction
-        comparisons.setdefault(fraction, []).append(compare(results))
-        places.setdefault(fraction, []).append(place_of(one, data.name))
-    if len(experiments) == 1:
-        comparison = comparisons[fraction][0]
-        text = comparison_text(comparison)
-    else:
-        comparison = summarize(comparisons)
-        text = summary_text(comparison)
-    save_comparison(folder, comparison, text)
-    largest = places[max(places)]
-    draw_comparison(largest, several_sizes=len(places) > 1)
-    stages = next(results for one, results in experiments if place_of(one, data.name) == largest[0])
-    pictures = read_pictures(largest[0])
-    save_report(folder, report(comparison, stages, pictures, write_command(options)))
-    say(f"\n{text}\nEverything was written to {printable(str(folder))}")
-
-
-def draw_stage(folder: Path, data: "Data") -> None:
-    """Draws the pictures of a stage, if they are missing."""
-    draw(folder, PICTURES, lambda: plots().draw_stage(folder, data))
-
-
-def draw_comparison(places: Sequence[Place], *, several_sizes: bool) -> None:
-    """Draws the pictures of a comparison: of the seeds of one fraction, and of the fractions."""
-    folder, (ways, images) = places[0].folder, COMPARISON_PICTURES
-    draw(folder, [ways], lambda: plots().draw_comparison(places))
-    if several_sizes:
-        draw(folder, [images], lambda: plots().draw_images(folder))
-
-
-def plots() -> ModuleType:
-    """Imports what draws, which needs matplotlib."""
-    from cifar_tl.experiment import plots
-
-    return plots
-
-
-def draw(folder: Path, names: Sequence[str], function: Callable[[], None]) -> None:
-    """Draws pictures that are missing; whatever goes wrong costs them, and nothing else."""
-    if not has_matplotlib() or all((folder / name).exists() for name in names):
-        return
-    try:
-        function()
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever it is
-        warnings.warn(f"no pictures in {folder}: {first_line(error)}", RunWarning, stacklevel=2)
-
-
-def has_matplotlib() -> bool:
-    """Tells whether pictures can be drawn."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def shows_bars(options: argparse.Namespace) -> bool:

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import statistics
 import struct
 import subprocess
 import sys
@@ -294,6 +295,23 @@ def test_several_seeds_and_sizes_have_folders_of_their_own(
     # A plain run is apart.
     assert main(["--data", str(small_npz), *FAST]) == 0
     assert len(list(folder.rglob("model.pt"))) == 25
+
+
+def test_seeds_of_one_stage_have_a_mean(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data", str(small_npz), *SEVERAL, "--seeds", "2", "--stage", "scratch"]
+    assert main(command) == 0
+    *_, half, whole, pictures = capsys.readouterr().out.splitlines()
+    values = [
+        100 * result(f"runs/small.npz/scratch/seed-{seed}/result.json")["val_accuracy"]
+        for seed in (0, 1)
+    ]
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    assert whole == f"scratch: validation accuracy {mean:.2f} +- {deviation:.2f} %, of 2 seeds"
+    assert half.startswith("scratch on 50 % of its images: validation accuracy ")
+    assert "For pictures" in pictures
+    assert not Path("runs/small.npz/comparison.txt").exists()
 
 
 def test_interrupted_among_seeds_it_goes_on_to_the_same_bytes(

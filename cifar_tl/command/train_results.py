@@ -1,0 +1,117 @@
+"""What ``train`` shows when the stages have run: the comparison, pictures, a page, what is next."""
+
+import argparse
+import importlib.util
+import shlex
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cifar_tl.command.console import called, say
+from cifar_tl.command.train_arguments import place_of, write_command
+from cifar_tl.errors import RunWarning, first_line
+from cifar_tl.experiment.run import COMPARISON_PICTURES, MODEL, PICTURES, Place
+from cifar_tl.names import count, printable
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
+    from cifar_tl import Data, StageResult
+
+Results: TypeAlias = dict[str, "StageResult"]  # by stage
+Experiment: TypeAlias = tuple[argparse.Namespace, Results]  # the options of one seed and fraction
+
+
+def compare_stages(
+    options: argparse.Namespace, data: "Data", experiments: Sequence[Experiment]
+) -> None:
+    """Compares the stages, of all seeds and fractions, in files and in print."""
+    from cifar_tl.experiment.comparison import compare, comparison_text
+    from cifar_tl.experiment.files import read_pictures, save_comparison, save_report
+    from cifar_tl.experiment.report import report
+    from cifar_tl.experiment.summary import summarize, summary_text
+
+    folder = options.output_dir / data.name
+    comparisons: dict[float, list[dict[str, Any]]] = {}
+    places: dict[float, list[Place]] = {}
+    for one, results in experiments:
+        (fraction,) = one.train_fraction
+        comparisons.setdefault(fraction, []).append(compare(results))
+        places.setdefault(fraction, []).append(place_of(one, data.name))
+    if len(experiments) == 1:
+        comparison = comparisons[fraction][0]
+        text = comparison_text(comparison)
+    else:
+        comparison = summarize(comparisons)
+        text = summary_text(comparison)
+    save_comparison(folder, comparison, text)
+    largest = places[max(places)]
+    draw_comparison(largest, several_sizes=len(places) > 1)
+    stages = next(results for one, results in experiments if place_of(one, data.name) == largest[0])
+    pictures = read_pictures(largest[0])
+    save_report(folder, report(comparison, stages, pictures, write_command(options)))
+    say(f"\n{text}\nEverything was written to {printable(str(folder))}")
+
+
+def say_spreads(experiments: Sequence[Experiment]) -> None:
+    """Says mean and spread of the stages of several seeds that are not compared."""
+    from cifar_tl.experiment.summary import percent
+    from cifar_tl.experiment.uncertainty import spread
+
+    accuracies: dict[tuple[str, float], list[float]] = {}
+    for _, results in experiments:
+        for stage, result in results.items():
+            key = (stage, result["train_fraction"])
+            accuracies.setdefault(key, []).append(result["val_accuracy"])
+    for (stage, fraction), values in accuracies.items():
+        of = "" if fraction == 1 else f" on {100 * fraction:.6g} % of its images"
+        found = percent(spread(values)._asdict())
+        say(f"{stage}{of}: validation accuracy {found}, of {count(len(values), 'seed')}")
+
+
+def draw_stage(folder: Path, data: "Data") -> None:
+    """Draws the pictures of a stage, if they are missing."""
+    draw(folder, PICTURES, lambda: plots().draw_stage(folder, data))
+
+
+def draw_comparison(places: Sequence[Place], *, several_sizes: bool) -> None:
+    """Draws the pictures of a comparison: of the seeds of one fraction, and of the fractions."""
+    folder, (ways, images) = places[0].folder, COMPARISON_PICTURES
+    draw(folder, [ways], lambda: plots().draw_comparison(places))
+    if several_sizes:
+        draw(folder, [images], lambda: plots().draw_images(folder))
+
+
+def plots() -> ModuleType:
+    """Imports what draws, which needs matplotlib."""
+    from cifar_tl.experiment import plots
+
+    return plots
+
+
+def draw(folder: Path, names: Sequence[str], function: Callable[[], None]) -> None:
+    """Draws pictures that are missing; whatever goes wrong costs them, and nothing else."""
+    if not has_matplotlib() or all((folder / name).exists() for name in names):
+        return
+    try:
+        function()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it is
+        warnings.warn(f"no pictures in {folder}: {first_line(error)}", RunWarning, stacklevel=2)
+
+
+def has_matplotlib() -> bool:
+    """Tells whether pictures can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def next_command(data: "Data", experiments: Sequence[Experiment]) -> str:
+    """Writes the command that asks the model that validated best."""
+    accuracies = {
+        place_of(one, data.name).of(stage) / MODEL: result["val_accuracy"]
+        for one, results in experiments
+        for stage, result in results.items()
+    }
+    best = max(accuracies, key=lambda path: accuracies[path])
+    return f"{called('predict')} photo.jpg --model {shlex.quote(str(best))}"
