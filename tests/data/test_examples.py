@@ -26,7 +26,7 @@ def test_halves_have_the_documented_labels_and_sizes() -> None:
         assert train.images.dtype == torch.uint8
         assert train.labels.dtype == torch.int64
         test = select_classes(data.test, classes)
-        assert len(test.labels) == 1000
+        assert len(test.labels) == 1250
         assert set(test.labels.tolist()) == set(labels)
 
 
