@@ -248,12 +248,12 @@ def comparison(
             (row.seconds_total_so_far + start, row.val_accuracy) for row in rows
         ]
     names = {stage: "+".join(run.way_to(stage)) for stage in ways}
+    styles: dict[str, dict[str, Any]] = {}
     for stage, points in ways.items():
         accuracy = f"{points[-1][1]:.1%}{_draw_spread(ax, stage, points, histories[stage])}"
         last = f"{accuracy} in {_seconds(points[-1][0])}"
-        ax.plot(
-            *zip(*points, strict=True), label=f"{names[stage]}: {last}", **STYLES.get(stage, {})
-        )
+        styles[stage] = {**STYLES.get(stage, {}), "markevery": math.ceil(len(points) / 20)}
+        ax.plot(*zip(*points, strict=True), label=f"{names[stage]}: {last}", **styles[stage])
     first = _mean(histories["transfer"])[0]
     features_end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
     features = (features_end - first.seconds_features_so_far, features_end)
@@ -271,7 +271,7 @@ def comparison(
             later = [(start + seconds, accuracy) for seconds, accuracy in ways[stage]]
             label = f"{names[stage]}, and its base before: {_seconds(later[-1][0])}"
             hollow: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
-            ax.plot(*zip(*later, strict=True), label=label, **STYLES.get(stage, {}), **hollow)
+            ax.plot(*zip(*later, strict=True), label=label, **styles[stage], **hollow)
     ax.set_xlim(0)
     if documented:
         _mark_documented(ax)
