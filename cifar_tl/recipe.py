@@ -110,7 +110,7 @@ def epochs_for(num_images: int) -> int:
 
     Ten from 20,000 on, as documented, and more for fewer, with the root of their number: ten epochs
     of 200 images are ten steps; the 1,000 that have as many steps as 20,000 images take ten times
-    as long as these 100 and end at most two points above them (docs/recipe.md).
+    as long as these 100 and gain at most a point and a half (docs/recipe.md).
     """
     return min(150, max(10, round(10 * math.sqrt(20_000 / num_images))))
 

@@ -78,7 +78,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"## {size['images_train']:,} training images of the new classes"
-            + ("" if size["train_fraction"] == 1 else f" ({100 * size['train_fraction']:.6g} %)"),
+            + ("" if size["train_fraction"] == 1 else f" ({100 * size['train_fraction']:.6g} %)")
+            + f", {size['epochs']['scratch']} epochs (finetune {size['epochs']['finetune']})",
             "",
             *table(way_rows(size["ways"]), "<>>>"),
             "",
