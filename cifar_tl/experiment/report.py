@@ -8,7 +8,7 @@ from typing import Any
 from cifar_tl.checkpoint import outputs_of
 from cifar_tl.experiment import comparison as of_one_seed
 from cifar_tl.experiment import summary as of_several
-from cifar_tl.experiment.results import class_rows, confused_lines, recipe_line
+from cifar_tl.experiment.results import class_rows, confused_lines, doubt, recipe_line
 from cifar_tl.experiment.run import STAGES
 from cifar_tl.names import printable
 
@@ -144,7 +144,7 @@ def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes])
     tested = result["test_accuracy"]
     return [
         f"<h2>{_text(stage)}</h2>\n<p>{_STAGE_WORDS.get(stage, '')} Seed {result['seed']}: "
-        f"validation accuracy {result['val_accuracy']:.2%}"
+        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}"
         + ("" if tested is None else f", test accuracy {tested:.2%}")
         + f", {result['seconds_total']:.1f} s in all.</p>\n",
         _table(class_rows(result["val_confusion"], outputs, names)),

@@ -90,12 +90,12 @@ def summary(result: Mapping[str, Any]) -> str:
     tested = "no test images" if accuracy is None else f"test accuracy {accuracy:.2%}"
     return (
         f"{result['stage']} on {printable(result['data'])}: "
-        f"validation accuracy {result['val_accuracy']:.2%}{_doubt(result)}, "
+        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}, "
         f"{tested}, {result['seconds_total']:.1f} s in all"
     )
 
 
-def _doubt(result: Mapping[str, Any]) -> str:
+def doubt(result: Mapping[str, Any]) -> str:
     """Says how uncertain the validation accuracy is, where few images judge."""
     if result["images_validation"] >= FEW_IMAGES:
         return ""

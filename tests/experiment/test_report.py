@@ -137,6 +137,12 @@ def test_several_seeds_have_a_table_a_size() -> None:
     assert "transfer is worse than scratch: -6.00 +- 0.00 points" in found.text
 
 
+def test_few_images_make_an_accuracy_uncertain() -> None:
+    found = results()
+    found["transfer"]["images_validation"] = 24
+    assert "validation accuracy 80.00% (60% to 91%: 24 images)" in page(found).text
+
+
 def test_a_base_that_was_there_before_is_named() -> None:
     found = results()
     del found["base"]
