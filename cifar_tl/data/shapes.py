@@ -144,7 +144,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
     image += shape[:, None] * (background + step - image)
 
     noise = random.standard_normal((count, 3, SIZE, SIZE), np.float32)
-    image += noise * uniform(0.02, 0.28, 1, 1, 1)
+    image += noise * uniform(0.02, 0.3, 1, 1, 1)
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
