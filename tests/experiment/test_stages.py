@@ -52,7 +52,7 @@ def test_all_learn_shapes_well_above_chance(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [ORIGINAL, TUNED], ids=lambda recipe: recipe.name)
 def test_shapes_show_what_real_images_show(recipe: Recipe, tmp_path: Path) -> None:
-    """With wide margins: 86 % and 90 %, 3.5 to 5 points, 0 to 2 points, 20 points were measured."""
+    """With wide margins around the figures of docs/data.md."""
     shapes = load_data("shapes")
     results = {stage: run_stage(stage, shapes, recipe, output_dir=tmp_path) for stage in STAGES}
     accuracies = {stage: result["val_accuracy"] for stage, result in results.items()}
