@@ -80,8 +80,8 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 
 
 def is_shown(epoch: int, epochs: int) -> bool:
-    """Tells whether a person wants to see an epoch's line: one of about twenty, and the last."""
-    return epoch == epochs or epoch % math.ceil(epochs / 20) == 0
+    """Tells whether a person wants to see an epoch's line: the first, about twenty, and the last."""
+    return epoch in (1, epochs) or epoch % math.ceil(epochs / 20) == 0
 
 
 def summary(result: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def test_a_signal_is_one_line_and_its_exit_code(
 ) -> None:
     process = Command(zygote, [command, *work[command]])
     if command in ("train", "predict"):
-        process.wait_until_printed({"train": "epoch ", "predict": "picture.png: "}[command], 3)
+        process.wait_until_printed({"train": "epoch ", "predict": "picture.png: "}[command])
     else:
         time.sleep(0.2)
     process.send(number)
