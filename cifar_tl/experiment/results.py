@@ -80,7 +80,7 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 
 
 def is_shown(epoch: int, epochs: int) -> bool:
-    """Tells whether a person wants to see an epoch's line: the first, about twenty, and the last."""
+    """Tells whether a person wants to see an epoch: the first, about twenty more, and the last."""
     return epoch in (1, epochs) or epoch % math.ceil(epochs / 20) == 0
 
 
