@@ -98,13 +98,13 @@ def train(options: argparse.Namespace) -> int:
         prepare_folders(options, data, stages)
     experiments = run_experiments(options, data, stages, seconds_reading, log)
     if options.stage == ALL and data.new_classes:
-        compare_stages(options, data, experiments)
+        compare_stages(experiments, write_command(options))
     elif options.seeds is not None:
         say_spreads(experiments)
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
     if data.needs_other_base:
-        log(f"Try it: {next_command(data, experiments)}")
+        log(f"Try it: {next_command(experiments)}")
     return 0
 
 
@@ -124,7 +124,8 @@ def run_experiments(
         place = place_of(one, data.name)
         if len(options.train_fraction) > 1 or options.seeds is not None:
             log(f"\nseed {one.seed}, {100 * place.train_fraction:.6g} % of the new images")
-        for folder, stage in ((place.of(stage), stage) for stage in stages):
+        for stage in stages:
+            folder = place.of(stage)
             if folder in done:
                 continue
             with naming_commands(one):
@@ -132,7 +133,7 @@ def run_experiments(
             if one.seed == options.seed:  # pictures take a second a stage: one seed's are enough
                 draw_stage(folder, data)
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
-        experiments.append((one, {stage: done[place.of(stage)] for stage in stages}))
+        experiments.append((place, {stage: done[place.of(stage)] for stage in stages}))
     return experiments
 
 

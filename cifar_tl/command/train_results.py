@@ -1,16 +1,14 @@
 """What ``train`` shows when the stages have run: the comparison, pictures, a page, what is next."""
 
-import argparse
 import importlib.util
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from cifar_tl.command.console import called, say
-from cifar_tl.command.train_arguments import place_of, write_command
 from cifar_tl.errors import RunWarning, first_line
 from cifar_tl.experiment.run import COMPARISON_PICTURES, MODEL, PICTURES, Place
 from cifar_tl.names import count, printable
@@ -19,38 +17,35 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
     from cifar_tl import Data, StageResult
 
 Results: TypeAlias = dict[str, "StageResult"]  # by stage
-Experiment: TypeAlias = tuple[argparse.Namespace, Results]  # the options of one seed and fraction
+Experiment: TypeAlias = tuple[Place, Results]  # of one seed and one fraction
 
 
-def compare_stages(
-    options: argparse.Namespace, data: "Data", experiments: Sequence[Experiment]
-) -> None:
+def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
     """Compares the stages, of all seeds and fractions, in files and in print."""
     from cifar_tl.experiment.comparison import compare, comparison_text
     from cifar_tl.experiment.files import read_pictures, save_comparison, save_report
     from cifar_tl.experiment.report import report
     from cifar_tl.experiment.summary import summarize, summary_text
 
-    folder = options.output_dir / data.name
-    comparisons: dict[float, list[dict[str, Any]]] = {}
-    places: dict[float, list[Place]] = {}
-    for one, results in experiments:
-        (fraction,) = one.train_fraction
-        comparisons.setdefault(fraction, []).append(compare(results))
-        places.setdefault(fraction, []).append(place_of(one, data.name))
+    sizes: dict[float, list[Experiment]] = {}
+    for place, results in experiments:
+        sizes.setdefault(place.train_fraction, []).append((place, results))
+    comparisons = {
+        fraction: [compare(results) for _, results in of_seeds]
+        for fraction, of_seeds in sizes.items()
+    }
     if len(experiments) == 1:
-        comparison = comparisons[fraction][0]
+        comparison = compare(experiments[0][1])
         text = comparison_text(comparison)
     else:
         comparison = summarize(comparisons)
         text = summary_text(comparison)
-    save_comparison(folder, comparison, text)
-    largest = places[max(places)]
-    draw_comparison(largest, several_sizes=len(places) > 1)
-    stages = next(results for one, results in experiments if place_of(one, data.name) == largest[0])
-    pictures = read_pictures(largest[0])
-    save_report(folder, report(comparison, stages, pictures, write_command(options)))
-    say(f"\n{text}\nEverything was written to {printable(str(folder))}")
+    largest = sizes[max(sizes)]
+    place, results = largest[0]
+    save_comparison(place.folder, comparison, text)
+    draw_comparison([place for place, _ in largest], list(results), several_sizes=len(sizes) > 1)
+    save_report(place.folder, report(comparison, results, read_pictures(place), command))
+    say(f"\n{text}\nEverything was written to {printable(str(place.folder))}")
 
 
 def say_spreads(experiments: Sequence[Experiment]) -> None:
@@ -74,10 +69,10 @@ def draw_stage(folder: Path, data: "Data") -> None:
     draw(folder, PICTURES, lambda: plots().draw_stage(folder, data))
 
 
-def draw_comparison(places: Sequence[Place], *, several_sizes: bool) -> None:
+def draw_comparison(places: Sequence[Place], stages: Sequence[str], *, several_sizes: bool) -> None:
     """Draws the pictures of a comparison: of the seeds of one fraction, and of the fractions."""
     folder, (ways, images) = places[0].folder, COMPARISON_PICTURES
-    draw(folder, [ways], lambda: plots().draw_comparison(places))
+    draw(folder, [ways], lambda: plots().draw_comparison(places, stages))
     if several_sizes:
         draw(folder, [images], lambda: plots().draw_images(folder))
 
@@ -106,11 +101,11 @@ def has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def next_command(data: "Data", experiments: Sequence[Experiment]) -> str:
+def next_command(experiments: Sequence[Experiment]) -> str:
     """Writes the command that asks the model that validated best."""
     accuracies = {
-        place_of(one, data.name).of(stage) / MODEL: result["val_accuracy"]
-        for one, results in experiments
+        place.of(stage) / MODEL: result["val_accuracy"]
+        for place, results in experiments
         for stage, result in results.items()
     }
     best = max(accuracies, key=lambda path: accuracies[path])

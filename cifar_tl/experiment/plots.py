@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,12 @@ def draw_stage(folder: Path, data: Data) -> None:
             save(figure, folder / name)
 
 
-def draw_comparison(places: Sequence[run.Place]) -> None:
-    """Draws the comparison of all stages, of one seed or several, into the data's folder."""
-    read = [
-        {stage: _read(place.of(stage)) for stage in run.STAGES if place.of(stage).exists()}
-        for place in places
-    ]
+def draw_comparison(places: Sequence[run.Place], stages: Iterable[str]) -> None:
+    """Draws the comparison of some stages, of one seed or several, into the data's folder.
+
+    A folder of a base may be there that has nothing to do with the others: it is not among them.
+    """
+    read = [{stage: _read(place.of(stage)) for stage in stages} for place in places]
     result = read[0]["scratch"][0]
     histories = {
         stage: [found[stage][1] for found in read] for stage in read[0] if run.way_to(stage)

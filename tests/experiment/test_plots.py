@@ -204,14 +204,25 @@ def test_comparison_counts_what_came_before() -> None:
     assert "documented" not in texts(alone)
 
 
+def test_a_base_that_was_not_used_is_in_no_comparison(own_classes: Path, tmp_path: Path) -> None:
+    """A folder of one's own may have made a base, for other folders."""
+    arguments = ["--data", str(own_classes), "--epochs", "2", "--output-dir", str(tmp_path)]
+    assert train.main(arguments) == 0
+    folder = tmp_path / own_classes.name
+    before = {name: (folder / name).read_bytes() for name in ("comparison.png", "report.html")}
+    assert train.main([*arguments, "--stage", "base"]) == 0
+    assert train.main(arguments) == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
 def test_only_cifar10_is_compared_with_the_documented_run(drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "runs")
     before, after = drawn / "comparison.png", tmp_path / "runs" / "comparison.png"
-    plots.draw_comparison([Place(tmp_path / "runs")])
+    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
     assert after.read_bytes() == before.read_bytes()
     path = tmp_path / "runs" / "scratch" / "result.json"
     path.write_text(path.read_text().replace('"dog"', '"wolf"'))
-    plots.draw_comparison([Place(tmp_path / "runs")])
+    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
     assert after.read_bytes() != before.read_bytes()
 
 
