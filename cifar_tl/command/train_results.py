@@ -30,18 +30,16 @@ def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
     sizes: dict[float, list[Experiment]] = {}
     for place, results in experiments:
         sizes.setdefault(place.train_fraction, []).append((place, results))
-    comparisons = {
-        fraction: [compare(results) for _, results in of_seeds]
-        for fraction, of_seeds in sizes.items()
-    }
-    if len(experiments) == 1:
-        comparison = compare(experiments[0][1])
-        text = comparison_text(comparison)
-    else:
-        comparison = summarize(comparisons)
-        text = summary_text(comparison)
     largest = sizes[max(sizes)]
     place, results = largest[0]
+    if len(experiments) == 1:
+        comparison = compare(results)
+        text = comparison_text(comparison)
+    else:
+        comparison = summarize(
+            {fraction: [compare(found) for _, found in size] for fraction, size in sizes.items()}
+        )
+        text = summary_text(comparison)
     save_comparison(place.folder, comparison, text)
     draw_comparison([place for place, _ in largest], list(results), several_sizes=len(sizes) > 1)
     save_report(place.folder, report(comparison, results, read_pictures(place), command))

@@ -11,6 +11,7 @@ from cifar_tl.data.examples import Data
 from cifar_tl.errors import CheckpointError, RunError, RunWarning
 from cifar_tl.experiment import run
 from cifar_tl.model import CifarNet
+from cifar_tl.names import printable
 
 
 class Parent(NamedTuple):
@@ -70,7 +71,7 @@ def _check(
         _check_images(path, settings, data)
     else:
         wanted["classes"] = list(run.stage_classes(parent, data))
-        if not named:  # a base that is named may be of other images, which are of other classes
+        if not named:  # a base that is named may be of other images, if they are of other classes
             wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
         words = {"fingerprint": "data with the fingerprint"}
@@ -81,14 +82,30 @@ def _check(
         raise RunError(
             f"{path} was made for {' and not for '.join(sides)}: use another or make one", **remedy
         )
+    if named and "classes" in wanted:
+        _check_names(path, settings, data)
+
+
+def _check_names(path: Path, settings: dict[str, Any], data: Data) -> None:
+    """Refuses a base of which a class is a new one now, under whatever number it knows it."""
+    new = [data.class_names[label] for label in data.new_classes]
+    if both := [name for name in new if name in _known_names(settings)]:
+        raise RunError(
+            f"{path} knows {printable(both[0])}, a new class of {data.name}, and maybe its images: "
+            "use another base"
+        )
+
+
+def _known_names(settings: dict[str, Any]) -> set[str]:
+    names = settings.get("class_names")
+    return {str(name) for name in names} if isinstance(names, list) else set()
 
 
 def _check_images(path: Path, settings: dict[str, Any], data: Data) -> None:
     """Refuses a base of the same images, as far as anybody can tell, or warns of one."""
     if settings.get("fingerprint") == data.fingerprint:
         raise RunError(f"{path} was trained on these very images: name a base of other data")
-    names = settings.get("class_names")
-    known = {str(name) for name in names} if isinstance(names, list) else set()
+    known = _known_names(settings)
     if known <= set(CIFAR10_CLASS_NAMES) == set(data.class_names):
         raise RunError(
             f"{path} was trained on CIFAR-10, whose classes {data.name} has, too, and maybe its "

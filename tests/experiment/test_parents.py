@@ -81,6 +81,19 @@ def test_a_base_from_other_images_must_be_named(
     assert result["parent_path"] == str(base)
 
 
+def test_a_named_base_that_knows_a_new_class_by_another_number_is_refused(
+    finished: Path, small_data: Data, tmp_path: Path
+) -> None:
+    """The same images in a file that numbers its classes otherwise: 0-4 there are 5-9 here."""
+    names = small_data.class_names
+    others = dataclasses.replace(
+        small_data, class_names=(*names[5:], *names[:5]), fingerprint="f" * 64
+    )
+    base = finished / "base" / "model.pt"
+    with pytest.raises(RunError, match="knows airplane, a new class of small"):
+        run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
