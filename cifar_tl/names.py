@@ -1,6 +1,7 @@
 """Names and numbers in words: of a class or a file, which may hold any character."""
 
 import os
+from collections.abc import Mapping
 
 
 def printable(name: str) -> str:
@@ -17,3 +18,8 @@ def portable(name: str) -> str:
 def count(number: int, noun: str) -> str:
     """Writes a number with its noun, such as 1 file or 2,000 files."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def numbered(classes: Mapping[int, str]) -> str:
+    """Lists classes with their numbers, ``3 cat, 5 dog``."""
+    return ", ".join(f"{number} {printable(name)}" for number, name in classes.items())

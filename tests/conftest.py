@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pickle
 import struct
 import sys
@@ -9,6 +10,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are several processes of tests
 
 import numpy as np
 import pytest

@@ -10,7 +10,9 @@ from cifar_tl.command.console import UsageError, called
 from cifar_tl.data.find_images import find_classes
 from cifar_tl.data.source import SHAPES, has_own_classes, kind_of
 from cifar_tl.errors import DataError
-from cifar_tl.pretrained import is_pretrained, read_model_file
+from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file
+
+MODEL_HELP = f"a model.pt, or {' or '.join(PRETRAINED)}, which come with the package"
 
 
 def whole_number(text: str, low: int, high: int = 10**9) -> int:

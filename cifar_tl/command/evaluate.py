@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_tl.command.arguments import check_model, check_own_classes, check_source
+from cifar_tl.command.arguments import MODEL_HELP, check_model, check_own_classes, check_source
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, lacks_cifar10
 from cifar_tl.errors import DataError
-from cifar_tl.pretrained import PRETRAINED
+from cifar_tl.names import numbered
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl.data.examples import Data, LabeledImages
@@ -28,7 +28,7 @@ def make_parser() -> Parser:
         "evaluate", "Measures loss and accuracy of a trained model, for each class and in all."
     )
     add = parser.add_group("model and images", "runs/cifar10/transfer/model.pt --split validation")
-    add("model", metavar="MODEL", type=Path, help=f"a model.pt, or {' or '.join(PRETRAINED)}")
+    add("model", metavar="MODEL", type=Path, help=MODEL_HELP)
     add(
         "--data", metavar="SOURCE", default=DEFAULT_SOURCE, help=f"{SOURCES} (default: %(default)s)"
     )
@@ -86,8 +86,8 @@ def select_examples(
     expected = dict(enumerate(data.class_names))
     if not classes.items() <= expected.items():
         raise DataError(
-            f"{options.model} knows the classes {_listed(classes)}, but {options.data} has "
-            f"{_listed(expected)}: name the data that it was made for"
+            f"{options.model} knows the classes {numbered(classes)}, but {options.data} has "
+            f"{numbered(expected)}: name the data that it was made for"
         )
     if options.split == "test":
         test = select_classes(data.test, classes)
@@ -101,7 +101,3 @@ def select_examples(
         )
     train, validation = data.train_and_validation(classes)
     return validation if options.split == "validation" else train
-
-
-def _listed(classes: Mapping[int, str]) -> str:
-    return ", ".join(f"{label} {name}" for label, name in classes.items())

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cifar_tl.command.arguments import check_model
+from cifar_tl.command.arguments import MODEL_HELP, check_model
 from cifar_tl.command.console import Parser, UsageError, run_command, say
-from cifar_tl.names import printable
-from cifar_tl.pretrained import PRETRAINED
+from cifar_tl.names import numbered
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +23,7 @@ def make_parser() -> Parser:
         "'cifar_tl[onnx]', as OUT.onnx. Both take uint8 images.",
     )
     add = parser.add_group("model and files", "runs/cifar10/transfer/model.pt transfer")
-    add("model", metavar="MODEL", type=Path, help=f"a model.pt, or {' or '.join(PRETRAINED)}")
+    add("model", metavar="MODEL", type=Path, help=MODEL_HELP)
     add("out", metavar="OUT", type=Path, help="the files' path without suffix")
     parser.add_help_options()
     return parser
@@ -55,8 +54,7 @@ def export(options: argparse.Namespace) -> int:
         say(f"{out}.onnx: for any ONNX runtime")
     else:
         say(f"no {out}.onnx: pip install {' '.join(ONNX_PACKAGES)}")
-    named = ", ".join(f"{label} {printable(name)}" for label, name in classes.items())
     untrained = describe_classes(model, classes)["untrained_outputs"]
     never = f"; never trained: {', '.join(map(str, untrained))}" if untrained else ""
-    say(f"outputs: {named}{never}")
+    say(f"outputs: {numbered(classes)}{never}")
     return 0

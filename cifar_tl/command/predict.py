@@ -8,15 +8,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cifar_tl.command.arguments import at_least_one, check_model
+from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
 from cifar_tl.data.find_images import list_image_files
 from cifar_tl.errors import DataWarning, ImageError
 from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, RESULT
 from cifar_tl.names import printable
-from cifar_tl.pretrained import PRETRAINED
-
-DEFAULT_MODEL = "cifar10"  # of those that come with the package
+from cifar_tl.pretrained import DEFAULT_MODEL
 
 
 def make_parser() -> Parser:
@@ -28,8 +26,7 @@ def make_parser() -> Parser:
         "--model",
         metavar="FILE",
         type=Path,
-        help=f"a model.pt, or {' or '.join(PRETRAINED)} (default: {DEFAULT_MODEL}, which knows the "
-        "ten classes of CIFAR-10)",
+        help=f"{MODEL_HELP} (default: {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10)",
     )
     add(
         "--top",
@@ -50,8 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Checks that the model and some of the pictures are there."""
-    if options.model is not None:
-        check_model(options.model)
+    check_model(model_of(options))
     if not any(path.exists() for path in options.images):
         raise UsageError(f"there is no file {options.images[0]}: check the path")
 
@@ -62,9 +58,8 @@ def name_images(options: argparse.Namespace) -> int:
     from cifar_tl.data.image_files import read_image
     from cifar_tl.prediction import predict
 
-    path = DEFAULT_MODEL if options.model is None else options.model
-    model, settings = load_model_and_settings(path)
-    known = known_classes(path, model, settings)
+    model, settings = load_model_and_settings(model_of(options))
+    known = known_classes(model_of(options), model, settings)
     code, (files, notes) = 0, list_image_files(options.images)
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=1)
@@ -90,6 +85,11 @@ def name_images(options: argparse.Namespace) -> int:
         if own := newest_own_model(Path(OUTPUT_DIR)):
             warn(f"{called('predict')}: for your own classes add --model {shlex.quote(str(own))}")
     return code
+
+
+def model_of(options: argparse.Namespace) -> Path:
+    """Returns the model that the arguments name or mean."""
+    return Path(DEFAULT_MODEL) if options.model is None else options.model
 
 
 def listing(classes: Mapping[int, str]) -> str:

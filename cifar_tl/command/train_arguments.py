@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cifar_tl.command.arguments import (
+    MODEL_HELP,
     at_least_one,
     at_least_zero,
     check_source,
@@ -32,7 +33,7 @@ from cifar_tl.data.source import (
 )
 from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment import run
-from cifar_tl.pretrained import DEFAULT_BASE, PRETRAINED, is_pretrained
+from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained
 from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
 
 ALL = "all"
@@ -114,8 +115,8 @@ def _add_other_options(parser: Parser) -> None:
         "--base",
         metavar="FILE",
         type=Path,
-        help=f"another base model for transfer: a model.pt, or {' or '.join(PRETRAINED)}, which "
-        f"come with the package (default for classes of your own: {DEFAULT_BASE})",
+        help=f"another base model for transfer: {MODEL_HELP} (default for classes of your own: "
+        f"{DEFAULT_MODEL})",
     )
     add(
         "--train-fraction",

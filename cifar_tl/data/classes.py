@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from cifar_tl.errors import DataError
-from cifar_tl.names import printable
+from cifar_tl.names import numbered, printable
 
 CIFAR10_CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -71,9 +71,9 @@ def _numbers(names: Sequence[str], side: str, chosen: str | Iterable[int | str])
         elif str(part).isdecimal() and int(part) < len(names):
             numbers.append(int(part))
         else:
-            listed = _named(names, range(len(names)))
             raise DataError(
-                f"{side} classes: there is no class {printable(repr(part))}: choose among {listed}"
+                f"{side} classes: there is no class {printable(repr(part))}: choose among "
+                f"{numbered(dict(enumerate(names)))}"
             )
     if twice := [number for number in numbers if numbers.count(number) > 1]:
         raise DataError(f"{side} classes: {_named(names, twice[:1])} is there twice: name it once")
@@ -81,7 +81,7 @@ def _numbers(names: Sequence[str], side: str, chosen: str | Iterable[int | str])
 
 
 def _named(names: Sequence[str], numbers: Iterable[int]) -> str:
-    return ", ".join(f"{number} {printable(names[number])}" for number in numbers)
+    return numbered({number: names[number] for number in numbers})
 
 
 def split_suffix(base: Sequence[int], new: Sequence[int]) -> str:

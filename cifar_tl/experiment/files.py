@@ -50,7 +50,9 @@ def discard(data_folder: Path, folders: Iterable[Path]) -> None:
             for name in (run.RESULT, run.MODEL, run.LAST, run.HISTORY, run.RESULTS, *run.PICTURES):
                 (folder / name).unlink(missing_ok=True)
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-        for name in (*run.COMPARISON, *run.COMPARISON_PICTURES, run.REPORT) if present else ():
+        if not present:
+            return
+        for name in (*run.COMPARISON, *run.COMPARISON_PICTURES, run.REPORT):
             (data_folder / name).unlink(missing_ok=True)
 
 

@@ -10,7 +10,7 @@ from cifar_tl.experiment import comparison as of_one_seed
 from cifar_tl.experiment import summary as of_several
 from cifar_tl.experiment.results import class_rows, confused_lines, doubt, recipe_line
 from cifar_tl.experiment.run import STAGES
-from cifar_tl.names import printable
+from cifar_tl.names import count, printable
 
 # Nothing may be loaded from elsewhere, and nothing can run.
 _HEAD = """<!DOCTYPE html>
@@ -115,8 +115,8 @@ def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, 
 def _seeds(comparison: Mapping[str, Any]) -> str:
     if "seeds" not in comparison:
         return f"One run, seed {comparison['seed']}."
-    count = len(comparison["seeds"])
-    return f"{count} {'seed' if count == 1 else 'seeds'}, from {comparison['seeds'][0]} on."
+    seeds = comparison["seeds"]
+    return f"{count(len(seeds), 'seed')}, from {seeds[0]} on."
 
 
 def _comparison(comparison: Mapping[str, Any]) -> list[str]:

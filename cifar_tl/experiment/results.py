@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from cifar_tl.checkpoint import outputs_of
 from cifar_tl.experiment.uncertainty import wilson_interval
 from cifar_tl.model import Layer
-from cifar_tl.names import printable
+from cifar_tl.names import numbered, printable
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
@@ -127,13 +127,13 @@ def results_text(
 
 
 def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
-    classes = zip(result["classes"], result["class_names"], strict=True)
+    classes = dict(zip(result["classes"], result["class_names"], strict=True))
     return [
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
         recipe_line(result),
         f"Seed {result['seed']}",
         *_where_it_started(result),
-        f"Classes {', '.join(f'{label} {printable(name)}' for label, name in classes)}",
+        f"Classes {numbered(classes)}",
         f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
         f"{result['images_test']:,} test images",
         *(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cifar_tl.errors import CheckpointError, RunError
 from cifar_tl.names import portable
-from cifar_tl.pretrained import DEFAULT_BASE, is_pretrained, read_model_file
+from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained, read_model_file
 from cifar_tl.recipe import NEUTRAL, Recipe
 
 if TYPE_CHECKING:  # the commands' help needs this module, and no torch
@@ -85,18 +85,18 @@ def read_parent(
 ) -> tuple[Path, bytes, dict[str, Any]]:
     """Reads the file that a stage starts from: ``base``, or the model of the stage before it.
 
-    For classes of one's own, that is `DEFAULT_BASE` where no base is named: never their own base.
+    For classes of one's own, that is `DEFAULT_MODEL` where no base is named: never their own base.
 
     Returns:
         Its path, its content, and the options of ``train`` that make it anew: none for classes of
-        one's own, since the command that made it has named a base model.
+        one's own, whose base model comes from elsewhere.
 
     Raises:
         RunError: If there is no such file, or it is damaged.
     """
     parent = STAGES[stage].parent
     if own_classes and takes_base(stage) and base is None:
-        base = DEFAULT_BASE
+        base = DEFAULT_MODEL
     path = Path(base) if base is not None else place.of(str(parent)) / MODEL
     anew = {"stage": parent, "base": None, "restart": base is None and path.exists()}
     remedy = {} if own_classes else anew

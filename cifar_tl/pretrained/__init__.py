@@ -5,11 +5,8 @@ from pathlib import Path
 from cifar_tl.errors import CheckpointError
 from cifar_tl.sealed import read_sealed
 
-PRETRAINED = {  # the name of a model, and what it was trained on
-    "cifar5": "the documented base model: CIFAR-10's classes 0-4",
-    "cifar10": "the same network, trained as a base on all ten classes of CIFAR-10",
-}
-DEFAULT_BASE = "cifar10"  # of classes of one's own
+PRETRAINED = ("cifar5", "cifar10")  # README.md beside this file says what they are
+DEFAULT_MODEL = "cifar10"  # the base of classes of one's own, and what predict asks
 FOLDER = Path(__file__).parent
 
 

@@ -258,7 +258,7 @@ def test_pruning_keeps_working(model: CifarNet, arrays: tuple[Tensor, Tensor]) -
 
 
 DDP = """
-import sys, torch
+import os, sys, torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from cifar_tl import CifarNet, transfer_model
@@ -274,7 +274,8 @@ weight = model.module.get_parameter("classifier.linear1.weight").detach()
 both = [torch.zeros_like(weight) for _ in range(2)]
 distributed.all_gather(both, weight.contiguous())
 assert torch.equal(*both)
-distributed.destroy_process_group()
+distributed.barrier()
+os._exit(0)  # with torch 2.14 and DistributedDataParallel, one exit of ten is an abort
 """
 
 
