@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from cifar_tl.checks import (
     check_logits,
     check_tensors,
 )
+from cifar_tl.distributed import gather_rows, largest, share, total
 from cifar_tl.progress import with_bar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Metrics(NamedTuple):
@@ -38,6 +42,7 @@ def evaluate(
     *,
     loss: Loss | None = None,
     batch_size: int = 100,
+    group: "ProcessGroup | None" = None,
 ) -> Metrics:
     """Computes loss and accuracy in evaluation mode; then every mode is as it was.
 
@@ -49,6 +54,8 @@ def evaluate(
         loss: As for `fit`; by default cross-entropy, in nats. Where targets are no classes, the
             accuracy is nan.
         batch_size: Examples at a time; it changes the result only by rounding.
+        group: Processes that share the work: all call this with the same tensors, or each with
+            batches of its own, and get the metrics of all. None: this process alone.
 
     Raises:
         ValueError: If there are no examples, or labels do not fit.
@@ -56,9 +63,9 @@ def evaluate(
     """
     outputs = []
     with torch.inference_mode():
-        for logits, targets in _outputs(module, inputs, labels, loss, batch_size):
+        for logits, targets in _outputs(module, inputs, labels, loss, batch_size, group):
             outputs.append((mean_loss(loss, logits, targets), logits, targets))
-    return compute_metrics(outputs)
+    return compute_metrics(outputs, group, _device_of(module))
 
 
 def confusion_matrix(
@@ -67,6 +74,7 @@ def confusion_matrix(
     labels: Tensor | None = None,
     *,
     batch_size: int = 100,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Counts which class is taken for which, in evaluation mode.
 
@@ -77,11 +85,14 @@ def confusion_matrix(
     """
     pairs, num_classes = [], 0
     with torch.inference_mode():
-        for logits, targets in _outputs(module, inputs, labels, None, batch_size):
+        for logits, targets in _outputs(module, inputs, labels, None, batch_size, group):
             num_classes = logits.shape[1]
-            pairs.append((targets * num_classes + logits.argmax(1)).cpu())
-    counts = torch.bincount(torch.cat(pairs), minlength=num_classes**2)
-    return counts.view(num_classes, num_classes)
+            pairs.append(targets * num_classes + logits.argmax(1))
+    device = _device_of(module)
+    num_classes = largest(num_classes, device, group)
+    of_all = torch.cat(pairs) if pairs else torch.zeros(0, dtype=torch.int64, device=device)
+    counts = total(torch.bincount(of_all, minlength=num_classes**2), group)
+    return counts.cpu().view(num_classes, num_classes)
 
 
 @overload
@@ -91,6 +102,7 @@ def extract_features(
     *,
     batch_size: int = 100,
     progress: str | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor: ...
 
 
@@ -110,6 +122,7 @@ def extract_features(
     *,
     batch_size: int = 100,
     progress: str | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Computes the features of many images without gradients, in evaluation mode.
 
@@ -120,6 +133,8 @@ def extract_features(
             ``DataLoader``, where the images do not fit into memory.
         batch_size: Images at a time; it changes the result only by rounding.
         progress: Text before a progress bar on standard error; by default there is no bar.
+        group: Processes that share the work: all call this with the same tensor, and get the
+            features of all images. None: this process alone.
 
     Returns:
         ``(N, ...)``, what ``forward`` returned for all images; of batches with labels a pair, these
@@ -127,19 +142,24 @@ def extract_features(
 
     Raises:
         ValueError: If there are no images.
-        TypeError: If they are neither a tensor nor batches of tensors.
+        TypeError: If they are neither a tensor nor batches of tensors, or batches for a group.
     """
     check_batch_size(batch_size)
     device = _device_of(forward)
     with evaluating(forward), torch.no_grad():  # no classifier could train on inference tensors
         if not isinstance(images, Tensor):
+            if group is not None:
+                raise TypeError("images that a group shares must be a tensor, not batches")
             return _features_of_batches(forward, images, device, progress)
-        result = None
-        for start in with_bar(range(0, len(images), batch_size), progress):
-            batch = forward(images[start : start + batch_size].to(device))
+        result, part = None, share(len(images), group)
+        for start in with_bar(range(part.start, part.stop, batch_size), progress):
+            rows = slice(start, min(start + batch_size, part.stop))
+            batch = forward(images[rows].to(device))
             if result is None:  # collecting batches and joining them would take twice the memory
                 result = batch.new_empty(len(images), *batch.shape[1:])
-            result[start : start + batch_size] = batch
+            result[rows] = batch
+        if group is not None:
+            result = gather_rows(result, len(images), group)
     if result is None:
         raise ValueError("there are no images to compute features of")
     return result
@@ -169,6 +189,7 @@ def _outputs(
     labels: Tensor | None,
     loss: Loss | None,
     batch_size: int,
+    group: "ProcessGroup | None",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields logits and labels of one batch after the other; in the end every mode is as before."""
     batches: Iterable[tuple[Tensor, Tensor]]
@@ -177,8 +198,10 @@ def _outputs(
         if labels is None:
             raise TypeError("inputs that are a tensor need labels, a tensor as well")
         labels = check_examples(inputs, labels, loss, "inputs")
-        batches = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)  # type: ignore[union-attr]
+        assert isinstance(inputs, Tensor)
         top = None if loss is not None else int(labels.max())  # once, not for each batch
+        part = share(len(labels), group)
+        batches = _split(inputs[part], labels[part], batch_size)
     else:
         batches, top = _batches_of_two(inputs), None
     device, number = _device_of(module), 0
@@ -191,8 +214,14 @@ def _outputs(
             check_logits(logits, top)
             number += len(targets)
             yield logits, targets.to(logits.device)
-    if not number:
+    if largest(number, device, group) == 0:
         raise ValueError("there are no examples")
+
+
+def _split(inputs: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Splits examples into batches; of none there is no batch, where torch's split gives one."""
+    for start in range(0, len(labels), batch_size):
+        yield inputs[start : start + batch_size], labels[start : start + batch_size]
 
 
 def _batches_of_two(batches: Iterable[Sequence[Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -266,20 +295,34 @@ def mean_loss(loss: Loss | None, logits: Tensor, targets: Tensor) -> Tensor:
     return values.mean()
 
 
-def compute_metrics(outputs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Metrics:
+def compute_metrics(
+    outputs: Sequence[tuple[Tensor, Tensor, Tensor]],
+    group: "ProcessGroup | None" = None,
+    device: torch.device | None = None,
+) -> Metrics:
     """Computes means over examples from the mean loss, the logits and the labels of each batch.
 
-    They are read at the end, so that no step waits for a device.
+    They are read at the end, so that no step waits for a device. What the processes of a group
+    have is summed, on a device where it can be.
     """
-    losses, logits, targets = zip(*outputs, strict=True)
-    labels = torch.cat(targets)
-    sizes = torch.tensor([len(batch) for batch in targets], dtype=torch.float64)
-    loss = torch.stack(losses).cpu().double() @ sizes / len(labels)
-    outputs_of_all = torch.cat(logits)
-    if labels.ndim == 2 and labels.shape == outputs_of_all.shape and labels.shape[1] > 1:
-        # A value for each class: the class with the largest is meant.
-        labels = labels.argmax(1)
-    if labels.ndim != 1 or labels.is_floating_point():
-        return Metrics(float(loss), math.nan)
-    correct = (outputs_of_all.argmax(1) == labels).sum()
-    return Metrics(float(loss), int(correct) / len(labels))
+    if not outputs:  # an empty share
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+    else:
+        losses, logits, targets = zip(*outputs, strict=True)
+        sizes = torch.tensor([len(batch) for batch in targets], dtype=torch.float64)
+        loss = torch.stack(losses).cpu().double() @ sizes
+        correct = _count_correct(torch.cat(logits), torch.cat(targets))
+        sums = torch.tensor([float(loss), correct, float(sizes.sum())], dtype=torch.float64)
+    if group is not None:
+        sums = total(sums.to(device), group)
+    loss_of_all, correct_of_all, number = sums.tolist()
+    return Metrics(loss_of_all / number, correct_of_all / number)
+
+
+def _count_correct(logits: Tensor, targets: Tensor) -> float:
+    """Counts the examples whose class is predicted; nan if the targets are no classes."""
+    if targets.ndim == 2 and targets.shape == logits.shape and targets.shape[1] > 1:
+        targets = targets.argmax(1)  # a value for each class: the one with the largest is meant
+    if targets.ndim != 1 or targets.is_floating_point():
+        return math.nan
+    return float((logits.argmax(1) == targets).sum())

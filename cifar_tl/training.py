@@ -7,17 +7,27 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from cifar_tl.checks import Loss, check_examples, check_logits, check_tensors, check_views
+from cifar_tl.distributed import (
+    average_gradients,
+    check_same,
+    copy_from_first,
+    largest,
+    share,
+)
 from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.muon import Muon
 from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Recipe, epochs_for, rate_factor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of inputs and targets
 
@@ -64,6 +74,7 @@ def fit(
     on_epoch: Callable[[EpochRecord], object] | None = None,
     keep_best: bool = False,
     progress: str | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> list[EpochRecord]:
     """Trains a module in place; it ends in evaluation mode, however the training ends.
 
@@ -95,12 +106,17 @@ def fit(
         keep_best: End with the weights of the epoch of this call that validated best, not with
             the last ones.
         progress: Text before a progress bar on standard error; by default there is no bar.
+        group: Processes that share the work, such as ``torch.distributed.group.WORLD``: all call
+            this with the same arguments, and each takes its part of every batch, so that they
+            train as one process would; the weights to begin with are the first process's. Only
+            the times in the records are each one's own. None: this process alone.
 
     Returns:
         The records of all epochs, those given included.
 
     Raises:
-        ValueError: If shapes, labels or the optimizer do not fit.
+        ValueError: If shapes, labels or the optimizer do not fit, or the processes of a group were
+            given different examples, recipes, seeds or records.
         TypeError: If something is no tensor, or labels are no integers.
         TrainingError: If losses or weights are no longer finite numbers.
     """
@@ -119,25 +135,30 @@ def fit(
     if optimizer is None:
         optimizer = make_optimizer(module, recipe)
     records, best = list(records), _Best(keep_best)
+    if group is not None:
+        _check_same(group, views, labels, val_inputs, val_labels, recipe, seed, len(records))
+        copy_from_first(module, group)
     try:
         for epoch in range(len(records) + 1, epochs + 1):
             bar = f"{progress} {epoch}/{epochs}" if progress is not None else None
             start = time.perf_counter()
             train = _train_epoch(
-                module, views, labels, recipe, epoch, seed, optimizer, loss, transform, bar
+                *(module, views, labels, recipe, epoch, seed, device),
+                *(optimizer, loss, transform, bar, group),
             )
             trained = time.perf_counter()
             val = Metrics(math.nan, math.nan)
             if val_inputs is not None:
                 with autocast(recipe, device):
-                    val = evaluate(module, val_inputs, val_labels, loss=loss)
+                    val = evaluate(module, val_inputs, val_labels, loss=loss, group=group)
             validated = time.perf_counter()
             _check_finite(module, train, val if val_inputs is not None else train, epoch, recipe)
             record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
             records.append(record)
             best.look(module, record)
             ended = on_epoch(record) if on_epoch is not None else None
-            if ended is True or (hasattr(ended, "dtype") and bool(ended)):  # of numpy or torch
+            ended = ended is True or (hasattr(ended, "dtype") and bool(ended))  # of numpy or torch
+            if largest(ended, device, group):  # for all, if it is for one
                 break
     finally:
         best.restore(module)
@@ -192,14 +213,18 @@ def derive_seed(*parts: int | str) -> int:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch's generators of the CPU and of one device, and restores them in the end."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # torch.manual_seed would seed the generators of all devices and restore none of them.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        elif device.type != "cpu":
-            torch.manual_seed(seed)
+        _seed_generators(seed, device)
         yield
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    # torch.manual_seed would seed the generators of all devices and restore none of them.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 def _check_trainable(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
@@ -220,13 +245,13 @@ def _check_trainable(module: nn.Module, optimizer: torch.optim.Optimizer | None)
 @contextlib.contextmanager
 def _peaks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Notes the learning rates as the peaks of an epoch, as torch names them, and restores them."""
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
+    for param_group in optimizer.param_groups:
+        param_group["initial_lr"] = param_group["lr"]
     try:
         yield
     finally:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"]
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = param_group["initial_lr"]
 
 
 def _train_epoch(
@@ -236,33 +261,75 @@ def _train_epoch(
     recipe: Recipe,
     epoch: int,
     seed: int,
+    device: torch.device,
     optimizer: torch.optim.Optimizer,
     loss: Loss | None,
     transform: Transform | None,
     bar: str | None,
+    group: "ProcessGroup | None",
 ) -> Metrics:
     assert recipe.epochs is not None  # from fit
-    device = views.device
     steps = math.ceil(len(labels) / recipe.batch_size)
     outputs, top = [], None if loss is not None else int(labels.max())
     module.train()
     with seeded(derive_seed(seed, epoch), device), _peaks(optimizer):
-        batches = with_bar(_batches(views, labels, recipe.batch_size), bar, steps)
+        rows, targets = _order(views, labels)
+        if group is not None and group.rank() > 0:
+            _seed_generators(derive_seed(seed, epoch, group.rank()), device)  # a dropout of its own
+        batches = with_bar(_batches(views, rows, targets, recipe.batch_size, group), bar, steps)
         for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
             factor = rate_factor(recipe, step, recipe.epochs * steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            if transform is not None:
-                inputs, targets = _transformed(transform, inputs, targets)
-            with autocast(recipe, device):
-                logits = module(inputs)
-                check_logits(logits, top)
-                batch_loss = mean_loss(loss, logits, targets)
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = param_group["initial_lr"] * factor
             optimizer.zero_grad()
-            batch_loss.backward()
+            if len(targets):  # else a share of a group, which may be empty
+                inputs, targets = inputs.to(device), targets.to(device)
+                if transform is not None:
+                    inputs, targets = _transformed(transform, inputs, targets)
+                with autocast(recipe, device):
+                    logits = module(inputs)
+                    check_logits(logits, top)
+                    batch_loss = mean_loss(loss, logits, targets)
+                batch_loss.backward()
+                outputs.append((batch_loss.detach(), logits.detach(), targets))
+            if group is not None:
+                average_gradients(_parameters(optimizer), len(targets), group)
             optimizer.step()
-            outputs.append((batch_loss.detach(), logits.detach(), targets))
-    return compute_metrics(outputs)
+    if group is not None:
+        copy_from_first(module, group)  # what layers count by themselves, such as running means
+    return compute_metrics(outputs, group, device)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _check_same(
+    group: "ProcessGroup",
+    views: Tensor,
+    labels: Tensor,
+    val_inputs: Tensor | None,
+    val_labels: Tensor | None,
+    recipe: Recipe,
+    seed: int,
+    epochs_done: int,
+) -> None:
+    """Refuses what would be no computation of one process, as far as a glance can tell."""
+    check_same(
+        group,
+        views=tuple(views.shape),
+        labels=_digest(labels),
+        validation_inputs=None if val_inputs is None else tuple(val_inputs.shape),
+        validation_labels=None if val_labels is None else _digest(val_labels),
+        recipe=recipe,
+        seed=seed,
+        epochs_done=epochs_done,
+    )
+
+
+def _digest(labels: Tensor) -> str:
+    content = hashlib.sha256(labels.detach().cpu().numpy().tobytes())
+    return f"{tuple(labels.shape)} {content.hexdigest()[:16]}"
 
 
 def _transformed(transform: Transform, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,17 +357,26 @@ def _check_finite(
             )
 
 
-def _batches(views: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields one epoch's batches of inputs and labels, the last one maybe smaller.
+def _order(views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws one epoch's order and views: which rows of all views of all examples, and their labels.
 
     This alone decides which examples make up a batch, with torch's global generator of the CPU.
     """
     num_views, num_examples = views.shape[:2]
     examples = torch.randperm(num_examples)
     rows = torch.randint(num_views, (num_examples,)) * num_examples + examples
+    return rows.to(views.device), labels[examples.to(labels.device)]
+
+
+def _batches(
+    views: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    batch_size: int,
+    group: "ProcessGroup | None",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields one epoch's batches of inputs and labels, or shares of them; the last may be less."""
     inputs = views.flatten(0, 1)
-    targets = labels[examples.to(labels.device)]
-    for chosen, batch_targets in zip(
-        rows.to(views.device).split(batch_size), targets.split(batch_size), strict=True
-    ):
-        yield inputs.index_select(0, chosen), batch_targets
+    for chosen, labels in zip(rows.split(batch_size), targets.split(batch_size), strict=True):
+        part = share(len(labels), group)
+        yield inputs.index_select(0, chosen[part]), labels[part]

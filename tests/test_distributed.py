@@ -1,0 +1,124 @@
+"""Processes of a group compute what one would, and do so only when they are asked to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Imports torch once and forks the processes of each group, which meet over a file.
+GROUPS = """
+import json, os, sys, traceback
+import torch
+from torch import distributed, nn
+from torch.nn import functional
+from cifar_tl import *
+
+def in_group(size, work, folder):
+    pids = []
+    for rank in range(size):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                meeting = f"file://{folder}/{work.__name__}{size}"
+                distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+                found = work(distributed.group.WORLD)
+                with open(f"{folder}/{work.__name__}-{size}-{rank}.json", "w") as file:
+                    json.dump(found, file)
+                distributed.barrier()
+                distributed.destroy_process_group()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+"""
+
+
+def in_groups(program: str, name: str, sizes: tuple[int, ...], folder: Path) -> dict[int, Any]:
+    """Runs a function of a program in groups; returns what it returned, by size and rank."""
+    calls = "\n".join(
+        f"assert not any(in_group({size}, {name}, {str(folder)!r}))" for size in sizes
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPS + program + calls],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {
+        size: [
+            json.loads((folder / f"{name}-{size}-{rank}.json").read_text()) for rank in range(size)
+        ]
+        for size in sizes
+    }
+
+
+TRAINING = """
+torch.set_default_dtype(torch.float64)
+
+def net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+
+def data(number):
+    torch.manual_seed(2)
+    inputs = torch.randn(number, 5)
+    return inputs, (inputs.sum(1) > 0).long() + (inputs[:, 0] > 1).long()
+
+def train(group, optimizer="muon", **others):
+    # 23 examples in batches of 5: shares of 5 are uneven, the last batch has 3, validation 10.
+    inputs, labels = data(33)
+    module = net()
+    recipe = Recipe(name="own", optimizer=optimizer, lr=0.05, batch_size=5, epochs=3)
+    records = fit(
+        module, torch.stack([inputs[:23], -inputs[:23]]), labels[:23], inputs[23:], labels[23:],
+        recipe, seed=3, group=group, **others,
+    )
+    figures = [[r.train_loss, r.train_accuracy, r.val_loss, r.val_accuracy] for r in records]
+    return module, figures
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
+
+def epochs(group):
+    if group.size() == 1:
+        group = None
+    results = []
+    for optimizer in ("muon", "adam", "sgd"):
+        module, figures = train(group, optimizer)
+        results.append([weights(module), figures])
+    inputs, labels = data(4)  # fewer examples in a batch than processes: empty shares
+    module = net()
+    records = fit(module, inputs[None], labels, None, None,
+                  Recipe(name="own", lr=0.1, batch_size=1, epochs=2), group=group)
+    results.append([weights(module), [[r.train_loss, r.train_accuracy] for r in records]])
+    return results
+"""
+
+
+def flat(values: Any) -> list[float]:
+    if isinstance(values, list):
+        return [number for value in values for number in flat(value)]
+    return [values]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_any_number_of_processes_trains_as_one_does(tmp_path: Path) -> None:
+    found = in_groups(TRAINING, "epochs", (1, 2, 3), tmp_path)
+    (alone,) = found[1]
+    for size in (2, 3):
+        assert all(of_rank == found[size][0] for of_rank in found[size])  # to the last bit
+        assert flat(found[size][0]) == pytest.approx(flat(alone), abs=1e-12)
