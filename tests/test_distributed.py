@@ -27,8 +27,9 @@ def in_group(size, work, folder):
             code = 1
             try:
                 torch.set_num_threads(1)
-                meeting = f"file://{folder}/{work.__name__}{size}"
-                distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+                distributed.init_process_group(
+                    "gloo", f"file://{folder}/{work.__name__}{size}", rank=rank, world_size=size
+                )
                 found = work(distributed.group.WORLD)
                 with open(f"{folder}/{work.__name__}-{size}-{rank}.json", "w") as file:
                     json.dump(found, file)

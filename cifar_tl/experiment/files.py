@@ -85,6 +85,21 @@ def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     return result
 
 
+def epochs_done(folder: Path, settings: dict[str, Any]) -> int:
+    """Counts the epochs that `resume` would go on from; none if it cannot, of which it will tell.
+
+    Raises:
+        RunError: If the folder holds a run with other settings.
+    """
+    try:
+        content = load_checkpoint(folder / run.LAST)
+        found, epoch = dict(content["settings"]), int(content["epoch"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return 0
+    run.check_settings(folder, found, settings)
+    return epoch
+
+
 def resume(
     folder: Path,
     settings: dict[str, Any],
@@ -131,8 +146,12 @@ def resume(
         raise RunError(
             f"{path} does not hold an unfinished run of this version: train again", **again
         ) from error
-    if changes := [key for key in now if before.get(key) != now[key]]:
-        changed = ", ".join(f"{key} {before.get(key)} before, {now[key]} now" for key in changes)
+    both = {**dict.fromkeys(before), **now}  # what only one names, such as processes, counts, too
+    both.pop("from_epoch")
+    if changes := [key for key in both if before.get(key) != now.get(key)]:
+        changed = ", ".join(
+            f"{key} {before.get(key)} before, {now.get(key)} now" for key in changes
+        )
         warnings.warn(
             f"going on in other surroundings ({changed}): the result will be as good, but its "
             "bytes will differ from those of a run that never stopped",

@@ -12,16 +12,17 @@ import torch
 from cifar_tl.version import __version__
 
 
-def surroundings(device: str) -> dict[str, Any]:
+def surroundings(device: str, processes: int) -> dict[str, Any]:
     """Tells what the bytes of a result depend on."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": str(device),
+        **_several(processes),
     }
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, processes: int) -> dict[str, Any]:
     """Tells what the figures depend on, times among them."""
     packages = ("torch", "torchvision", "numpy")
     return {
@@ -33,7 +34,12 @@ def environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
+        **_several(processes),
     }
+
+
+def _several(processes: int) -> dict[str, int]:
+    return {"processes": processes} if processes > 1 else {}
 
 
 def _processor() -> str:

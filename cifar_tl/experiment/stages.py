@@ -1,11 +1,12 @@
 """The experiments: base, transfer, finetune and scratch, each in the same steps."""
 
+import contextlib
 import dataclasses
 import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from cifar_tl.experiment.run import (
     stage_classes,
     takes_base,
 )
+from cifar_tl.experiment.sharing import shared
 from cifar_tl.lock import locked
 from cifar_tl.model import (
     CifarNet,
@@ -46,6 +48,9 @@ from cifar_tl.model import (
 )
 from cifar_tl.names import printable
 from cifar_tl.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 WHITENING_IMAGES = 2000  # hold more than a million patches
 
@@ -64,6 +69,7 @@ def run_stage(
     seconds_reading: float = 0.0,
     log: Callable[[str], object] = lambda _: None,
     progress: bool = False,
+    group: "ProcessGroup | None" = None,
 ) -> results.StageResult:
     """Runs one stage, goes on with an unfinished one, or reads the result of a finished one.
 
@@ -90,6 +96,9 @@ def run_stage(
         seconds_reading: How long reading the data took: a part of the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
+        group: Processes that share the work: all call this with the same arguments, but for the
+            device, and one on each machine, or for all of a shared folder, writes the files. None:
+            this process alone.
 
     Returns:
         The content of ``result.json``, but for its checksum.
@@ -116,16 +125,21 @@ def run_stage(
     parent = load_parent(stage, place, data, base)
     digest = parent.digest if parent else None
     settings = run_settings(stage, data, recipe, int(seed), train_fraction, digest)
-    result = files.finished_result(folder, settings)
-    if result is not None:
-        log(f"{stage}: finished before, in {printable(str(folder))}")
-        return cast(results.StageResult, result)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(
-        *(stage, data, recipe, parent, folder, settings),
-        *(device, start, seconds_reading, log, progress),
-    )
-    with locked(folder):
+    with contextlib.ExitStack() as stack:
+        writes = group is None or stack.enter_context(shared(folder, settings, group))
+        result = files.finished_result(folder, settings)
+        if result is not None:
+            log(f"{stage}: finished before, in {printable(str(folder))}")
+            return cast(results.StageResult, result)
+        if group is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+        run = _Run(
+            *(stage, data, recipe, parent, folder, settings),
+            *(device, start, seconds_reading, log, progress),
+            group=group,
+            writes=writes,
+        )
         return cast(results.StageResult, _train(run))
 
 
@@ -144,6 +158,8 @@ class _Run:
     seconds_reading: float
     log: Callable[[str], object]
     progress: bool
+    group: "ProcessGroup | None"
+    writes: bool  # this process, and not another of its group
 
     @property
     def outputs(self) -> list[int]:
@@ -160,7 +176,8 @@ def _train(run: _Run) -> dict[str, Any]:
     views, labels, validation = _examples(run)
     model, trained = _starting_model(run, views[0])
     optimizer = training.make_optimizer(trained, run.recipe)
-    now = {**surroundings(run.device), **run.data.software}
+    processes = 1 if run.group is None else run.group.size()
+    now = {**surroundings(run.device, processes), **run.data.software}
     rows, made_in = files.resume(run.folder, run.settings, model, optimizer, now)
     _announce(run, labels, validation, len(rows))
     views, val_inputs, seconds_features = _inputs(run, model, views, validation.images)
@@ -176,7 +193,8 @@ def _train(run: _Run) -> dict[str, Any]:
             seconds_total_so_far=time.perf_counter() - start,
         )
         rows.append(row)
-        files.save_epoch(run.folder, run.settings, model, optimizer, rows, made_in)
+        if run.writes:
+            files.save_epoch(run.folder, run.settings, model, optimizer, rows, made_in)
         if results.is_shown(record.epoch, epochs):
             run.log(f"{run.stage}: {results.epoch_line(record, epochs)}")
 
@@ -192,6 +210,7 @@ def _train(run: _Run) -> dict[str, Any]:
         records=rows,
         on_epoch=on_epoch,
         progress=run.stage if run.progress else None,
+        group=run.group,
     )
     result = {
         **_description(run, model, len(labels)),
@@ -203,11 +222,12 @@ def _train(run: _Run) -> dict[str, Any]:
         "seconds_features": seconds_features,
         "seconds_reading": run.seconds_reading,  # of this run alone
         "seconds_total": time.perf_counter() - start,
-        "environment": {**environment(run.device), **run.data.software},
+        "environment": {**environment(run.device, processes), **run.data.software},
         "surroundings": made_in,
     }
-    text = results.results_text(result, rows, layers(model))
-    files.save_finished(run.folder, run.settings, model, result, text)
+    if run.writes:
+        text = results.results_text(result, rows, layers(model))
+        files.save_finished(run.folder, run.settings, model, result, text)
     return result
 
 
@@ -282,7 +302,9 @@ def _inputs(
     # The frozen layers have no randomness: one pass through them serves all epochs.
     start = time.perf_counter()
     bar = f"{run.stage} features" if run.progress else None
-    extract = functools.partial(evaluation.extract_features, model.forward_features, progress=bar)
+    extract = functools.partial(
+        evaluation.extract_features, model.forward_features, progress=bar, group=run.group
+    )
     with training.autocast(run.recipe, views.device):
         val_features = extract(val_images)
         features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
@@ -314,15 +336,18 @@ def _judge(
     test = select_classes(run.data.test, run.settings["classes"])
     test = test._replace(labels=run.to_outputs(test.labels))
     with training.autocast(run.recipe, torch.device(run.device)):
-        confusion = evaluation.confusion_matrix(trained, val_inputs, val_labels)[outputs].tolist()
-        tested = evaluation.evaluate(model, test.images, test.labels) if len(test.labels) else None
+        confusion = evaluation.confusion_matrix(trained, val_inputs, val_labels, group=run.group)
+        confusion_rows = confusion[outputs].tolist()
+        tested = None  # without test images
+        if len(test.labels):
+            tested = evaluation.evaluate(model, test.images, test.labels, group=run.group)
     return {
         "images_validation": len(val_labels),
         "images_test": len(test.labels),
-        "val_confusion": confusion,  # rows: the classes; columns: all outputs
-        "val_class_accuracies": results.class_accuracies(confusion, outputs),
+        "val_confusion": confusion_rows,  # rows: the classes; columns: all outputs
+        "val_class_accuracies": results.class_accuracies(confusion_rows, outputs),
         "val_most_confused": [
-            list(pair) for pair in results.most_confused(confusion, outputs, names)
+            list(pair) for pair in results.most_confused(confusion_rows, outputs, names)
         ],
         "test_accuracy": tested.accuracy if tested else None,  # None: there are no test images
         "test_loss": tested.loss if tested else None,
