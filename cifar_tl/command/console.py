@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cifar_tl.command import launch
 from cifar_tl.errors import CifarTLError, CifarTLWarning
 from cifar_tl.names import printable
 from cifar_tl.version import __version__
@@ -28,6 +29,7 @@ import_torch: Callable[[], object] = partial(import_module, "torch")  # takes se
 OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
+LOST = re.compile("gloo/|NCCL|[Cc]onnection")  # in what torch says of a process that is gone
 
 
 class UsageError(Exception):
@@ -82,8 +84,11 @@ def called(name: str) -> str:
     """Writes how a command is called, in the words with which this one was, ready to be pasted.
 
     Returns:
-        Such as ``cifar-tl train``, ``python3 -m cifar_tl train`` or ``python3 train.py``.
+        Such as ``cifar-tl train``, ``python3 train.py`` or ``torchrun ... train.py``.
     """
+    if name == "train" and (launcher := launch.words()):
+        script = [sys.argv[0]] if Path(sys.argv[0]).name == "train.py" else ["-m", "cifar_tl", name]
+        return shlex.join([*launcher, *script])
     program, *arguments = sys.argv
     typed = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
     file = Path(program)
@@ -132,8 +137,11 @@ def run_command(
     options = argparse.Namespace()
 
     def fail(message: object, code: int = 1, *, cut_off: bool = False) -> int:
+        if not launch.fails_first():
+            launch.wait_to_be_ended()
+            return code
         hint = f"; {go_on(options)}" if cut_off and go_on and vars(options) else ""
-        warn(f"{parser.prog}: {message}{hint}")
+        _write_error(f"{parser.prog}: {message}{hint}")
         return code
 
     for stream in (sys.stdout, sys.stderr):
@@ -159,7 +167,7 @@ def run_command(
     except UsageError as error:
         return fail(error, 2)
     except Interrupt as caught:
-        return fail("interrupted", caught.code, cut_off=True)
+        return fail("interrupted", caught.code, cut_off=True) if launch.speaks() else caught.code
     except CifarTLError as error:
         return fail(error)
     except BrokenPipeError:
@@ -168,6 +176,8 @@ def run_command(
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}", cut_off=True)
     except (MemoryError, RuntimeError) as error:
+        if launch.launch().size > 1 and LOST.search(str(error)):
+            return fail("another process is gone", cut_off=True)
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
@@ -175,11 +185,18 @@ def run_command(
 
 
 def say(line: str) -> None:
-    """Prints a line of results."""
-    print(line, flush=True)
+    """Prints a line of results, of several processes once."""
+    if launch.speaks():
+        print(line, flush=True)
 
 
 def warn(line: str) -> None:
+    """Prints a line on standard error, of several processes once."""
+    if launch.speaks():
+        _write_error(line)
+
+
+def _write_error(line: str) -> None:
     """Prints a line on standard error; if nobody reads errors either, the exit code tells."""
     if sys.stderr is None:
         return
@@ -195,7 +212,7 @@ def _show_warning(program: str, text: object, *_: object, **__: object) -> None:
 
 def shows_progress() -> bool:
     """Tells whether bars are of use: on a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return launch.speaks() and sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextlib.contextmanager

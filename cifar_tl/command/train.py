@@ -5,11 +5,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cifar_tl.command import launch
 from cifar_tl.command.arguments import check_own_classes
 from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
+from cifar_tl.command.device import choose_device
 from cifar_tl.command.train_arguments import (
     ALL,
     check_arguments,
@@ -36,7 +40,6 @@ from cifar_tl.errors import (
     DownloadError,
     MissingDataError,
     TrainingError,
-    first_line,
 )
 from cifar_tl.experiment.run import (
     STAGES,
@@ -46,6 +49,8 @@ from cifar_tl.experiment.run import (
 from cifar_tl.names import printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
+    from torch.distributed import ProcessGroup
+
     from cifar_tl import Data, StageResult
 
 
@@ -80,23 +85,15 @@ def train(options: argparse.Namespace) -> int:
 
     from cifar_tl.memory import keep_freed_memory
 
-    check_device(options.device, options.precision)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    keep_freed_memory()
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
-    with naming_commands(options):
-        data, seconds_reading = read_data(options, log)
-        stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
-        if not stages:
-            raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
-        log(
-            f"data: {printable(data.name)} ({data.description}); recipe: {options.recipe}; "
-            f"{'seed' if options.seeds is None else 'first seed'}: {options.seed}; "
-            f"{torch.get_num_threads()} threads on {options.device}"
-        )
-        prepare_folders(options, data, stages)
-    experiments = run_experiments(options, data, stages, seconds_reading, log)
+    device = choose_device(options.device, options.precision, log)
+    if threads := options.threads or launch.divided_threads():
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    with launch.process_group(separate=options.seeds is not None) as group:
+        experiments, data = run_all(options, device, group, log)
+    if not launch.speaks():
+        return 0
     if options.stage == ALL and data.new_classes:
         compare_stages(experiments, write_command(options))
     elif options.seeds is not None:
@@ -108,19 +105,58 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_all(
+    options: argparse.Namespace,
+    device: str,
+    group: "ProcessGroup | None",
+    log: Callable[[str], None],
+) -> tuple[list[Experiment], "Data"]:
+    """Reads the data and runs everything; processes share each stage, or the seeds if several."""
+    import torch
+
+    with naming_commands(options):
+        data, seconds_reading = launch.once_a_machine(
+            partial(read_for_all, options, log, group), group
+        )
+        check_data(data, group)
+        stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
+        if not stages:
+            raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
+        processes = f"{group.size()} processes of " if group else ""
+        log(
+            f"data: {printable(data.name)} ({data.description}); recipe: {options.recipe}; "
+            f"{'seed' if options.seeds is None else 'first seed'}: {options.seed}; "
+            f"{processes}{torch.get_num_threads()} threads on {device}"
+        )
+        prepare_folders(options, data, stages, group)
+    run = partial(run_one, data=data, device=device, seconds_reading=seconds_reading, log=log)
+    if group is None or options.seeds is None:
+        return run_experiments(options, data, stages, partial(run, group=group), log), data
+    mine = run_experiments(options, data, stages, run, log, separate=True)
+    of_all = [found for each in launch.gather(mine, group) for found in each]
+    return sorted(of_all, key=lambda experiment: experiment[0].seed or 0), data
+
+
 def run_experiments(
     options: argparse.Namespace,
     data: "Data",
     stages: Sequence[str],
-    seconds_reading: float,
+    run: Callable[[str, argparse.Namespace], "StageResult"],
     log: Callable[[str], None],
+    *,
+    separate: bool = False,
 ) -> list[Experiment]:
-    """Runs the stages of each seed and fraction; a base serves all fractions."""
+    """Runs the stages of each seed and fraction; a base serves all fractions.
+
+    Processes that are ``separate`` each take some of the seeds.
+    """
     from cifar_tl.experiment.results import summary
 
     experiments: list[Experiment] = []
     done: dict[Path, StageResult] = {}
     for one in each_run(options):
+        if separate and (one.seed - options.seed) % launch.launch().size != launch.launch().rank:
+            continue
         place = place_of(one, data.name)
         if len(options.train_fraction) > 1 or options.seeds is not None:
             log(f"\nseed {one.seed}, {100 * place.train_fraction:.6g} % of the new images")
@@ -129,12 +165,23 @@ def run_experiments(
             if folder in done:
                 continue
             with naming_commands(one):
-                done[folder] = run_one(stage, data, one, seconds_reading, log)
-            if one.seed == options.seed:  # pictures take a second a stage: one seed's are enough
+                done[folder] = run(stage, one)
+            # Pictures take a second a stage: one seed's are enough.
+            if one.seed == options.seed and launch.speaks():
                 draw_stage(folder, data)
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
         experiments.append((place, {stage: done[place.of(stage)] for stage in stages}))
     return experiments
+
+
+def read_for_all(
+    options: argparse.Namespace, log: Callable[[str], None], group: "ProcessGroup | None"
+) -> tuple["Data", float]:
+    """Reads the data so that it can be handed on; returns it and the seconds of reading."""
+    data, seconds = read_data(options, log)
+    if group is not None:  # the test images as they are, not the function that reads them
+        data = replace(data, read_test=partial(type(data.test), *data.test))
+    return data, seconds
 
 
 def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple["Data", float]:
@@ -166,10 +213,24 @@ def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple[
     return load_data(source, **chosen), time.perf_counter() - start
 
 
-def prepare_folders(options: argparse.Namespace, data: "Data", stages: Sequence[str]) -> None:
+def check_data(data: "Data", group: "ProcessGroup | None") -> None:
+    """Refuses to train on one machine with other images than on another."""
+    from cifar_tl.distributed import check_same
+
+    if group is not None:
+        try:
+            check_same(group, data=data.name, fingerprint=data.fingerprint)
+        except ValueError as error:
+            raise UsageError(f"--data {data.name}: {error}") from error
+
+
+def prepare_folders(
+    options: argparse.Namespace, data: "Data", stages: Sequence[str], group: "ProcessGroup | None"
+) -> None:
     """Checks the folders of results, and empties them for a restart."""
     from cifar_tl.experiment.files import discard
     from cifar_tl.experiment.parents import load_parent
+    from cifar_tl.experiment.sharing import writes_in
 
     places = [place_of(one, data.name) for one in each_run(options)]
     folders = dict.fromkeys(place.of(stage) for place in places for stage in stages)
@@ -177,19 +238,27 @@ def prepare_folders(options: argparse.Namespace, data: "Data", stages: Sequence[
         if os.path.lexists(path):
             check_output_dir(path)
     if options.restart:
-        # Delete nothing if it could not be made anew.
-        for place in places:
-            load_parent(stages[0], place, data, options.base)
-        discard(places[0].folder, folders)
+
+        def empty() -> None:
+            # Delete nothing if it could not be made anew.
+            for place in places:
+                load_parent(stages[0], place, data, options.base)
+            if group is None or writes_in(places[0].folder, group):
+                discard(places[0].folder, folders)
+
+        launch.once_a_launch("restart", empty, group)
         options.restart = False  # so that a command to go on does not delete again
 
 
 def run_one(
     stage: str,
-    data: "Data",
     options: argparse.Namespace,
+    *,
+    data: "Data",
+    device: str,
     seconds_reading: float,
     log: Callable[[str], None],
+    group: "ProcessGroup | None" = None,
 ) -> "StageResult":
     """Runs a stage; if it diverges, says what to type instead."""
     from cifar_tl.experiment.stages import run_stage
@@ -202,13 +271,14 @@ def run_one(
             recipe,
             output_dir=options.output_dir,
             seed=options.seed,
-            device=options.device,
+            device=device,
             base=options.base if takes_base(stage) else None,
             train_fraction=options.train_fraction[0] if STAGES[stage].classes == "new" else 1.0,
             seed_folder=options.seeds is not None,
             seconds_reading=seconds_reading,
             log=log,
             progress=shows_bars(options),
+            group=group,
         )
     except TrainingError as error:
         lower = f"{recipe.for_stage(stage).lr / 10:g}"
@@ -230,18 +300,3 @@ def check_output_dir(folder: Path) -> None:
         raise UsageError(
             f"--output-dir {folder}: nothing can be written there ({error.strerror})"
         ) from error
-
-
-def check_device(name: str, precision: str | None) -> None:
-    """Fails before any work is done if the device does not exist or lacks the precision."""
-    import torch
-
-    try:
-        number = torch.zeros(1, device=name)
-        number.item()  # a device without data, such as meta, has none
-        if precision == "bf16":
-            with torch.autocast(number.device.type, torch.bfloat16):
-                (number @ number).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:
-        reason = first_line(error).partition(". ")[0]
-        raise UsageError(f"--device {name}: cannot be used here ({reason})") from error

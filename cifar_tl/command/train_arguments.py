@@ -128,8 +128,18 @@ def _add_other_options(parser: Parser) -> None:
     )
     _add_recipe_options(parser)
     add = parser.add_group("the machine", "--device cuda --precision bf16")
-    add("--device", metavar="NAME", default="cpu", help="such as cuda (default: %(default)s)")
-    add("--threads", metavar="N", type=thread_count, help="(default: torch's choice)")
+    add(
+        "--device",
+        metavar="NAME",
+        help="such as cuda, or auto: an accelerator if there is one (default: cpu)",
+    )
+    add(
+        "--threads",
+        metavar="N",
+        type=thread_count,
+        help="of each process (default: torch's choice; of several processes, its part of the "
+        "cores)",
+    )
     add(
         "--precision",
         choices=get_args(Precision),

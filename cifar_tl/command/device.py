@@ -1,0 +1,51 @@
+"""Where ``train`` computes: the device that was asked for, and what else the machine has."""
+
+from collections.abc import Callable
+
+from cifar_tl.command import launch
+from cifar_tl.command.console import UsageError
+from cifar_tl.errors import first_line
+
+CPU, AUTO = "cpu", "auto"
+
+
+def choose_device(name: str | None, precision: str | None, log: Callable[[str], object]) -> str:
+    """Finds the device of this process; of several on a machine, each has an accelerator.
+
+    Args:
+        name: As torch names it, or ``"auto"``; None: the documented experiment's.
+        precision: What it must be able to compute in; None: float32.
+        log: Told when an accelerator lies idle.
+
+    Raises:
+        UsageError: If it does not exist, or lacks the precision.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name is None and accelerator is not None:
+        log(f"{accelerator.type} is here and lies idle: --device {AUTO} would use it")
+    chosen = CPU if name is None else name
+    if name == AUTO:
+        chosen = CPU if accelerator is None else accelerator.type
+    if accelerator is not None and chosen == accelerator.type and launch.launch().size > 1:
+        number = launch.launch().local_rank % torch.accelerator.device_count()
+        chosen = f"{chosen}:{number}"
+        torch.accelerator.set_device_index(number)
+    check_device(chosen, precision)
+    return chosen
+
+
+def check_device(name: str, precision: str | None) -> None:
+    """Fails before any work is done if the device does not exist or lacks the precision."""
+    import torch
+
+    try:
+        number = torch.zeros(1, device=name)
+        number.item()  # a device without data, such as meta, has none
+        if precision == "bf16":
+            with torch.autocast(number.device.type, torch.bfloat16):
+                (number @ number).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:
+        reason = first_line(error).partition(". ")[0]
+        raise UsageError(f"--device {name}: cannot be used here ({reason})") from error

@@ -1,0 +1,189 @@
+"""What ``torchrun`` tells its processes: who they are, where they meet, and which of them speaks.
+
+Importing it imports no torch: that takes seconds.
+"""
+
+import contextlib
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+    from torch.distributed import ProcessGroup
+
+Result = TypeVar("Result")
+TIME_TO_BE_ENDED = 5.0  # in seconds: torchrun looks ten times a second whether a process has failed
+WEEKS = timedelta(weeks=52)  # a seed takes as long as it takes
+
+
+class Launch(NamedTuple):
+    """The place of this process among those of one launch."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # on its machine
+    local_size: int = 1
+    machines: int = 1
+
+
+def launch() -> Launch:
+    """Reads what torchrun says; a process that it did not start is alone."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Launch()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+    return Launch(*(int(os.environ[name]) for name in names))
+
+
+def words() -> list[str]:
+    """Writes the beginning of the command that started this launch; nothing if there was none."""
+    found = launch()
+    if found.size == 1:
+        return []
+    machines = ["--nnodes", str(found.machines)] if found.machines > 1 else []
+    return ["torchrun", *machines, "--nproc-per-node", str(found.local_size)]
+
+
+class _Meeting:
+    """Where the processes of a launch leave notes, once they have met."""
+
+    lasting: "Store | None" = None  # for as long as the launch, whatever is started again
+    store: "Store | None" = None  # for this time
+
+
+@contextlib.contextmanager
+def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
+    """Joins the processes of a launch; one alone opens no group, which None stands for.
+
+    Args:
+        separate: Each works by itself, for as long as it likes.
+    """
+    if launch().size == 1:
+        yield None
+        return
+    from torch import distributed
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    _Meeting.lasting = TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+    )
+    _Meeting.store = PrefixStore(_meet(_Meeting.lasting), _Meeting.lasting)
+    distributed.init_process_group(
+        store=_Meeting.store,
+        rank=launch().rank,
+        world_size=launch().size,
+        timeout=WEEKS if separate else None,
+    )
+    yield distributed.group.WORLD
+    distributed.destroy_process_group()  # after a failure the others would not answer
+
+
+def _meet(store: "Store") -> str:
+    """Finds a word that all processes of this start of the launch know, and no earlier ones did.
+
+    torchrun's store still has the addresses of processes that have been ended since, and torch
+    would try to reach them: each start needs a part of the store of its own.
+    """
+    rank, mine = launch().rank, uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"here/{rank}", mine)
+        word = store.get(f"answer/{mine}").decode()
+        store.set(f"{word}/heard/{rank}", "")
+        return word
+    missing = set(range(1, launch().size))
+    while missing:  # what is in "here" may be of an earlier start until its process comes
+        for other in list(missing):
+            if store.check([f"here/{other}"]):
+                store.set("answer/" + store.get(f"here/{other}").decode(), mine)
+            if store.check([f"{mine}/heard/{other}"]):
+                missing.remove(other)
+        time.sleep(0.01)
+    return mine
+
+
+def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup | None") -> None:
+    """Calls a function in all processes, but not again when torchrun starts them again."""
+    if group is None:
+        function()
+        return
+    from torch import distributed
+
+    assert _Meeting.lasting is not None
+    done = _Meeting.lasting.check([name])
+    distributed.barrier(group)
+    if not done:
+        function()
+    distributed.barrier(group)
+    _Meeting.lasting.set(name, "")
+
+
+def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None") -> Result:
+    """Calls a function in one process of each machine; the others get its result from a file.
+
+    They do not read it into memory: what is large is shared by all.
+    """
+    rank, _, local_rank, local_size, _ = launch()
+    if group is None or local_size == 1:
+        return function()
+    import torch
+    from torch import distributed
+
+    result: Any = function() if local_rank == 0 else None
+    with tempfile.TemporaryDirectory(prefix="cifar_tl-") as folder:
+        path = Path(folder) / "result.pt"
+        if local_rank == 0:
+            torch.save(result, path)
+        paths: list[Any] = [None] * group.size()
+        distributed.all_gather_object(paths, str(path), group=group)
+        if local_rank > 0:
+            result = torch.load(paths[rank - local_rank], mmap=True, weights_only=False)
+        distributed.barrier(group)
+    found: Result = result
+    return found
+
+
+def gather(value: Result, group: "ProcessGroup") -> list[Result]:
+    """Collects what all processes have, in the order of their ranks."""
+    from torch import distributed
+
+    values: list[Any] = [None] * group.size()
+    distributed.all_gather_object(values, value, group=group)
+    return values
+
+
+def fails_first() -> bool:
+    """Tells whether this process is the first to fail, whose message is the one to show.
+
+    Before they have met, the first process of each machine speaks: all read the same arguments.
+    """
+    if _Meeting.store is None:
+        return launch().local_rank == 0
+    try:
+        return _Meeting.store.add("failures", 1) == 1
+    except RuntimeError:  # the launch is at its end
+        return False
+
+
+def wait_to_be_ended() -> None:
+    """Gives the process that has failed the time to say why, and torchrun to end all others."""
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(TIME_TO_BE_ENDED)
+
+
+def speaks() -> bool:
+    """Tells whether this process prints."""
+    return launch().rank == 0
+
+
+def divided_threads() -> int | None:
+    """Computes each local process's part of the cores; None: as torch chooses for one alone."""
+    # torchrun sets one thread, whatever there is, unless the user has set some number.
+    if launch().local_size == 1 or os.environ.get("OMP_NUM_THREADS") != "1":
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // launch().local_size)
