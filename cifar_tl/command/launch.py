@@ -13,6 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from cifar_tl.errors import first_line
+
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup
@@ -137,7 +139,10 @@ def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None")
     with tempfile.TemporaryDirectory(prefix="cifar_tl-") as folder:
         path = Path(folder) / "result.pt"
         if local_rank == 0:
-            torch.save(result, path)
+            try:
+                torch.save(result, path)
+            except RuntimeError as error:  # torch's word for a disk that is full
+                raise OSError(f"{path} cannot be written: {first_line(error)}") from error
         paths: list[Any] = [None] * group.size()
         distributed.all_gather_object(paths, str(path), group=group)
         if local_rank > 0:
