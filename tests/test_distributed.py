@@ -123,3 +123,90 @@ def test_any_number_of_processes_trains_as_one_does(tmp_path: Path) -> None:
     for size in (2, 3):
         assert all(of_rank == found[size][0] for of_rank in found[size])  # to the last bit
         assert flat(found[size][0]) == pytest.approx(flat(alone), abs=1e-12)
+
+
+FORWARD = """
+torch.set_default_dtype(torch.float64)
+
+def judge(group):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5))
+    results = []
+    for number in (1, 2, 7, 250):  # with empty shares, and with several batches in each
+        inputs, labels = torch.randn(number, 5), torch.randint(4, (number,))
+        alone = evaluate(module, inputs, labels), extract_features(module, inputs)
+        shared = evaluate(module, inputs, labels, group=group)
+        assert torch.allclose(torch.tensor(shared), torch.tensor(alone[0]), atol=1e-12)
+        features = extract_features(module, inputs, group=group)
+        assert torch.allclose(features, alone[1], atol=1e-12)
+        counts = confusion_matrix(module, inputs, labels, group=group)
+        assert torch.equal(counts, confusion_matrix(module, inputs, labels))
+        start, stop = (r * number // group.size() for r in (group.rank(), group.rank() + 1))
+        half = slice(start, stop)
+        loader = [(inputs[half], labels[half])] if start < stop else []
+        own = evaluate(module, loader, group=group)  # each process brings batches of its own
+        assert torch.allclose(torch.tensor(own), torch.tensor(alone[0]), atol=1e-12)
+    return results
+
+def unasked(group):
+    # In somebody else's group, and by the first process alone: what one process computes.
+    recipe = Recipe(name="own", lr=0.1, batch_size=2, epochs=1)
+    torch.manual_seed(0)
+    inputs, labels, module = torch.randn(6, 5), torch.randint(3, (6,)), nn.Linear(5, 3)
+    found = None
+    if group.rank() == 0:
+        records = fit(module, inputs[None], labels, inputs, labels, recipe)
+        features = extract_features(module, inputs)
+        found = [records[-1].val_loss, evaluate(module, inputs, labels).loss, features.sum().item()]
+    distributed.barrier()
+    assert distributed.is_initialized()
+    return found
+
+def differing(group):
+    recipe = Recipe(name="own", lr=0.1, batch_size=2, epochs=1)
+    inputs, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, group.rank()])
+    try:
+        fit(nn.Linear(5, 3), inputs[None], labels, None, None, recipe, group=group)
+    except ValueError as error:
+        return str(error)
+
+def parts(group):
+    # Layers that count, weights that differ at first, one that nothing uses, an end by one alone.
+    torch.manual_seed(group.rank())
+    module = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    module.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    module.forward = lambda x: module[2](module[1](module[0](x)))
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(12, 5), torch.randint(3, (12,))
+    recipe = Recipe(name="own", optimizer="sgd", lr=0.1, batch_size=6, epochs=4, weight_decay=0.1)
+    records = fit(module, inputs[None], labels, None, None, recipe, group=group,
+                  on_epoch=lambda record: group.rank() == 1 and record.epoch == 2)
+    assert len(records) == 2
+    assert torch.equal(module.unused, torch.ones(3))
+    return [p.detach().flatten().tolist() for p in (*module.parameters(), *module.buffers())]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_judge_in_shares_what_one_would(tmp_path: Path, size: int) -> None:
+    in_groups(FORWARD, "judge", (size,), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_nobody_shares_who_is_not_asked_to(tmp_path: Path) -> None:
+    found = in_groups(FORWARD, "unasked", (1, 2), tmp_path)
+    assert found[2] == [found[1][0], None]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_other_labels_in_one_process_are_refused_in_all(tmp_path: Path) -> None:
+    first, second = in_groups(FORWARD, "differing", (2,), tmp_path)[2]
+    assert first == second
+    assert first.startswith("the processes must have the same labels: process 0 has")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_processes_end_with_the_same_weights_and_counts(tmp_path: Path) -> None:
+    first, second = in_groups(FORWARD, "parts", (2,), tmp_path)[2]
+    assert first == second

@@ -71,10 +71,12 @@ def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
     from torch import distributed
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    _Meeting.lasting = TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=launch().rank == 0 and not _has_lasting_store(),
     )
-    _Meeting.store = PrefixStore(_meet(_Meeting.lasting), _Meeting.lasting)
+    _Meeting.lasting, _Meeting.store = store, PrefixStore(_meet(store), store)
     distributed.init_process_group(
         store=_Meeting.store,
         rank=launch().rank,
@@ -83,6 +85,11 @@ def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
     )
     yield distributed.group.WORLD
     distributed.destroy_process_group()  # after a failure the others would not answer
+
+
+def _has_lasting_store() -> bool:
+    """Tells whether torchrun keeps the store, or the first process has one for this start."""
+    return os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
 
 
 def _meet(store: "Store") -> str:
@@ -108,20 +115,26 @@ def _meet(store: "Store") -> str:
     return mine
 
 
-def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup | None") -> None:
-    """Calls a function in all processes, but not again when torchrun starts them again."""
+def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup | None") -> bool:
+    """Calls a function in all processes, but not again when torchrun starts them again.
+
+    Returns:
+        Whether it was called.
+    """
     if group is None:
         function()
-        return
+        return True
     from torch import distributed
 
     assert _Meeting.lasting is not None
-    done = _Meeting.lasting.check([name])
+    starts_before = gather(int(os.environ["TORCHELASTIC_RESTART_COUNT"]), group)
+    done = _Meeting.lasting.check([name]) if _has_lasting_store() else any(starts_before)
     distributed.barrier(group)
     if not done:
         function()
     distributed.barrier(group)
     _Meeting.lasting.set(name, "")
+    return not done
 
 
 def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None") -> Result:

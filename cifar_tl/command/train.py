@@ -128,7 +128,7 @@ def run_all(
             f"{'seed' if options.seeds is None else 'first seed'}: {options.seed}; "
             f"{processes}{torch.get_num_threads()} threads on {device}"
         )
-        prepare_folders(options, data, stages, group)
+        prepare_folders(options, data, stages, group, log)
     run = partial(run_one, data=data, device=device, seconds_reading=seconds_reading, log=log)
     if group is None or options.seeds is None:
         return run_experiments(options, data, stages, partial(run, group=group), log), data
@@ -225,7 +225,11 @@ def check_data(data: "Data", group: "ProcessGroup | None") -> None:
 
 
 def prepare_folders(
-    options: argparse.Namespace, data: "Data", stages: Sequence[str], group: "ProcessGroup | None"
+    options: argparse.Namespace,
+    data: "Data",
+    stages: Sequence[str],
+    group: "ProcessGroup | None",
+    log: Callable[[str], None],
 ) -> None:
     """Checks the folders of results, and empties them for a restart."""
     from cifar_tl.experiment.files import discard
@@ -246,7 +250,8 @@ def prepare_folders(
             if group is None or writes_in(places[0].folder, group):
                 discard(places[0].folder, folders)
 
-        launch.once_a_launch("restart", empty, group)
+        if not launch.once_a_launch("restart", empty, group):
+            log("going on where this launch was before: --restart deletes only once")
         options.restart = False  # so that a command to go on does not delete again
 
 

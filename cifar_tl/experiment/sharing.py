@@ -34,7 +34,6 @@ def shared(folder: Path, settings: dict[str, Any], group: "ProcessGroup") -> Ite
         RunError: If it holds a run with other settings.
         LockedError: If a process of no group, or of another, is at work in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     writes = writes_in(folder, group)
     with locked(folder) if writes else contextlib.nullcontext():
         _copy_progress(folder, settings, group, writes)
@@ -43,7 +42,8 @@ def shared(folder: Path, settings: dict[str, Any], group: "ProcessGroup") -> Ite
 
 
 def writes_in(folder: Path, group: "ProcessGroup") -> bool:
-    """Tells whether this process is the first of those that see the same folder."""
+    """Tells whether this process is the first of those that see the same folder; makes it."""
+    folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f".{uuid.uuid4().hex}"
     marks: list[str] = [""] * group.size()
     distributed.all_gather_object(marks, mark.name, group=group)
