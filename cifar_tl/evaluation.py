@@ -16,6 +16,7 @@ from cifar_tl.checks import (
     check_logits,
     check_tensors,
 )
+from cifar_tl.device_memory import fits
 from cifar_tl.distributed import gather_rows, largest, share, total
 from cifar_tl.progress import with_bar
 
@@ -137,8 +138,8 @@ def extract_features(
             features of all images. None: this process alone.
 
     Returns:
-        ``(N, ...)``, what ``forward`` returned for all images; of batches with labels a pair, these
-        and the labels ``(N,)`` in the same order.
+        ``(N, ...)``, what ``forward`` returned for all images, on its device if it fits there; of
+        batches with labels a pair, this and the labels ``(N,)`` in the same order.
 
     Raises:
         ValueError: If there are no images.
@@ -156,7 +157,9 @@ def extract_features(
             rows = slice(start, min(start + batch_size, part.stop))
             batch = forward(images[rows].to(device))
             if result is None:  # collecting batches and joining them would take twice the memory
-                result = batch.new_empty(len(images), *batch.shape[1:])
+                shape = (len(images), *batch.shape[1:])
+                room = fits(math.prod(shape) * batch.element_size(), batch.device)
+                result = batch.new_empty(shape, device=None if room else "cpu")
             result[rows] = batch
         if group is not None:
             result = gather_rows(result, len(images), group)

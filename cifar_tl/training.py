@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl.checks import Loss, check_examples, check_logits, check_tensors, check_views
+from cifar_tl.device_memory import to_device_if_it_fits
 from cifar_tl.distributed import (
     average_gradients,
     check_same,
@@ -87,7 +88,8 @@ def fit(
     Args:
         module: Maps a batch of inputs to logits; trained on the device that it is on.
         views: ``(V, N, ...)``: V equally valid versions of each of N examples, such as an image
-            and its mirror image. Each epoch picks one version of each example.
+            and its mirror image. Each epoch picks one version of each example. They go to the
+            module's device once, or batch by batch if they do not fit.
         labels: ``(N,)`` integers, each below the number of logits; for a ``loss`` of your own,
             whatever it takes, a row for each example.
         val_inputs: ``(M, ...)`` validation inputs; None: there are none, and the records say nan.
@@ -129,7 +131,7 @@ def fit(
         raise ValueError("keep_best needs validation inputs and labels")
     _check_trainable(module, optimizer)
     device = next(module.parameters()).device
-    views, labels = views.to(device), labels.to(device)
+    views, labels = to_device_if_it_fits(views, device), labels.to(device)
     epochs = recipe.epochs or epochs_for(len(labels))
     recipe = replace(recipe, epochs=epochs)
     if optimizer is None:

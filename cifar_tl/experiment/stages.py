@@ -23,6 +23,7 @@ from cifar_tl.data.examples import (
     select_classes,
     stratified_prefix,
 )
+from cifar_tl.device_memory import to_device_if_it_fits
 from cifar_tl.experiment import files, results
 from cifar_tl.experiment.machine import environment, surroundings
 from cifar_tl.experiment.parents import Parent, load_parent
@@ -296,7 +297,8 @@ def _inputs(
     run: _Run, model: CifarNet, views: Tensor, val_images: Tensor
 ) -> tuple[Tensor, Tensor, float]:
     """Turns images into what is trained on: images, or frozen features, with their seconds."""
-    views, val_images = views.to(run.device), val_images.to(run.device)
+    device = torch.device(run.device)
+    views, val_images = (to_device_if_it_fits(images, device) for images in (views, val_images))
     if STAGES[run.stage].trains == "everything":
         return views, val_images, 0.0
     # The frozen layers have no randomness: one pass through them serves all epochs.
@@ -305,7 +307,7 @@ def _inputs(
     extract = functools.partial(
         evaluation.extract_features, model.forward_features, progress=bar, group=run.group
     )
-    with training.autocast(run.recipe, views.device):
+    with training.autocast(run.recipe, device):
         val_features = extract(val_images)
         features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
     seconds = time.perf_counter() - start
