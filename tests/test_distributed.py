@@ -170,6 +170,18 @@ def differing(group):
     except ValueError as error:
         return str(error)
 
+def work(group):
+    # Who does how much; from weights that differ at first.
+    torch.manual_seed(group.rank())
+    module, rows = nn.Linear(5, 3), []
+    module.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    torch.manual_seed(9)
+    inputs, labels = torch.randn(30, 5), torch.randint(3, (30,))
+    recipe = Recipe(name="own", optimizer="sgd", lr=0.1, batch_size=7, epochs=2)
+    fit(module, inputs[:23][None], labels[:23], inputs[23:], labels[23:], recipe, group=group)
+    extract_features(module, inputs, group=group)
+    return sum(rows), [p.detach().flatten().tolist() for p in module.parameters()]
+
 def parts(group):
     # Layers that count, weights that differ at first, one that nothing uses, an end by one alone.
     torch.manual_seed(group.rank())
@@ -210,3 +222,14 @@ def test_other_labels_in_one_process_are_refused_in_all(tmp_path: Path) -> None:
 def test_processes_end_with_the_same_weights_and_counts(tmp_path: Path) -> None:
     first, second = in_groups(FORWARD, "parts", (2,), tmp_path)[2]
     assert first == second
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_work_is_divided_and_begins_with_the_weights_of_the_first(tmp_path: Path) -> None:
+    found = in_groups(FORWARD, "work", (1, 2), tmp_path)
+    ((examples, weights),) = found[1]
+    assert examples == 2 * (23 + 7) + 30
+    (first, weights_of_first), (second, _) = found[2]
+    assert first + second == examples
+    assert 0 <= first - second <= 2 * 5 + 1  # at most one more of each batch
+    assert flat(weights_of_first) == pytest.approx(flat(weights), abs=1e-12)
