@@ -22,7 +22,8 @@ def choose_device(name: str | None, precision: str | None, log: Callable[[str], 
     """
     import torch
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    here = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if here else None
     if name is None and accelerator is not None:
         log(f"{accelerator.type} is here and lies idle: --device {AUTO} would use it")
     chosen = CPU if name is None else name
@@ -31,7 +32,8 @@ def choose_device(name: str | None, precision: str | None, log: Callable[[str], 
     if accelerator is not None and chosen == accelerator.type and launch.launch().size > 1:
         number = launch.launch().local_rank % torch.accelerator.device_count()
         chosen = f"{chosen}:{number}"
-        torch.accelerator.set_device_index(number)
+        if accelerator.type == "cuda":
+            torch.cuda.set_device(number)  # for nccl's own messages
     check_device(chosen, precision)
     return chosen
 

@@ -46,7 +46,7 @@ from cifar_tl.experiment.run import (
     stage_classes,
     takes_base,
 )
-from cifar_tl.names import printable
+from cifar_tl.names import count, printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from torch.distributed import ProcessGroup
@@ -126,7 +126,7 @@ def run_all(
         log(
             f"data: {printable(data.name)} ({data.description}); recipe: {options.recipe}; "
             f"{'seed' if options.seeds is None else 'first seed'}: {options.seed}; "
-            f"{processes}{torch.get_num_threads()} threads on {device}"
+            f"{processes}{count(torch.get_num_threads(), 'thread')} on {device}"
         )
         prepare_folders(options, data, stages, group, log)
     run = partial(run_one, data=data, device=device, seconds_reading=seconds_reading, log=log)

@@ -97,7 +97,7 @@ def test_all_stages_leave_the_same_files_again_and_again() -> None:
     train = ("--nproc-per-node", "2", str(ROOT / "train.py"), *SHORT)
     printed = run(*train, "--output-dir", "a")
     assert printed.count("base on small.npz: validation accuracy") == 1
-    assert "2 processes of 1 threads on cpu" in printed
+    assert "2 processes of 1 thread on cpu" in printed
     run("--nproc-per-node", "2", "-m", "cifar_tl", "train", *SHORT, "--output-dir", "b")
     folders = {path.parent.relative_to("a") for path in Path("a").glob("**/result.json")}
     assert {folder.name for folder in folders} == {"base", "transfer", "finetune", "scratch"}

@@ -1,0 +1,38 @@
+"""Which device is chosen, and what is said of one that lies idle."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_tl.command.console import UsageError
+from cifar_tl.command.device import choose_device
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, accelerator: str | None) -> None:
+    """Makes torch say that the machine has an accelerator, or none."""
+    device: Any = accelerator and torch.device(accelerator)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
+
+
+def test_the_default_is_the_cpu_of_the_documented_experiment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[str] = []
+    pretend(monkeypatch, "cuda")
+    assert choose_device(None, None, lines.append) == "cpu"
+    assert lines == ["cuda is here and lies idle: --device auto would use it"]
+    assert choose_device("cpu", None, lines.append) == "cpu"  # as was asked for
+    assert len(lines) == 1
+
+
+def test_auto_is_an_accelerator_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    pretend(monkeypatch, "meta")  # which has no data: it is refused by its name
+    with pytest.raises(UsageError, match="--device meta: cannot be used here"):
+        choose_device("auto", None, lines.append)
+    pretend(monkeypatch, None)
+    assert choose_device("auto", None, lines.append) == "cpu"
+    assert choose_device(None, None, lines.append) == "cpu"
+    assert lines == []
