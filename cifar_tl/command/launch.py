@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cifar_tl.errors import first_line
@@ -146,23 +145,32 @@ def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None")
     if group is None or local_size == 1:
         return function()
     import torch
-    from torch import distributed
 
-    result: Any = function() if local_rank == 0 else None
+    assert _Meeting.store is not None
+    place = f"result/{rank - local_rank}"
+    if local_rank > 0:
+        _wait_for(_Meeting.store, place)
+        path = _Meeting.store.get(place).decode()
+        found: Result = torch.load(path, mmap=True, weights_only=False)
+        _Meeting.store.set(f"{place}/{local_rank}", "")
+        return found
+    result = function()
     with tempfile.TemporaryDirectory(prefix="cifar_tl-") as folder:
-        path = Path(folder) / "result.pt"
-        if local_rank == 0:
-            try:
-                torch.save(result, path)
-            except RuntimeError as error:  # torch's word for a disk that is full
-                raise OSError(f"{path} cannot be written: {first_line(error)}") from error
-        paths: list[Any] = [None] * group.size()
-        distributed.all_gather_object(paths, str(path), group=group)
-        if local_rank > 0:
-            result = torch.load(paths[rank - local_rank], mmap=True, weights_only=False)
-        distributed.barrier(group)
-    found: Result = result
-    return found
+        path = f"{folder}/result.pt"
+        try:
+            torch.save(result, path)
+        except RuntimeError as error:  # torch's word for a disk that is full
+            raise OSError(f"{path} cannot be written: {first_line(error)}") from error
+        _Meeting.store.set(place, path)
+        for other in range(1, local_size):
+            _wait_for(_Meeting.store, f"{place}/{other}")
+    return result
+
+
+def _wait_for(store: "Store", name: str) -> None:
+    """Waits until somebody has left a note, for as long as it takes, and open to signals."""
+    while not store.check([name]):
+        time.sleep(0.05)
 
 
 def gather(value: Result, group: "ProcessGroup") -> list[Result]:
@@ -177,10 +185,12 @@ def gather(value: Result, group: "ProcessGroup") -> list[Result]:
 def fails_first() -> bool:
     """Tells whether this process is the first to fail, whose message is the one to show.
 
-    Before they have met, the first process of each machine speaks: all read the same arguments.
+    Before they have met, the first process of each machine goes first: all have the same arguments.
     """
     if _Meeting.store is None:
-        return launch().local_rank == 0
+        if launch().local_rank > 0:
+            wait_to_be_ended()
+        return True
     try:
         return _Meeting.store.add("failures", 1) == 1
     except RuntimeError:  # the launch is at its end
