@@ -115,9 +115,14 @@ def gather_rows(rows: Tensor | None, number: int, group: "ProcessGroup") -> Tens
     distributed.broadcast_object_list(like, distributed.get_global_rank(group, 0), group=group)
     if like[0] is None:
         return None
-    if rows is None:
-        shape, dtype, device = like[0]
-        rows = torch.empty(shape, dtype=dtype, device=device)
+    shape, dtype, device = like[0]
+    devices: list[str] = [""] * group.size()  # where there is room, which may be other for each
+    distributed.all_gather_object(
+        devices, device if rows is None else rows.device.type, group=group
+    )
+    if "cpu" in devices:
+        device = "cpu"
+    rows = torch.empty(shape, dtype=dtype, device=device) if rows is None else rows.to(device)
     for rank in range(group.size()):
         broadcast(rows[share(number, group, rank)], rank, group)
     return rows

@@ -176,9 +176,9 @@ def run_command(
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}", cut_off=True)
     except (MemoryError, RuntimeError) as error:
-        if launch.launch().size > 1 and LOST.search(str(error)):
-            return fail("another process is gone", cut_off=True)
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            if launch.launch().size > 1 and LOST.search(str(error)):
+                return fail("another process is gone", cut_off=True)
             raise
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
         return fail(f"out of memory: close other programs{smaller}", cut_off=True)

@@ -120,7 +120,9 @@ def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup 
     Returns:
         Whether it was called.
     """
-    if group is None:
+    if group is None:  # one process alone, which torchrun may have started before, too
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+            return False
         function()
         return True
     from torch import distributed
@@ -193,8 +195,9 @@ def fails_first() -> bool:
         return True
     try:
         return _Meeting.store.add("failures", 1) == 1
-    except RuntimeError:  # the launch is at its end
-        return False
+    except RuntimeError:  # the process that had the store is gone, maybe without a word
+        wait_to_be_ended()
+        return True
 
 
 def wait_to_be_ended() -> None:

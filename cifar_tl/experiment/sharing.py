@@ -5,6 +5,7 @@ that comes back, or comes new, gets what the others have, so that all go on from
 """
 
 import contextlib
+import hashlib
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
+from cifar_tl.errors import RunError
 from cifar_tl.experiment import files, run
 from cifar_tl.lock import locked
 from cifar_tl.sealed import write_atomically
@@ -34,6 +36,7 @@ def shared(folder: Path, settings: dict[str, Any], group: "ProcessGroup") -> Ite
         RunError: If it holds a run with other settings.
         LockedError: If a process of no group, or of another, is at work in it.
     """
+    _check_settings(settings, group)
     writes = writes_in(folder, group)
     with locked(folder) if writes else contextlib.nullcontext():
         _copy_progress(folder, settings, group, writes)
@@ -61,11 +64,11 @@ def _copy_progress(
     folder: Path, settings: dict[str, Any], group: "ProcessGroup", writes: bool
 ) -> None:
     """Gives all folders what the one has in which most of the run is done."""
-    done = _epochs_done(folder, settings) if writes else None
-    of_all: list[int | None] = [None] * group.size()
+    done = (_epochs_done(folder, settings), _digest(folder)) if writes else None
+    of_all: list[tuple[int, str] | None] = [None] * group.size()
     distributed.all_gather_object(of_all, done, group=group)
-    most = max(number for number in of_all if number is not None)
-    if all(number in (most, None) for number in of_all):
+    most = max(found for found in of_all if found is not None)
+    if all(found in (most, None) for found in of_all):
         return
     source = of_all.index(most)
     content: list[dict[str, bytes]] = [{}]
@@ -78,6 +81,25 @@ def _copy_progress(
         for name, file in content[0].items():
             write_atomically(folder / name, file)
     distributed.barrier(group)
+
+
+def _check_settings(settings: dict[str, Any], group: "ProcessGroup") -> None:
+    """Refuses a stage that would not be the same, or start from the same model, for all."""
+    of_all: list[dict[str, Any]] = [{}] * group.size()
+    distributed.all_gather_object(of_all, settings, group=group)
+    if names := [name for name in of_all[0] if any(o.get(name) != of_all[0][name] for o in of_all)]:
+        raise RunError(
+            f"the machines have different {', '.join(names)}: give all of them the same files and "
+            "options"
+        )
+
+
+def _digest(folder: Path) -> str:
+    """Tells which run a folder holds, of several that have gone as far."""
+    contents = [folder / name for name in (run.LAST, run.MODEL)]
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in contents if path.exists())
+    ).hexdigest()
 
 
 def _epochs_done(folder: Path, settings: dict[str, Any]) -> int:
