@@ -5,13 +5,15 @@ rest. Nothing here makes a process group or ends one; `None` for a group is one 
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:  # some builds of torch have no groups
     from torch.distributed import ProcessGroup
+
+Value = TypeVar("Value")
 
 
 def share(number: int, group: "ProcessGroup | None", rank: int | None = None) -> slice:
@@ -26,16 +28,23 @@ def share(number: int, group: "ProcessGroup | None", rank: int | None = None) ->
     return slice(-(-number * rank // size), -(-number * (rank + 1) // size))
 
 
+def gather_objects(value: Value, group: "ProcessGroup") -> list[Value]:
+    """Collects what all processes have, in the order of their ranks."""
+    values: list[Any] = [None] * group.size()
+    distributed.all_gather_object(values, value, group=group)
+    return values
+
+
 def check_same(group: "ProcessGroup", **values: object) -> None:
-    """Raises a ValueError in every process if one has other values than the first."""
-    of_all: list[dict[str, object]] = [{}] * group.size()
-    distributed.all_gather_object(of_all, values, group=group)
-    for name, expected in of_all[0].items():
+    """Raises a ValueError in every process if one has other values than the first, or more."""
+    of_all = gather_objects(values, group)
+    for name in dict.fromkeys(name for found in of_all for name in found):
+        expected = of_all[0].get(name)
         for rank, found in enumerate(of_all):
-            if found[name] != expected:
+            if found.get(name) != expected:
                 raise ValueError(
                     f"the processes must have the same {name}: process 0 has {expected!r}, "
-                    f"process {rank} {found[name]!r}"
+                    f"process {rank} {found.get(name)!r}"
                 )
 
 
@@ -74,12 +83,12 @@ def average_gradients(parameters: Iterable[Tensor], count: int, group: "ProcessG
         (torch.zeros_like(p) if p.grad is None else p.grad * count).flatten().to(dtype)
         for p in parameters
     ]
+    missing = [p.grad is None for p in parameters]
     # How many examples a parameter has a gradient of, and then how many there are.
-    counts = [0 if p.grad is None else count for p in parameters]
-    sums.append(torch.tensor([*counts, count], dtype=dtype, device=parameters[0].device))
+    counts = [*(0 if none else count for none in missing), count]
+    sums.append(torch.tensor(counts, dtype=dtype, device=parameters[0].device))
     reduced = total(torch.cat(sums), group)
     *gradients, counted = reduced.split([len(part) for part in sums])
-    missing = [p.grad is None for p in parameters]
     used = (counted > 0).tolist() if any(missing) else []  # asked only then: a device would wait
     for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         if missing[index] and not used[index]:
@@ -116,10 +125,8 @@ def gather_rows(rows: Tensor | None, number: int, group: "ProcessGroup") -> Tens
     if like[0] is None:
         return None
     shape, dtype, device = like[0]
-    devices: list[str] = [""] * group.size()  # where there is room, which may be other for each
-    distributed.all_gather_object(
-        devices, device if rows is None else rows.device.type, group=group
-    )
+    # Where there is room may be another place in each process.
+    devices = gather_objects(device if rows is None else rows.device.type, group)
     if "cpu" in devices:
         device = "cpu"
     rows = torch.empty(shape, dtype=dtype, device=device) if rows is None else rows.to(device)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+
 # Imports torch once and forks the processes of each group, which meet over a file.
 GROUPS = """
 import json, os, sys, traceback
@@ -18,6 +20,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 from cifar_tl import *
+from cifar_tl.distributed import check_same
 
 def in_group(size, work, folder):
     pids = []
@@ -116,7 +119,6 @@ def flat(values: Any) -> list[float]:
     return [values]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_any_number_of_processes_trains_as_one_does(tmp_path: Path) -> None:
     found = in_groups(TRAINING, "epochs", (1, 2, 3), tmp_path)
     (alone,) = found[1]
@@ -168,7 +170,11 @@ def differing(group):
     try:
         fit(nn.Linear(5, 3), inputs[None], labels, None, None, recipe, group=group)
     except ValueError as error:
-        return str(error)
+        message = str(error)
+    try:
+        check_same(group, seed=1, **({"precision": "bf16"} if group.rank() else {}))
+    except ValueError as error:
+        return message, str(error)
 
 def work(group):
     # Who does how much; from weights that differ at first.
@@ -199,32 +205,28 @@ def parts(group):
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_judge_in_shares_what_one_would(tmp_path: Path, size: int) -> None:
     in_groups(FORWARD, "judge", (size,), tmp_path)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_nobody_shares_who_is_not_asked_to(tmp_path: Path) -> None:
     found = in_groups(FORWARD, "unasked", (1, 2), tmp_path)
     assert found[2] == [found[1][0], None]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_other_labels_in_one_process_are_refused_in_all(tmp_path: Path) -> None:
     first, second = in_groups(FORWARD, "differing", (2,), tmp_path)[2]
     assert first == second
-    assert first.startswith("the processes must have the same labels: process 0 has")
+    assert first[0].startswith("the processes must have the same labels: process 0 has")
+    assert first[1].startswith("the processes must have the same precision: process 0 has None")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_processes_end_with_the_same_weights_and_counts(tmp_path: Path) -> None:
     first, second = in_groups(FORWARD, "parts", (2,), tmp_path)[2]
     assert first == second
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_work_is_divided_and_begins_with_the_weights_of_the_first(tmp_path: Path) -> None:
     found = in_groups(FORWARD, "work", (1, 2), tmp_path)
     ((examples, weights),) = found[1]

@@ -137,8 +137,7 @@ def run_command(
     options = argparse.Namespace()
 
     def fail(message: object, code: int = 1, *, cut_off: bool = False) -> int:
-        if not launch.fails_first():
-            launch.wait_to_be_ended()
+        if not launch.reports_failure():
             return code
         hint = f"; {go_on(options)}" if cut_off and go_on and vars(options) else ""
         _write_error(f"{parser.prog}: {message}{hint}")

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cifar_tl.errors import first_line
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 TIME_TO_BE_ENDED = 5.0  # in seconds: torchrun looks ten times a second whether a process has failed
-WEEKS = timedelta(weeks=52)  # a seed takes as long as it takes
+ANY_TIME = timedelta(weeks=52)  # a seed takes as long as it takes
 
 
 class Launch(NamedTuple):
@@ -80,7 +80,7 @@ def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
         store=_Meeting.store,
         rank=launch().rank,
         world_size=launch().size,
-        timeout=WEEKS if separate else None,
+        timeout=ANY_TIME if separate else None,
     )
     yield distributed.group.WORLD
     distributed.destroy_process_group()  # after a failure the others would not answer
@@ -127,8 +127,10 @@ def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup 
         return True
     from torch import distributed
 
+    from cifar_tl.distributed import gather_objects
+
     assert _Meeting.lasting is not None
-    starts_before = gather(int(os.environ["TORCHELASTIC_RESTART_COUNT"]), group)
+    starts_before = gather_objects(int(os.environ["TORCHELASTIC_RESTART_COUNT"]), group)
     done = _Meeting.lasting.check([name]) if _has_lasting_store() else any(starts_before)
     distributed.barrier(group)
     if not done:
@@ -175,35 +177,21 @@ def _wait_for(store: "Store", name: str) -> None:
         time.sleep(0.05)
 
 
-def gather(value: Result, group: "ProcessGroup") -> list[Result]:
-    """Collects what all processes have, in the order of their ranks."""
-    from torch import distributed
+def reports_failure() -> bool:
+    """Tells whether this process, which has failed, is to say why: the first one that fails.
 
-    values: list[Any] = [None] * group.size()
-    distributed.all_gather_object(values, value, group=group)
-    return values
-
-
-def fails_first() -> bool:
-    """Tells whether this process is the first to fail, whose message is the one to show.
-
-    Before they have met, the first process of each machine goes first: all have the same arguments.
+    The others wait until torchrun ends them. Who is still there then has something else to tell, if
+    the processes have not met, so that the first of this machine went first, or if nobody knows any
+    more who was first.
     """
-    if _Meeting.store is None:
-        if launch().local_rank > 0:
-            wait_to_be_ended()
-        return True
+    store = _Meeting.store
     try:
-        return _Meeting.store.add("failures", 1) == 1
+        first = launch().local_rank == 0 if store is None else store.add("failures", 1) == 1
     except RuntimeError:  # the process that had the store is gone, maybe without a word
-        wait_to_be_ended()
-        return True
-
-
-def wait_to_be_ended() -> None:
-    """Gives the process that has failed the time to say why, and torchrun to end all others."""
-    with contextlib.suppress(KeyboardInterrupt):
+        first, store = False, None
+    if not first:
         time.sleep(TIME_TO_BE_ENDED)
+    return first or store is None
 
 
 def speaks() -> bool:

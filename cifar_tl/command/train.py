@@ -114,6 +114,8 @@ def run_all(
     """Reads the data and runs everything; processes share each stage, or the seeds if several."""
     import torch
 
+    from cifar_tl.distributed import gather_objects
+
     with naming_commands(options):
         data, seconds_reading = launch.once_a_machine(
             partial(read_for_all, options, log, group), group
@@ -133,7 +135,7 @@ def run_all(
     if group is None or options.seeds is None:
         return run_experiments(options, data, stages, partial(run, group=group), log), data
     mine = run_experiments(options, data, stages, run, log, separate=True)
-    of_all = [found for each in launch.gather(mine, group) for found in each]
+    of_all = [found for each in gather_objects(mine, group) for found in each]
     return sorted(of_all, key=lambda experiment: experiment[0].seed or 0), data
 
 

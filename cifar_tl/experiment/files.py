@@ -47,7 +47,7 @@ def discard(data_folder: Path, folders: Iterable[Path]) -> None:
         for folder in present:
             stack.enter_context(locked(folder))
         for folder in present:
-            for name in (run.RESULT, run.MODEL, run.LAST, run.HISTORY, run.RESULTS, *run.PICTURES):
+            for name in (*reversed(run.FILES), *run.PICTURES):
                 (folder / name).unlink(missing_ok=True)
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
         if not present:
@@ -147,7 +147,7 @@ def resume(
             f"{path} does not hold an unfinished run of this version: train again", **again
         ) from error
     both = {**dict.fromkeys(before), **now}  # what only one names, such as processes, counts, too
-    both.pop("from_epoch")
+    both.pop("from_epoch", None)
     if changes := [key for key in both if before.get(key) != now.get(key)]:
         changed = ", ".join(
             f"{key} {before.get(key)} before, {now.get(key)} now" for key in changes

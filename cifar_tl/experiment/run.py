@@ -36,6 +36,7 @@ LAST = "last.pt"  # all that is needed to go on after the last finished epoch
 HISTORY = "history.csv"  # a row for each epoch
 RESULT = "result.json"  # for programs; written last, so that its presence means finished
 RESULTS = "results.txt"  # for people
+FILES = (HISTORY, LAST, RESULTS, MODEL, RESULT)  # as they are written: the one that counts last
 PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
 COMPARISON_PICTURES = ("comparison.png", "images.png")  # the latter of several fractions

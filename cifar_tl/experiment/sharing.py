@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
+from cifar_tl.distributed import check_same, gather_objects
 from cifar_tl.errors import RunError
 from cifar_tl.experiment import files, run
 from cifar_tl.lock import locked
@@ -21,8 +22,6 @@ from cifar_tl.sealed import write_atomically
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-FILES = (run.HISTORY, run.LAST, run.RESULTS, run.MODEL, run.RESULT)  # the one that counts is last
 
 
 @contextlib.contextmanager
@@ -33,10 +32,13 @@ def shared(folder: Path, settings: dict[str, Any], group: "ProcessGroup") -> Ite
         Whether this process writes in it.
 
     Raises:
-        RunError: If it holds a run with other settings.
+        RunError: If it holds a run with other settings, or the processes have different ones.
         LockedError: If a process of no group, or of another, is at work in it.
     """
-    _check_settings(settings, group)
+    try:  # the settings have the digest of the model to start from, too
+        check_same(group, **settings)
+    except ValueError as error:
+        raise RunError(f"{error}: give all machines the same options and files") from error
     writes = writes_in(folder, group)
     with locked(folder) if writes else contextlib.nullcontext():
         _copy_progress(folder, settings, group, writes)
@@ -48,8 +50,7 @@ def writes_in(folder: Path, group: "ProcessGroup") -> bool:
     """Tells whether this process is the first of those that see the same folder; makes it."""
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f".{uuid.uuid4().hex}"
-    marks: list[str] = [""] * group.size()
-    distributed.all_gather_object(marks, mark.name, group=group)
+    marks = gather_objects(mark.name, group)
     mark.touch()
     try:
         distributed.barrier(group)
@@ -65,15 +66,14 @@ def _copy_progress(
 ) -> None:
     """Gives all folders what the one has in which most of the run is done."""
     done = (_epochs_done(folder, settings), _digest(folder)) if writes else None
-    of_all: list[tuple[int, str] | None] = [None] * group.size()
-    distributed.all_gather_object(of_all, done, group=group)
+    of_all = gather_objects(done, group)
     most = max(found for found in of_all if found is not None)
     if all(found in (most, None) for found in of_all):
         return
     source = of_all.index(most)
     content: list[dict[str, bytes]] = [{}]
     if group.rank() == source:
-        paths = (folder / name for name in FILES)
+        paths = (folder / name for name in run.FILES)
         content = [{path.name: path.read_bytes() for path in paths if path.exists()}]
     of_source = distributed.get_global_rank(group, source)
     distributed.broadcast_object_list(content, of_source, group=group)
@@ -81,17 +81,6 @@ def _copy_progress(
         for name, file in content[0].items():
             write_atomically(folder / name, file)
     distributed.barrier(group)
-
-
-def _check_settings(settings: dict[str, Any], group: "ProcessGroup") -> None:
-    """Refuses a stage that would not be the same, or start from the same model, for all."""
-    of_all: list[dict[str, Any]] = [{}] * group.size()
-    distributed.all_gather_object(of_all, settings, group=group)
-    if names := [name for name in of_all[0] if any(o.get(name) != of_all[0][name] for o in of_all)]:
-        raise RunError(
-            f"the machines have different {', '.join(names)}: give all of them the same files and "
-            "options"
-        )
 
 
 def _digest(folder: Path) -> str:
