@@ -28,8 +28,10 @@ def share(number: int, group: "ProcessGroup | None", rank: int | None = None) ->
     return slice(-(-number * rank // size), -(-number * (rank + 1) // size))
 
 
-def gather_objects(value: Value, group: "ProcessGroup") -> list[Value]:
+def gather_objects(value: Value, group: "ProcessGroup | None") -> list[Value]:
     """Collects what all processes have, in the order of their ranks."""
+    if group is None:
+        return [value]
     values: list[Any] = [None] * group.size()
     distributed.all_gather_object(values, value, group=group)
     return values

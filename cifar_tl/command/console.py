@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cifar_tl.command import launch
-from cifar_tl.errors import CifarTLError, CifarTLWarning
+from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
 from cifar_tl.names import printable
 from cifar_tl.version import __version__
 
@@ -177,7 +177,7 @@ def run_command(
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             if launch.launch().size > 1 and LOST.search(str(error)):
-                return fail("another process is gone", cut_off=True)
+                return fail(f"another process is gone ({first_line(error)})", cut_off=True)
             raise
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
         return fail(f"out of memory: close other programs{smaller}", cut_off=True)

@@ -9,16 +9,19 @@ from cifar_tl.errors import first_line
 CPU, AUTO = "cpu", "auto"
 
 
-def choose_device(name: str | None, precision: str | None, log: Callable[[str], object]) -> str:
+def choose_device(
+    name: str | None, precision: str | None, log: Callable[[str], object], *, separate: bool = False
+) -> str:
     """Finds the device of this process; of several on a machine, each has an accelerator.
 
     Args:
         name: As torch names it, or ``"auto"``; None: the documented experiment's.
         precision: What it must be able to compute in; None: float32.
         log: Told when an accelerator lies idle.
+        separate: Each process works by itself: several may use one accelerator.
 
     Raises:
-        UsageError: If it does not exist, or lacks the precision.
+        UsageError: If it does not exist, or lacks the precision, or is one for several processes.
     """
     import torch
 
@@ -29,6 +32,14 @@ def choose_device(name: str | None, precision: str | None, log: Callable[[str], 
     chosen = CPU if name is None else name
     if name == AUTO:
         chosen = CPU if accelerator is None else accelerator.type
+    processes = launch.launch().local_size
+    if chosen.partition(":")[0] not in (CPU, "meta") and not separate:
+        devices = 1 if ":" in chosen else torch.accelerator.device_count()
+        if processes > devices > 0:
+            raise UsageError(
+                f"--device {chosen}: {processes} processes need as many devices, not {devices}: "
+                f"--nproc-per-node {devices}, or --seeds, which they divide"
+            )
     if accelerator is not None and chosen == accelerator.type and launch.launch().size > 1:
         number = launch.launch().local_rank % torch.accelerator.device_count()
         chosen = f"{chosen}:{number}"

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cifar_tl.errors import first_line
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 TIME_TO_BE_ENDED = 5.0  # in seconds: torchrun looks ten times a second whether a process has failed
+TIME_TO_ASK = 1.0  # in seconds, for processes that fail together
 ANY_TIME = timedelta(weeks=52)  # a seed takes as long as it takes
 
 
@@ -51,10 +53,9 @@ def words() -> list[str]:
 
 
 class _Meeting:
-    """Where the processes of a launch leave notes, once they have met."""
+    """Where the processes of a launch leave notes, once they have met: until the next start."""
 
-    lasting: "Store | None" = None  # for as long as the launch, whatever is started again
-    store: "Store | None" = None  # for this time
+    store: "Store | None" = None
 
 
 @contextlib.contextmanager
@@ -73,9 +74,10 @@ def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        is_master=launch().rank == 0 and not _has_lasting_store(),
+        # torchrun may keep the store itself, from one start to the next.
+        is_master=launch().rank == 0 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True",
     )
-    _Meeting.lasting, _Meeting.store = store, PrefixStore(_meet(store), store)
+    _Meeting.store = PrefixStore(_meet(store), store)
     distributed.init_process_group(
         store=_Meeting.store,
         rank=launch().rank,
@@ -84,11 +86,6 @@ def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
     )
     yield distributed.group.WORLD
     distributed.destroy_process_group()  # after a failure the others would not answer
-
-
-def _has_lasting_store() -> bool:
-    """Tells whether torchrun keeps the store, or the first process has one for this start."""
-    return os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True"
 
 
 def _meet(store: "Store") -> str:
@@ -120,61 +117,69 @@ def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup 
     Returns:
         Whether it was called.
     """
-    if group is None:  # one process alone, which torchrun may have started before, too
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-            return False
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         function()
         return True
-    from torch import distributed
-
     from cifar_tl.distributed import gather_objects
 
-    assert _Meeting.lasting is not None
-    starts_before = gather_objects(int(os.environ["TORCHELASTIC_RESTART_COUNT"]), group)
-    done = _Meeting.lasting.check([name]) if _has_lasting_store() else any(starts_before)
-    distributed.barrier(group)
+    # torchrun does not count every start, so each one of them gets a note in its folder of logs.
+    log = os.environ["TORCHELASTIC_ERROR_FILE"]
+    note = Path(log).parents[2] / name if log else None
+    again = note.exists() if note else os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    done = any(gather_objects(again, group))
     if not done:
         function()
-    distributed.barrier(group)
-    _Meeting.lasting.set(name, "")
+        gather_objects(None, group)  # only when all have done it: what is half done is done again
+    if note:
+        note.touch()
     return not done
 
 
 def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None") -> Result:
     """Calls a function in one process of each machine; the others get its result from a file.
 
-    They do not read it into memory: what is large is shared by all.
+    They do not read it into memory: what is large is shared by all. All wait for the slowest
+    machine, longer than a group would.
     """
-    rank, _, local_rank, local_size, _ = launch()
-    if group is None or local_size == 1:
+    if group is None:
         return function()
     import torch
 
-    assert _Meeting.store is not None
-    place = f"result/{rank - local_rank}"
+    rank, size, local_rank, local_size, _ = launch()
+    store = _Meeting.store
+    assert store is not None
+    first = rank - local_rank  # of this machine
     if local_rank > 0:
-        _wait_for(_Meeting.store, place)
-        path = _Meeting.store.get(place).decode()
-        found: Result = torch.load(path, mmap=True, weights_only=False)
-        _Meeting.store.set(f"{place}/{local_rank}", "")
-        return found
+        path = _wait_for(store, f"result of {first}")
+        result: Result = torch.load(path, mmap=True, weights_only=False)
+        store.set(f"{rank} has it", "")
+        _wait_for_all(store, range(size))
+        return result
     result = function()
     with tempfile.TemporaryDirectory(prefix="cifar_tl-") as folder:
-        path = f"{folder}/result.pt"
-        try:
-            torch.save(result, path)
-        except RuntimeError as error:  # torch's word for a disk that is full
-            raise OSError(f"{path} cannot be written: {first_line(error)}") from error
-        _Meeting.store.set(place, path)
-        for other in range(1, local_size):
-            _wait_for(_Meeting.store, f"{place}/{other}")
+        if local_size > 1:
+            path = f"{folder}/result.pt"
+            try:
+                torch.save(result, path)
+            except RuntimeError as error:  # torch's word for a disk that is full
+                raise OSError(f"{path} cannot be written: {first_line(error)}") from error
+            store.set(f"result of {rank}", path)
+        store.set(f"{rank} has it", "")
+        _wait_for_all(store, range(first, first + local_size))
+    _wait_for_all(store, range(size))
     return result
 
 
-def _wait_for(store: "Store", name: str) -> None:
+def _wait_for_all(store: "Store", ranks: range) -> None:
+    for rank in ranks:
+        _wait_for(store, f"{rank} has it")
+
+
+def _wait_for(store: "Store", name: str) -> str:
     """Waits until somebody has left a note, for as long as it takes, and open to signals."""
     while not store.check([name]):
         time.sleep(0.05)
+    return store.get(name).decode()
 
 
 def reports_failure() -> bool:
@@ -184,9 +189,13 @@ def reports_failure() -> bool:
     the processes have not met, so that the first of this machine went first, or if nobody knows any
     more who was first.
     """
-    store = _Meeting.store
+    store, (rank, size, local_rank, *_) = _Meeting.store, launch()
     try:
-        first = launch().local_rank == 0 if store is None else store.add("failures", 1) == 1
+        first = local_rank == 0 if store is None else store.add("failures", 1) == 1
+        if store is not None and first and rank == 0:  # others may ask: it may have the store
+            end = time.monotonic() + TIME_TO_ASK
+            while store.add("failures", 0) < size and time.monotonic() < end:
+                time.sleep(0.01)
     except RuntimeError:  # the process that had the store is gone, maybe without a word
         first, store = False, None
     if not first:

@@ -1,6 +1,7 @@
 """``cifar-tl train``: runs the stages and shows what transfer saves and costs."""
 
 import argparse
+import hashlib
 import os
 import tempfile
 import time
@@ -53,6 +54,9 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
 
     from cifar_tl import Data, StageResult
 
+# What machines that work together may be told differently; paths are compared by content.
+MACHINE_OPTIONS = ("data", "base", "output_dir", "device", "threads", "quiet")
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with some arguments; returns the exit code."""
@@ -86,11 +90,12 @@ def train(options: argparse.Namespace) -> int:
     from cifar_tl.memory import keep_freed_memory
 
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
-    device = choose_device(options.device, options.precision, log)
+    separate = options.seeds is not None
+    device = choose_device(options.device, options.precision, log, separate=separate)
     if threads := options.threads or launch.divided_threads():
         torch.set_num_threads(threads)
     keep_freed_memory()
-    with launch.process_group(separate=options.seeds is not None) as group:
+    with launch.process_group(separate=separate) as group:
         experiments, data = run_all(options, device, group, log)
     if not launch.speaks():
         return 0
@@ -120,7 +125,7 @@ def run_all(
         data, seconds_reading = launch.once_a_machine(
             partial(read_for_all, options, log, group), group
         )
-        check_data(data, group)
+        check_machines(options, data, group)
         stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
         if not stages:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
@@ -215,15 +220,21 @@ def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple[
     return load_data(source, **chosen), time.perf_counter() - start
 
 
-def check_data(data: "Data", group: "ProcessGroup | None") -> None:
-    """Refuses to train on one machine with other images than on another."""
+def check_machines(options: argparse.Namespace, data: "Data", group: "ProcessGroup | None") -> None:
+    """Refuses to train on one machine from other images, or with other options, than on another."""
     from cifar_tl.distributed import check_same
+    from cifar_tl.pretrained import read_model_file
 
-    if group is not None:
-        try:
-            check_same(group, data=data.name, fingerprint=data.fingerprint)
-        except ValueError as error:
-            raise UsageError(f"--data {data.name}: {error}") from error
+    if group is None:
+        return
+    same = {name: value for name, value in vars(options).items() if name not in MACHINE_OPTIONS}
+    same |= {"data": data.name, "fingerprint": data.fingerprint}
+    if options.base is not None:
+        same["base"] = hashlib.sha256(read_model_file(options.base)).hexdigest()
+    try:
+        check_same(group, **same)
+    except ValueError as error:
+        raise UsageError(f"{error}: give all machines the same data and options") from error
 
 
 def prepare_folders(

@@ -7,11 +7,13 @@ import hashlib
 import io
 import itertools
 import json
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -182,11 +184,9 @@ def save_epoch(
         "surroundings": surroundings,
     }
 
-    def save() -> None:
+    with _to_the_end():
         _write_history(folder / run.HISTORY, rows)
         save_checkpoint(folder / run.LAST, content)
-
-    _to_the_end(save)
 
 
 def save_finished(
@@ -196,15 +196,12 @@ def save_finished(
 
     Pictures of an earlier result are deleted.
     """
-
-    def save() -> None:
+    with _to_the_end():
         for name in run.PICTURES:
             (folder / name).unlink(missing_ok=True)
         save_model(folder / run.MODEL, model, settings)
         digested = {**result, DIGEST: _digest(result)}
         _write_report(folder / run.RESULT, folder / run.RESULTS, digested, text)
-
-    _to_the_end(save)
 
 
 def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None:
@@ -216,7 +213,8 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
     with locked(folder, wait=True):
         for name in run.COMPARISON_PICTURES:
             (folder / name).unlink(missing_ok=True)
-        _to_the_end(lambda: _write_report(folder / json_name, folder / text_name, comparison, text))
+        with _to_the_end():
+            _write_report(folder / json_name, folder / text_name, comparison, text)
 
 
 def save_report(folder: Path, text: str) -> None:
@@ -233,13 +231,33 @@ def read_pictures(place: run.Place) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
 
 
-def _to_the_end(function: Callable[[], None]) -> None:
-    """Runs a function to its end, even if Ctrl-C or another signal raises an exception meanwhile.
+@contextlib.contextmanager
+def _to_the_end() -> Iterator[None]:
+    """Has Ctrl-C, and whatever else a signal is to do, wait for the end of the block.
 
-    Signals reach the main thread only, so another one runs it, and leaving the block waits for it.
+    A second signal does not wait.
     """
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(function).result()
+    if threading.current_thread() is not threading.main_thread():  # signals reach no other
+        yield
+        return
+    received: list[int] = []
+    numbers = map(int, signal.valid_signals())
+    handlers = {n: found for n in numbers if callable(found := signal.getsignal(n))}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            handlers[number](number, frame)
+        received.append(number)
+
+    try:
+        for number in handlers:
+            signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in received[:1]:
+            signal.raise_signal(number)
 
 
 def _digest(result: dict[str, Any]) -> str:

@@ -36,3 +36,18 @@ def test_auto_is_an_accelerator_if_there_is_one(monkeypatch: pytest.MonkeyPatch)
     assert choose_device("auto", None, lines.append) == "cpu"
     assert choose_device(None, None, lines.append) == "cpu"
     assert lines == []
+
+
+@pytest.mark.parametrize(("name", "devices"), [("cuda", 1), ("auto", 1), ("cuda:0", 2)])
+def test_processes_that_share_a_training_do_not_share_a_device(
+    name: str, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "cuda")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+    for variable, value in zip(variables, "02021", strict=True):
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match="2 processes need as many devices, not 1: --nproc-per"):
+        choose_device(name, None, lambda _: None)
+    assert choose_device("cpu", None, lambda _: None) == "cpu"

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from cifar_tl.checkpoint import load_checkpoint
+from cifar_tl.command.train import main
 from tests.conftest import ROOT
+from tests.processes import Command
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="finds the processes in /proc"
@@ -110,20 +111,15 @@ def test_all_stages_leave_the_same_files_again_and_again() -> None:
 
 
 def test_seeds_are_divided_among_processes_and_have_the_bytes_of_one(
-    own_classes: Path,
+    own_classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of one's own pictures, three seeds for two processes."""
     train = ["-m", "cifar_tl", "train", "--data", str(own_classes), "--epochs", "2"]
     train += ["--stage", "transfer", "--seeds", "3", "--threads", "1", "--output-dir"]
     printed = run("--nproc-per-node", "2", *train, "two")
     assert "of 3 seeds" in printed
-    alone = subprocess.run(
-        [sys.executable, *train, "one"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    assert main([*train[3:], "one"]) == 0
+    alone = capsys.readouterr().out
     both = [re.findall("of 3 seeds|validation accuracy .* of", text) for text in (printed, alone)]
     assert both[0] == both[1]
     for seed in range(3):
@@ -132,7 +128,9 @@ def test_seeds_are_divided_among_processes_and_have_the_bytes_of_one(
             assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_killed_process_is_started_again_and_goes_on_and_restart_deletes_once() -> None:
+def test_a_killed_process_is_started_again_and_goes_on_and_restart_deletes_once(
+    zygote: subprocess.Popen[str],
+) -> None:
     folder = Path("runs/small.npz/base")
     folder.mkdir(parents=True)
     (folder / "result.json").touch()
@@ -159,18 +157,10 @@ def test_a_killed_process_is_started_again_and_goes_on_and_restart_deletes_once(
     assert launcher.returncode != 0
     assert "going on after epoch" in output
     # One process goes on from there, and says what is another.
-    words = [*train[:-5], *train[-4:]]
-    with subprocess.Popen(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as alone:
-        assert alone.stderr is not None
-        line = alone.stderr.readline()
-        alone.kill()
-    assert "going on in other surroundings (processes 2 before, None now)" in line
+    alone = Command(zygote, ["train", *train[1:-5], *train[-4:]])
+    wait_for(Path("errors.txt"), "going on in other surroundings (processes 2 before, None now)")
+    alone.send(signal.SIGKILL)
+    assert alone.exit_code() == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -206,25 +196,6 @@ def test_two_machines_with_folders_of_their_own_one_dies_and_comes_back(
     for name in ("model.pt", "last.pt"):
         assert folders[0].joinpath(name).read_bytes() == folders[1].joinpath(name).read_bytes()
     assert torch.load(folders[0] / "last.pt", weights_only=True)["epoch"] == 60
-
-
-def test_other_images_on_one_machine_end_all_with_one_line() -> None:
-    with np.load("small.npz") as arrays:
-        other = {name: arrays[name].copy() for name in arrays}
-    other["x_train"][0, 0, 0] ^= 1
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    words = ("--nnodes", "2", "--nproc-per-node", "1", "--master-port", port, "--node-rank")
-    rest = (str(ROOT / "train.py"), *SHORT)
-    Path("two").mkdir()
-    np.savez("two/small.npz", **other)
-    with started(*words, "0", *rest) as one, started(*words, "1", *rest, cwd=Path("two")) as two:
-        outputs = [process.communicate(timeout=100)[0] for process in (one, two)]
-    assert 0 not in (one.returncode, two.returncode)
-    assert "".join(outputs).count("the processes must have the same fingerprint") == 1
-    assert "Traceback (most recent call last)\n" not in "".join(outputs)
-    assert not Path("runs/small.npz").exists()
 
 
 def test_an_error_in_one_process_ends_all_with_its_message() -> None:

@@ -1,14 +1,22 @@
+import contextlib
 import copy
+import dataclasses
 import json
+import os
+import random
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import LockedError, RunError, RunWarning
-from cifar_tl.experiment.files import discard
+from cifar_tl.experiment.files import HistoryRow, discard, read_history, save_epoch
 from cifar_tl.experiment.stages import run_stage
 from cifar_tl.lock import locked
 from tests.experiment.conftest import SMALL, contents, copy_run, damage_checkpoint
@@ -55,6 +63,41 @@ def test_a_damaged_result_is_named_and_made_anew(
     for key in ("val_accuracy", "test_accuracy", "seconds_train", "val_confusion"):
         assert result[key] == expected[key]
     assert run_stage("base", small_data, SMALL, output_dir=tmp_path) == result
+
+
+class Stop(BaseException):
+    """What a signal raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
+def test_a_signal_at_any_moment_lets_a_save_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.0005))
+    before = signal.signal(signal.SIGALRM, stop)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters())
+    generator = random.Random(0)
+    rows: list[HistoryRow] = []
+    stopped_during_save = 0
+    for _ in range(300):
+        epoch = len(rows) + 1
+        rows.append(HistoryRow(epoch, *[0.0] * (len(dataclasses.fields(HistoryRow)) - 1)))
+        with contextlib.suppress(Stop):
+            signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, 3e-3))
+            save_epoch(tmp_path, {}, model, optimizer, rows, [])
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            continue
+        last = tmp_path / "last.pt"
+        done = load_checkpoint(last)["epoch"] if last.exists() else 0
+        assert len(read_history(tmp_path / "history.csv", done)) == done
+        stopped_during_save += done == epoch
+        rows = rows[:done]
+    assert signal.signal(signal.SIGALRM, before) is stop
+    assert stopped_during_save > 50
 
 
 def damage_history(folder: Path, content: str) -> None:
