@@ -3,12 +3,13 @@
     pip install -r requirements.txt -r benchmarks/requirements.txt
     python benchmarks/peers.py cifar10.npz
 
-Every peer trains the documented network with the documented recipe on the same images, in a process
-of its own, and all others wait while one works: what slows the machine down for a while slows all
-of them. A turn is two epochs, and the second counts: the first brings back what the system has put
-away meanwhile. Ten epochs of base come first. In ten epochs of transfer the peers run the frozen
-layers every time; what this project does twice in a turn is its whole transfer stage with the tuned
-recipe, ten epochs, frozen features of both views, and validation included.
+Every peer trains the documented network with the documented recipe on the same images; this project
+does so with its tuned recipe, too, as the command runs it by default. Each is in a process of its
+own, and all others wait while one works: what slows the machine down for a while slows all of them.
+A turn is two epochs, and the second counts: the first brings back what the system has put away
+meanwhile. Ten epochs of base come first. In ten epochs of transfer the peers run the frozen layers
+every time; what this project does twice in a turn is its whole transfer stage, ten epochs of the
+tuned recipe's, frozen features of both views, and validation included.
 """
 
 import argparse
@@ -58,12 +59,12 @@ def read_half(path: Path, classes: range) -> Half:
     return Half(x[:boundary], y[:boundary], x[boundary:], y[boundary:])
 
 
-def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
+def run_cifar_tl(path: Path, report: Report, recipe_name: str = "original") -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
     from cifar_tl import (
-        ORIGINAL,
+        RECIPES,
         TUNED,
         CifarNet,
         extract_features,
@@ -71,38 +72,44 @@ def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
         keep_freed_memory,
         load_data,
         make_views,
-        select_classes,
-        split_validation,
         transfer_model,
+        whiten_first_layer,
     )
-    from cifar_tl.data.classes import BASE_CLASSES, NEW_CLASSES
-    from cifar_tl.training import autocast
+    from cifar_tl.data.examples import channel_statistics
+    from cifar_tl.data.shifts import shift_randomly
+    from cifar_tl.model import DROPOUT
+    from cifar_tl.precision import autocast
 
     keep_freed_memory()  # as the command does
-    data = load_data(path)
+    data, recipe = load_data(path), RECIPES[recipe_name]
     torch.manual_seed(0)
 
-    train, validation = split_validation(select_classes(data.train, BASE_CLASSES))
-    base = CifarNet(num_classes=5)
+    train, validation = data.train_and_validation(data.base_classes)
+    base = CifarNet(5, DROPOUT if recipe.dropout is None else recipe.dropout)
+    if recipe.normalize:
+        base.mean, base.std = channel_statistics(train.images)
+    if recipe.whiten:
+        whiten_first_layer(base, train.images[:2000])
     fit(
         base,
-        train.images[None],
+        make_views(train.images, mirror=recipe.mirror is not False),
         train.labels,
         validation.images,
         validation.labels,
-        replace(ORIGINAL, **changes),
+        replace(recipe, epochs=EPOCHS),
+        transform=(lambda x, y: (shift_randomly(x, recipe.shift), y)) if recipe.shift else None,
         on_epoch=lambda record: report(
             record.seconds_train + record.seconds_validation, record.val_accuracy
         ),
     )
 
-    train, validation = split_validation(select_classes(data.train, NEW_CLASSES))
+    train, validation = data.train_and_validation(data.new_classes)
     for _ in range(EPOCHS):  # as often as the peers run an epoch
         start = time.perf_counter()
         model = transfer_model(base)
         views = make_views(train.images, mirror=True)
-        recipe = replace(TUNED.for_stage("transfer"), **changes)
-        with autocast(recipe, views.device):
+        head = replace(TUNED.for_stage("transfer"), epochs=EPOCHS, precision=recipe.precision)
+        with autocast(head.precision, views.device):
             features = extract_features(model.forward_features, views.flatten(0, 1))
             val_features = extract_features(model.forward_features, validation.images)
         records = fit(
@@ -111,7 +118,7 @@ def run_cifar_tl(path: Path, report: Report, **changes: Any) -> None:
             train.labels,
             val_features,
             validation.labels,
-            recipe,
+            head,
         )
         report(time.perf_counter() - start, records[-1].val_accuracy)
 
@@ -226,7 +233,7 @@ def run_dataloader(path: Path, report: Report, *, num_workers: int = 0) -> None:
 
 PEERS: dict[str, Callable[[Path, Report], None]] = {
     THIS: run_cifar_tl,
-    f"{THIS} --precision bf16": partial(run_cifar_tl, precision="bf16"),
+    f"{THIS}, tuned": partial(run_cifar_tl, recipe_name="tuned"),
     KERAS: run_keras,
     "PyTorch, DataLoader": run_dataloader,
     "PyTorch, DataLoader, 2 workers": partial(run_dataloader, num_workers=2),

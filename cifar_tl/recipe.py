@@ -6,9 +6,10 @@ from typing import Literal, get_args
 
 Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "auto"]
 
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
+MAX_SHIFT = 16  # half an image
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Recipe:
     The defaults are those of the documented recipe: ``Recipe(lr=0.1)`` trains a head.
     ``dataclasses.replace(TUNED, lr=0.1)`` makes a variation, here of base and scratch: transfer and
     finetuning have learning rates of their own.
+
+    What is of images or of layers, from ``normalize`` to ``mirror``, ``dropout`` and ``shift``, is
+    done by the stages, not by `fit`.
 
     Attributes:
         name: How results call it.
@@ -32,9 +36,14 @@ class Recipe:
         weight_decay: An L2 penalty; for muon of weights only, apart from the gradient.
         momentum: Of the optimizer; for adam beta 1.
         warmup: The part of a one-cycle schedule in which the learning rate rises.
-        precision: ``"float32"``, or ``"bf16"``: autocast to bfloat16.
+        precision: ``"float32"``, ``"bf16"``: autocast to bfloat16, or ``"auto"``: bfloat16 where
+            the device has instructions for it.
+        dropout: The rate of layer 6 while it trains; None: the network's own, as documented.
+        shift: By how many pixels images are shifted at random while all of the network trains on
+            them (`shift_randomly`).
         transfer_lr: The learning rate of the stage transfer.
         transfer_batch_size: Its batch size.
+        transfer_dropout: Its rate of dropout.
         finetune_epochs: The epochs of the stage finetune; None: two fifths of the others.
         finetune_lr: Its learning rate.
     """
@@ -52,8 +61,11 @@ class Recipe:
     momentum: float = 0.9
     warmup: float = 0.2
     precision: Precision = "float32"
+    dropout: float | None = None
+    shift: int = 0
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
+    transfer_dropout: float | None = None
     finetune_epochs: int | None = 3
     finetune_lr: float = 1e-4
 
@@ -72,6 +84,12 @@ class Recipe:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if not (self.weight_decay >= 0 and 0 <= self.momentum < 1):
             raise ValueError("weight_decay must be at least 0, and momentum from 0 to below 1")
+        for name in ("dropout", "transfer_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, not {rate}")
+        if not 0 <= self.shift <= MAX_SHIFT:
+            raise ValueError(f"shift must be from 0 to {MAX_SHIFT} pixels, not {self.shift}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
 
@@ -117,7 +135,10 @@ def epochs_for(num_images: int) -> int:
 
 # The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
 # added here later changes no run without it, neither its bytes nor whether it goes on.
-INGREDIENTS = ("schedule", "normalize", "whiten", "mirror", "weight_decay", "precision")
+INGREDIENTS = (
+    *("schedule", "normalize", "whiten", "mirror", "weight_decay"),
+    *("precision", "dropout", "shift"),
+)
 NEUTRAL = {field.name: field.default for field in fields(Recipe) if field.name in INGREDIENTS}
 
 # The recipe behind the documented figures. finetune_lr: the usual tenth of lr.
@@ -127,7 +148,7 @@ ORIGINAL = Recipe(name="original")
 TUNED = Recipe(
     name="tuned",
     optimizer="muon",
-    lr=0.02,
+    lr=0.04,
     schedule="one-cycle",
     normalize=True,
     whiten=True,
@@ -135,8 +156,12 @@ TUNED = Recipe(
     epochs=None,
     batch_size=200,
     weight_decay=0.2,
+    precision="auto",
+    dropout=0.0,
+    shift=1,
     transfer_lr=0.05,
     transfer_batch_size=500,
+    transfer_dropout=0.2,
     finetune_epochs=None,
     finetune_lr=0.02,
 )

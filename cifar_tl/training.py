@@ -24,6 +24,7 @@ from cifar_tl.distributed import (
 from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.muon import Muon
+from cifar_tl.precision import autocast
 from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Recipe, epochs_for, rate_factor
 
@@ -151,7 +152,7 @@ def fit(
             trained = time.perf_counter()
             val = Metrics(math.nan, math.nan)
             if val_inputs is not None:
-                with autocast(recipe, device):
+                with autocast(recipe.precision, device):
                     val = evaluate(module, val_inputs, val_labels, loss=loss, group=group)
             validated = time.perf_counter()
             _check_finite(module, train, val if val_inputs is not None else train, epoch, recipe)
@@ -183,13 +184,6 @@ class _Best:
     def restore(self, module: nn.Module) -> None:
         if self.state is not None:
             module.load_state_dict(self.state)
-
-
-def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes the context in which modules on a device compute in the recipe's precision."""
-    if recipe.precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -288,7 +282,7 @@ def _train_epoch(
                 inputs, targets = inputs.to(device), targets.to(device)
                 if transform is not None:
                     inputs, targets = _transformed(transform, inputs, targets)
-                with autocast(recipe, device):
+                with autocast(recipe.precision, device):
                     logits = module(inputs)
                     check_logits(logits, top)
                     batch_loss = mean_loss(loss, logits, targets)

@@ -12,7 +12,7 @@ def test_original_is_the_documented_recipe() -> None:
     documented = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "epochs": 10}
     documented |= {"batch_size": 100, "weight_decay": 0.0, "normalize": False}
     documented |= {"momentum": 0.9, "precision": "float32"}
-    documented |= {"whiten": False, "mirror": False}
+    documented |= {"whiten": False, "mirror": False, "dropout": None, "shift": 0}
     assert {key: values[key] for key in documented} == documented
 
 
@@ -54,6 +54,9 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"momentum": 1.0}, "momentum from 0 to below 1"),
         ({"warmup": 0.0}, "warmup must be a fraction"),
+        ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
+        ({"transfer_dropout": -0.1}, "transfer_dropout must be from 0"),
+        ({"shift": 17}, "shift must be from 0 to 16 pixels"),
     ],
 )
 def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> None:
@@ -67,7 +70,9 @@ def test_stages_change_only_what_is_their_own() -> None:
     assert dataclasses.replace(recipe, epochs=None, lr=TUNED.lr) == TUNED
     recipe = TUNED.for_stage("transfer")
     assert (recipe.batch_size, recipe.lr) == (TUNED.transfer_batch_size, TUNED.transfer_lr)
-    assert dataclasses.replace(recipe, batch_size=TUNED.batch_size, lr=TUNED.lr) == TUNED
+    assert recipe.dropout == TUNED.transfer_dropout
+    changed = {"batch_size": TUNED.batch_size, "lr": TUNED.lr, "dropout": TUNED.dropout}
+    assert dataclasses.replace(recipe, **changed) == TUNED  # type: ignore[arg-type]
     assert TUNED.for_stage("base") == TUNED.for_stage("scratch") == TUNED
 
 

@@ -18,7 +18,7 @@ from cifar_tl.model import CifarNet, freeze, transfer_model
 from cifar_tl.recipe import ORIGINAL, TUNED, Recipe, rate_factor
 from cifar_tl.training import EpochRecord, derive_seed, fit, make_optimizer
 
-SMALL = dataclasses.replace(TUNED, epochs=3, batch_size=32)
+SMALL = dataclasses.replace(TUNED, precision="float32", epochs=3, batch_size=32)
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
 
 

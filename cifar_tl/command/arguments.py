@@ -59,6 +59,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def dropout_rate(text: str) -> float:
+    """Reads a number from 0 to below 1."""
+    value = not_negative(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, not {text!r}")
+    return value
+
+
 def fractions(text: str) -> tuple[float, ...]:
     """Reads numbers as `fraction` does, with commas between them, and sorts them."""
     values = sorted(fraction(part) for part in text.split(","))

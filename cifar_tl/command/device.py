@@ -16,7 +16,7 @@ def choose_device(
 
     Args:
         name: As torch names it, or ``"auto"``; None: the documented experiment's.
-        precision: What it must be able to compute in; None: float32.
+        precision: What it must be able to compute in, if anybody has said it.
         log: Told when an accelerator lies idle.
         separate: Each process works by itself: several may use one accelerator.
 

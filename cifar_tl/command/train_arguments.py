@@ -14,6 +14,7 @@ from cifar_tl.command.arguments import (
     at_least_one,
     at_least_zero,
     check_source,
+    dropout_rate,
     fractions,
     not_negative,
     positive,
@@ -34,12 +35,13 @@ from cifar_tl.data.source import (
 from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment import run
 from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained
-from cifar_tl.recipe import RECIPES, TUNED, Precision, Recipe
+from cifar_tl.recipe import MAX_SHIFT, RECIPES, TUNED, Precision, Recipe
 
 ALL = "all"
 # torch.set_num_threads(100000) crashes the process.
 seed_count: Callable[[str], int] = partial(whole_number, low=1, high=1000)
 thread_count: Callable[[str], int] = partial(whole_number, low=1, high=256)
+shift: Callable[[str], int] = partial(whole_number, low=0, high=MAX_SHIFT)
 
 # What a stage has of its own in the recipe, such as transfer_lr.
 OWN_SETTINGS = [
@@ -143,7 +145,8 @@ def _add_other_options(parser: Parser) -> None:
     add(
         "--precision",
         choices=get_args(Precision),
-        help="bf16: autocast to bfloat16, for CUDA and CPUs with units for it (default: float32)",
+        help="bf16: autocast to bfloat16; auto: where the machine has instructions for it "
+        "(default: tuned auto, original float32)",
     )
     add = parser.add_group("the run", "--stage scratch --restart")
     add("--restart", action="store_true", help="first delete the results of the stages to run")
@@ -172,11 +175,25 @@ def _add_recipe_options(parser: Parser) -> None:
         help="train on mirror images, too (default: tuned does where they show the same class, as "
         "with CIFAR-10, and not with classes of your own)",
     )
+    add(
+        "--dropout",
+        metavar="X",
+        type=dropout_rate,
+        help="of layer 6 in training (default: original 0.42, the network's own; tuned 0)",
+    )
+    add(
+        "--shift",
+        metavar="N",
+        type=shift,
+        help="shift images by up to so many pixels at random (default: tuned 1, original 0)",
+    )
     for stage, name in OWN_SETTINGS:
         what = name.removeprefix(f"{stage}_").replace("_", " ").replace("lr", "learning rate")
         number: dict[str, Any] = {"metavar": "N", "type": at_least_one}
         if what == "learning rate":
             number = {"metavar": "X", "type": positive}
+        if what == "dropout":
+            number = {"metavar": "X", "type": dropout_rate}
         add(_flag(name), **number, help=f"{what} of {stage}")
 
 

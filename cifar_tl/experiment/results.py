@@ -45,6 +45,8 @@ class StageResult(TypedDict, total=False):
     momentum: float
     warmup: float
     precision: str
+    dropout: float | None
+    shift: int
     seed: int
     train_fraction: float
     num_classes: int

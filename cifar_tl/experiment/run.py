@@ -174,6 +174,13 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
         words.get(key, f"{key} {found.get(key)} there, {wanted.get(key)} now")
         for key in differences
     )
+    if differences == ["precision"]:  # maybe of another machine, where auto means another one
+        raise RunError(
+            f"{folder} holds a run in another precision ({listed}): choose another output folder, "
+            "or go on with",
+            stage=wanted["stage"],
+            precision=found["precision"],
+        )
     if differences == ["parent"]:
         message = f"{folder} was made from {listed} than the present one: renew it"
     else:

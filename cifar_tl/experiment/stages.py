@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +23,7 @@ from cifar_tl.data.examples import (
     select_classes,
     stratified_prefix,
 )
+from cifar_tl.data.shifts import shift_randomly
 from cifar_tl.device_memory import to_device_if_it_fits
 from cifar_tl.experiment import files, results
 from cifar_tl.experiment.machine import environment, surroundings
@@ -48,6 +49,7 @@ from cifar_tl.model import (
     whiten_first_layer,
 )
 from cifar_tl.names import printable
+from cifar_tl.precision import autocast, choose_precision
 from cifar_tl.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -117,8 +119,12 @@ def run_stage(
     _check(stage, data, train_fraction)
     start = time.perf_counter() - seconds_reading
     recipe = recipe.for_stage(stage, _num_training(stage, data, train_fraction))
-    if recipe.mirror is None:
-        recipe = dataclasses.replace(recipe, mirror=data.mirror)
+    recipe = dataclasses.replace(
+        recipe,
+        mirror=data.mirror if recipe.mirror is None else recipe.mirror,
+        precision=choose_precision(recipe.precision, torch.device(device)),
+        shift=recipe.shift if STAGES[stage].trains == "everything" else 0,
+    )
     place = Place(
         Path(output_dir) / data.name, float(train_fraction), int(seed) if seed_folder else None
     )
@@ -199,20 +205,22 @@ def _train(run: _Run) -> dict[str, Any]:
         if results.is_shown(record.epoch, epochs):
             run.log(f"{run.stage}: {results.epoch_line(record, epochs)}")
 
-    training.fit(
-        trained,
-        views,
-        labels,
-        val_inputs,
-        validation.labels,
-        run.recipe,
-        seed=training.derive_seed(run.settings["seed"], run.stage),
-        optimizer=optimizer,
-        records=rows,
-        on_epoch=on_epoch,
-        progress=run.stage if run.progress else None,
-        group=run.group,
-    )
+    with _dropout(model, run.recipe.dropout):
+        training.fit(
+            trained,
+            views,
+            labels,
+            val_inputs,
+            validation.labels,
+            run.recipe,
+            seed=training.derive_seed(run.settings["seed"], run.stage),
+            optimizer=optimizer,
+            transform=_augmentation(run.recipe),
+            records=rows,
+            on_epoch=on_epoch,
+            progress=run.stage if run.progress else None,
+            group=run.group,
+        )
     result = {
         **_description(run, model, len(labels)),
         **_judge(run, model, trained, val_inputs, validation.labels),
@@ -283,6 +291,24 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
     return model, model.classifier if classifier_only else model
 
 
+@contextlib.contextmanager
+def _dropout(model: CifarNet, rate: float | None) -> Iterator[None]:
+    """Runs layer 6 at another rate; the model stays the documented one."""
+    layer = model.classifier.get_submodule("dropout")
+    assert isinstance(layer, nn.Dropout)
+    documented = layer.p
+    layer.p = documented if rate is None else rate
+    yield
+    layer.p = documented
+
+
+def _augmentation(recipe: Recipe) -> training.Transform | None:
+    """Makes what changes each batch of images that is trained on."""
+    if recipe.shift == 0:
+        return None
+    return lambda images, labels: (shift_randomly(images, recipe.shift), labels)
+
+
 def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int) -> None:
     run.log(
         f"{run.stage}: {len(labels):,} training and {len(validation.labels):,} validation images "
@@ -307,7 +333,7 @@ def _inputs(
     extract = functools.partial(
         evaluation.extract_features, model.forward_features, progress=bar, group=run.group
     )
-    with training.autocast(run.recipe, device):
+    with autocast(run.recipe.precision, device):
         val_features = extract(val_images)
         features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
     seconds = time.perf_counter() - start
@@ -337,7 +363,7 @@ def _judge(
     outputs, names = run.outputs, run.settings["class_names"]
     test = select_classes(run.data.test, run.settings["classes"])
     test = test._replace(labels=run.to_outputs(test.labels))
-    with training.autocast(run.recipe, torch.device(run.device)):
+    with autocast(run.recipe.precision, torch.device(run.device)):
         confusion = evaluation.confusion_matrix(trained, val_inputs, val_labels, group=run.group)
         confusion_rows = confusion[outputs].tolist()
         tested = None  # without test images

@@ -15,7 +15,12 @@ from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import TUNED
 
 SMALL = dataclasses.replace(
-    TUNED, epochs=2, batch_size=20, transfer_batch_size=20, finetune_epochs=2
+    TUNED,
+    epochs=2,
+    batch_size=20,
+    precision="float32",  # the same on every machine
+    transfer_batch_size=20,
+    finetune_epochs=2,
 )
 
 

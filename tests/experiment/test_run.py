@@ -18,7 +18,7 @@ from tests.experiment.conftest import SMALL, StopError, contents, damage_checkpo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.02 there, 0\.01 now"),
+        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.04 there, 0\.01 now"),
         ({"recipe": dataclasses.replace(SMALL, epochs=3)}, r"epochs 2 there, 3 now"),
         ({"seed": 1}, r"seed 0 there, 1 now"),
         (
@@ -81,6 +81,19 @@ def test_values_that_change_nothing_are_no_part_of_the_settings(
     assert ("whiten" in found) is (stage in ("base", "scratch"))
 
 
+def test_another_precision_is_refused_with_the_flag_that_goes_on(
+    small_data: Data, tmp_path: Path
+) -> None:
+    """As on a machine where "auto" means another one."""
+    run_stage("base", small_data, SMALL, output_dir=tmp_path)
+    other = dataclasses.replace(SMALL, precision="bf16")
+    with pytest.raises(
+        RunError, match="precision float32 there, bf16 now.* or go on with"
+    ) as error:
+        run_stage("base", small_data, other, output_dir=tmp_path)
+    assert error.value.remedy == {"stage": "base", "precision": "float32"}
+
+
 def test_every_neutral_value_is_one_of_the_recipe() -> None:
     values = dataclasses.asdict(changed(SMALL, NEUTRAL))
     assert {name: values[name] for name in NEUTRAL} == NEUTRAL
@@ -106,7 +119,7 @@ def test_settings_may_list_what_changes_nothing_or_not(
         ("schedule", "one-cycle", "schedule {} there, {} now"),
         ("mirror", True, "mirror {} there, {} now"),
         ("weight_decay", 0.2, "weight_decay {} there, {} now"),
-        ("precision", "bf16", "precision {} there, {} now"),
+        ("shift", 1, "shift {} there, {} now"),
     ],
 )
 def test_a_value_that_changes_something_is_refused_with_both_values(

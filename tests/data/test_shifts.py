@@ -1,0 +1,38 @@
+"""Random shifts: what may come out, and how often."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from cifar_tl.data.shifts import shift_randomly
+
+
+@pytest.mark.parametrize("pixels", [1, 2])
+def test_every_image_is_one_of_the_shifted_ones_and_all_are_as_likely(pixels: int) -> None:
+    torch.manual_seed(0)
+    images = torch.randint(256, (1000, 3, 8, 6), dtype=torch.uint8)
+    padded = functional.pad(images.float(), [pixels] * 4, mode="reflect").to(torch.uint8)
+    steps = [step for step in range(-pixels, pixels + 1) if step]
+    offsets = [(0, 0), *((step, 0) for step in steps), *((0, step) for step in steps)]
+    versions = [
+        padded[:, :, pixels + down :, pixels + right :][:, :, :8, :6] for down, right in offsets
+    ]
+    before = images.clone()
+    shifted = shift_randomly(images, pixels)
+    assert torch.equal(images, before)
+    assert shifted.dtype == torch.uint8
+    same = torch.stack([(shifted == version).flatten(1).all(1) for version in versions])
+    assert same.any(0).all()
+    counts = same.sum(1)
+    assert counts.min() > 0.7 * 1000 / len(offsets)
+    assert counts.max() < 1.3 * 1000 / len(offsets)
+    torch.manual_seed(1)
+    once = shift_randomly(images, pixels)
+    torch.manual_seed(1)
+    assert torch.equal(once, shift_randomly(images, pixels))
+
+
+def test_no_pixels_are_no_shift_and_no_images_are_none() -> None:
+    images = torch.rand(5, 3, 8, 8)
+    assert torch.equal(shift_randomly(images, 0), images)
+    assert shift_randomly(images[:0], 1).shape == (0, 3, 8, 8)
