@@ -88,7 +88,7 @@ def test_another_precision_is_refused_with_the_flag_that_goes_on(
     run_stage("base", small_data, SMALL, output_dir=tmp_path)
     other = dataclasses.replace(SMALL, precision="bf16")
     with pytest.raises(
-        RunError, match="precision float32 there, bf16 now.* or go on with"
+        RunError, match=r"precision float32 there, bf16 now\): .*, or go on with"
     ) as error:
         run_stage("base", small_data, other, output_dir=tmp_path)
     assert error.value.remedy == {"stage": "base", "precision": "float32"}
