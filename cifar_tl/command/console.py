@@ -206,7 +206,8 @@ def _write_error(line: str) -> None:
 
 
 def _show_warning(program: str, text: object, *_: object, **__: object) -> None:
-    warn(f"{program}: warning: {text}")
+    if launch.warns():
+        _write_error(f"{program}: warning: {text}")
 
 
 def shows_progress() -> bool:

@@ -4,6 +4,7 @@ Importing it imports no torch: that takes seconds.
 """
 
 import contextlib
+import math
 import os
 import tempfile
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 TIME_TO_BE_ENDED = 5.0  # in seconds: torchrun looks ten times a second whether a process has failed
 TIME_TO_ASK = 1.0  # in seconds, for processes that fail together
+TIME_TO_MEET = 300.0  # in seconds: torchrun has started all of them at the same time
+FAILURES = "failures"  # the note that counts the processes that have failed
 ANY_TIME = timedelta(weeks=52)  # a seed takes as long as it takes
 
 
@@ -48,21 +51,24 @@ def words() -> list[str]:
     found = launch()
     if found.size == 1:
         return []
-    machines = ["--nnodes", str(found.machines)] if found.machines > 1 else []
-    return ["torchrun", *machines, "--nproc-per-node", str(found.local_size)]
+    if found.machines > 1:  # how they find each other is not to be known
+        return ["torchrun", "..."]
+    return ["torchrun", "--nproc-per-node", str(found.local_size)]
 
 
 class _Meeting:
     """Where the processes of a launch leave notes, once they have met: until the next start."""
 
     store: "Store | None" = None
+    separate = False  # whether each then works by itself
 
 
 @contextlib.contextmanager
-def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
+def process_group(device: str, *, separate: bool) -> Iterator["ProcessGroup | None"]:
     """Joins the processes of a launch; one alone opens no group, which None stands for.
 
     Args:
+        device: Where they compute.
         separate: Each works by itself, for as long as it likes.
     """
     if launch().size == 1:
@@ -71,14 +77,23 @@ def process_group(*, separate: bool) -> Iterator["ProcessGroup | None"]:
     from torch import distributed
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        # torchrun may keep the store itself, from one start to the next.
-        is_master=launch().rank == 0 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True",
+    store = PrefixStore(  # launches may share a store
+        os.environ["TORCHELASTIC_RUN_ID"],
+        TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            # torchrun may keep the store itself, from one start to the next.
+            is_master=launch().rank == 0 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True",
+        ),
     )
-    _Meeting.store = PrefixStore(_meet(store), store)
+    _Meeting.store, _Meeting.separate = PrefixStore(_meet(store), store), separate
+    kind = device.partition(":")[0]
+    # Without a word about it, torch would choose by what the machine has.
+    backends = {"cpu": "gloo"}
+    if not separate:
+        backends[kind] = distributed.Backend.default_device_backend_map.get(kind, "gloo")
     distributed.init_process_group(
+        ",".join(f"{name}:{backend}" for name, backend in backends.items()),
         store=_Meeting.store,
         rank=launch().rank,
         world_size=launch().size,
@@ -97,9 +112,10 @@ def _meet(store: "Store") -> str:
     rank, mine = launch().rank, uuid.uuid4().hex
     if rank > 0:
         store.set(f"here/{rank}", mine)
-        word = store.get(f"answer/{mine}").decode()
+        word = _wait_for(store, f"answer/{mine}", TIME_TO_MEET)
         store.set(f"{word}/heard/{rank}", "")
         return word
+    end = time.monotonic() + TIME_TO_MEET
     missing = set(range(1, launch().size))
     while missing:  # what is in "here" may be of an earlier start until its process comes
         for other in list(missing):
@@ -107,6 +123,8 @@ def _meet(store: "Store") -> str:
                 store.set("answer/" + store.get(f"here/{other}").decode(), mine)
             if store.check([f"{mine}/heard/{other}"]):
                 missing.remove(other)
+        if time.monotonic() > end:
+            raise RuntimeError(f"no connection with process {min(missing)}")
         time.sleep(0.01)
     return mine
 
@@ -175,9 +193,16 @@ def _wait_for_all(store: "Store", ranks: range) -> None:
         _wait_for(store, f"{rank} has it")
 
 
-def _wait_for(store: "Store", name: str) -> str:
-    """Waits until somebody has left a note, for as long as it takes, and open to signals."""
+def _wait_for(store: "Store", name: str, seconds: float = math.inf) -> str:
+    """Waits until somebody has left a note, open to signals.
+
+    Raises:
+        RuntimeError: If a process has failed meanwhile, or it takes too long.
+    """
+    end = time.monotonic() + seconds
     while not store.check([name]):
+        if store.check([FAILURES]) or time.monotonic() > end:
+            raise RuntimeError("no connection with a process that has failed")
         time.sleep(0.05)
     return store.get(name).decode()
 
@@ -191,10 +216,10 @@ def reports_failure() -> bool:
     """
     store, (rank, size, local_rank, *_) = _Meeting.store, launch()
     try:
-        first = local_rank == 0 if store is None else store.add("failures", 1) == 1
+        first = local_rank == 0 if store is None else store.add(FAILURES, 1) == 1
         if store is not None and first and rank == 0:  # others may ask: it may have the store
             end = time.monotonic() + TIME_TO_ASK
-            while store.add("failures", 0) < size and time.monotonic() < end:
+            while store.add(FAILURES, 0) < size and time.monotonic() < end:
                 time.sleep(0.01)
     except RuntimeError:  # the process that had the store is gone, maybe without a word
         first, store = False, None
@@ -206,6 +231,11 @@ def reports_failure() -> bool:
 def speaks() -> bool:
     """Tells whether this process prints."""
     return launch().rank == 0
+
+
+def warns() -> bool:
+    """Tells whether this process prints warnings: of several that do the same, one a machine."""
+    return launch().local_rank == 0 or _Meeting.separate
 
 
 def divided_threads() -> int | None:

@@ -95,7 +95,7 @@ def train(options: argparse.Namespace) -> int:
     if threads := options.threads or launch.divided_threads():
         torch.set_num_threads(threads)
     keep_freed_memory()
-    with launch.process_group(separate=separate) as group:
+    with launch.process_group(device, separate=separate) as group:
         experiments, data = run_all(options, device, group, log)
     if not launch.speaks():
         return 0
@@ -125,7 +125,7 @@ def run_all(
         data, seconds_reading = launch.once_a_machine(
             partial(read_for_all, options, log, group), group
         )
-        check_machines(options, data, group)
+        check_machines(options, data, device, group)
         stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
         if not stages:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
@@ -220,15 +220,23 @@ def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple[
     return load_data(source, **chosen), time.perf_counter() - start
 
 
-def check_machines(options: argparse.Namespace, data: "Data", group: "ProcessGroup | None") -> None:
-    """Refuses to train on one machine from other images, or with other options, than on another."""
+def check_machines(
+    options: argparse.Namespace, data: "Data", device: str, group: "ProcessGroup | None"
+) -> None:
+    """Refuses to train on one machine from other images, or in another way, than on another."""
+    import torch
+
     from cifar_tl.distributed import check_same
+    from cifar_tl.precision import choose_precision
     from cifar_tl.pretrained import read_model_file
 
     if group is None:
         return
     same = {name: value for name, value in vars(options).items() if name not in MACHINE_OPTIONS}
-    same |= {"data": data.name, "fingerprint": data.fingerprint}
+    same |= {"data": data.name, "fingerprint": data.fingerprint, "torch": torch.__version__}
+    kind = torch.device(device)
+    precision = choose_precision(choose_recipe(options).precision, kind)
+    same |= {"device": kind.type, "precision": precision}
     if options.base is not None:
         same["base"] = hashlib.sha256(read_model_file(options.base)).hexdigest()
     try:

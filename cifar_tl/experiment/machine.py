@@ -17,7 +17,7 @@ def surroundings(device: str, processes: int) -> dict[str, Any]:
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "device": str(device),
+        "device": torch.device(device).type,  # of several equal ones, any
         **_several(processes),
     }
 

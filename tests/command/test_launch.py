@@ -86,7 +86,7 @@ def read():
     return torch.full((1000,), os.getpid())
 
 def work():
-    with launch.process_group(separate=False) as group:
+    with launch.process_group("cpu", separate=False) as group:
         found = launch.once_a_machine(read, group)
         distributed.barrier()  # the first has the store
         there = [Path(f"../machine{number}/read").exists() for number in range(2)]
@@ -111,14 +111,14 @@ def fail():
 def stop():
     Path("../3.json").write_text("0")
     try:
-        with launch.process_group(separate=False) as group:
+        with launch.process_group("cpu", separate=False) as group:
             launch.once_a_launch("restart", fail, group)
     except RuntimeError:
         return 0
 
 def work():
     calls = []
-    with launch.process_group(separate=False) as group:
+    with launch.process_group("cpu", separate=False) as group:
         return [launch.once_a_launch("restart", lambda: calls.append(1), group), len(calls)]
 
 in_all(stop)
@@ -173,3 +173,38 @@ def test_one_process_that_is_started_again_does_it_once(
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         assert not once_a_launch("restart", lambda: calls.append("again"), None)
     assert calls == ["alone", "first", "first"]
+
+
+def test_a_machine_that_fails_while_it_reads_ends_all_with_its_line(small_npz: Path) -> None:
+    """Also those that wait for it, who would not notice it otherwise."""
+    Path("machine1").mkdir()
+    Path("machine1/small.npz").write_bytes(small_npz.read_bytes()[:-1000])
+    Path("machine0").mkdir()
+    Path("machine0/small.npz").write_bytes(small_npz.read_bytes())
+    found, errors = in_all('in_all(lambda: main(["--data", "small.npz", "--epochs", "1"]))')
+    assert 0 not in found[0]
+    lines = [line for line in errors.splitlines() if "another process is gone" not in line]
+    assert len(lines) == 1, errors
+    assert "small.npz" in lines[0]
+
+
+def test_processes_that_do_not_come_are_not_waited_for_for_ever() -> None:
+    program = """
+from cifar_tl.command.console import LOST
+
+launch.TIME_TO_MEET = 1
+
+def work():
+    if launch.launch().rank == 2:
+        return "failed before"
+    try:
+        with launch.process_group("cpu", separate=False):
+            return "met"
+    except RuntimeError as error:
+        assert LOST.search(str(error))
+        return "lost"
+
+in_all(work)
+"""
+    found, _ = in_all(program)
+    assert found == [["lost", "lost", "failed before", "lost"]]

@@ -102,8 +102,8 @@ def test_all_stages_leave_their_files_and_the_same_again() -> None:
     folders = {path.parent.name for path in Path("a").glob("**/result.json")}
     assert folders == {"base", "transfer", "finetune", "scratch"}
     assert Path("a/small.npz/comparison.txt").exists()
-    again = ("-m", "cifar_tl", "train", *SHORT, "--stage", "finetune", "--restart")
-    before = {path: path.read_bytes() for path in Path("a").glob("**/finetune/*.pt")}
+    again = ("-m", "cifar_tl", "train", *SHORT, "--stage", "scratch", "--restart")
+    before = {path: path.read_bytes() for path in Path("a").glob("**/scratch/*.pt")}
     assert len(before) == 2
     run("--nproc-per-node", "2", *again, "--output-dir", "a")
     assert {path: path.read_bytes() for path in before} == before
