@@ -81,7 +81,9 @@ def run_cifar_tl(path: Path, report: Report, recipe_name: str = "original") -> N
     from cifar_tl.precision import autocast
 
     keep_freed_memory()  # as the command does
-    data, recipe = load_data(path), RECIPES[recipe_name]
+    data = load_data(path)
+    recipe = replace(RECIPES[recipe_name], epochs=EPOCHS).for_stage("base", 20_000)
+    shift = recipe.shift or 0
     torch.manual_seed(0)
 
     train, validation = data.train_and_validation(data.base_classes)
@@ -96,8 +98,8 @@ def run_cifar_tl(path: Path, report: Report, recipe_name: str = "original") -> N
         train.labels,
         validation.images,
         validation.labels,
-        replace(recipe, epochs=EPOCHS),
-        transform=(lambda x, y: (shift_randomly(x, recipe.shift), y)) if recipe.shift else None,
+        recipe,
+        transform=(lambda x, y: (shift_randomly(x, shift), y)) if shift else None,
         on_epoch=lambda record: report(
             record.seconds_train + record.seconds_validation, record.val_accuracy
         ),

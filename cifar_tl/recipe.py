@@ -8,7 +8,10 @@ Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
 Precision = Literal["float32", "bf16", "auto"]
 
+USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
+FEW_TO_FINETUNE = 5_000  # with fewer images the learning rate falls
+SMALLEST_BATCH = 50
 MAX_SHIFT = 16  # half an image
 
 
@@ -39,8 +42,10 @@ class Recipe:
         precision: ``"float32"``, ``"bf16"``: autocast to bfloat16, or ``"auto"``: bfloat16 where
             the device has instructions for it.
         dropout: The rate of layer 6 while it trains; None: the network's own, as documented.
-        shift: By how many pixels images are shifted at random while all of the network trains on
-            them (`shift_randomly`).
+        shift: By how many pixels at most images are shifted at random while all of the network
+            trains on them (`shift_randomly`); None: by one, and by two in more than ten epochs.
+        by_size: Take ``batch_size``, ``lr`` and ``weight_decay`` as meant for ten epochs of 20,000
+            images, and change them for fewer: `for_images`.
         transfer_lr: The learning rate of the stage transfer.
         transfer_batch_size: Its batch size.
         transfer_dropout: Its rate of dropout.
@@ -62,7 +67,8 @@ class Recipe:
     warmup: float = 0.2
     precision: Precision = "float32"
     dropout: float | None = None
-    shift: int = 0
+    shift: int | None = 0
+    by_size: bool = False
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
     transfer_dropout: float | None = None
@@ -88,7 +94,7 @@ class Recipe:
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, not {rate}")
-        if not 0 <= self.shift <= MAX_SHIFT:
+        if self.shift is not None and not 0 <= self.shift <= MAX_SHIFT:
             raise ValueError(f"shift must be from 0 to {MAX_SHIFT} pixels, not {self.shift}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
@@ -98,10 +104,13 @@ class Recipe:
 
         For ``"finetune"``, ``finetune_lr`` becomes ``lr``. Base and scratch have none of their own.
 
+        Finetuning on fewer than 5,000 images goes more slowly, if the recipe goes ``by_size``: its
+        learning rate falls with the root of their number.
+
         Args:
             stage: One of `STAGES`.
-            num_images: The training images, on which the number of epochs may depend; without it,
-                `fit` computes it.
+            num_images: The training images, for what depends on them: `for_images`. Without it,
+                `fit` does that.
 
         Raises:
             ValueError: If the epochs of finetuning depend on the number of images, and it is None.
@@ -113,14 +122,42 @@ class Recipe:
             if name.startswith(prefix)
         }
         recipe, epochs = replace(self, **values), self.epochs
-        share = FINETUNE_SHARE if "epochs" in values else 1.0
+        finetunes = "epochs" in values
         if epochs is None and num_images is not None:
             epochs = epochs_for(num_images)
-        if recipe.epochs is None and epochs is not None:
-            return replace(recipe, epochs=max(1, round(share * epochs)))
-        if recipe.epochs is None and share != 1:
-            raise ValueError(f"the epochs of {stage} depend on num_images: say it, or set epochs")
-        return recipe
+        if finetunes and recipe.epochs is None:
+            if epochs is None:
+                raise ValueError(f"the epochs of {stage} depend on num_images: say it")
+            recipe = replace(recipe, epochs=max(1, round(FINETUNE_SHARE * epochs)))
+        if num_images is None:
+            return recipe
+        if finetunes and recipe.by_size:
+            recipe = replace(recipe, lr=recipe.lr * min(1, math.sqrt(num_images / FEW_TO_FINETUNE)))
+        return recipe.for_images(num_images)
+
+    def for_images(self, num_images: int) -> "Recipe":
+        """Returns the recipe with all decided that depends on the number of training images.
+
+        That is the number of epochs, if it is None: `epochs_for`; how far images are shifted, if
+        that is None; and, if the recipe goes ``by_size``:
+
+        - the batch size, which falls with the examples seen in all epochs, down to 50, so that the
+          steps remain as many as possible; with it, with its root, the learning rate;
+        - the weight decay, which rises with the fourth root of what the images are fewer.
+        """
+        epochs = self.epochs or epochs_for(num_images)
+        shift = (1 if epochs <= USUAL_EPOCHS else 2) if self.shift is None else self.shift
+        recipe = replace(self, epochs=epochs, shift=shift, by_size=False)
+        if not self.by_size:
+            return recipe
+        part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS)
+        batch_size = min(self.batch_size, max(SMALLEST_BATCH, round(self.batch_size * part)))
+        return replace(
+            recipe,
+            batch_size=batch_size,
+            lr=self.lr * math.sqrt(batch_size / self.batch_size),
+            weight_decay=self.weight_decay * max(1, USUAL_IMAGES / num_images) ** 0.25,
+        )
 
 
 def epochs_for(num_images: int) -> int:
@@ -130,14 +167,14 @@ def epochs_for(num_images: int) -> int:
     of 200 images are ten steps; the 1,000 that have as many steps as 20,000 images take ten times
     as long as these 100 and gain at most a point and a half (docs/recipe.md).
     """
-    return min(150, max(10, round(10 * math.sqrt(20_000 / num_images))))
+    return min(150, max(USUAL_EPOCHS, round(USUAL_EPOCHS * math.sqrt(USUAL_IMAGES / num_images))))
 
 
 # The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
 # added here later changes no run without it, neither its bytes nor whether it goes on.
 INGREDIENTS = (
     *("schedule", "normalize", "whiten", "mirror", "weight_decay"),
-    *("precision", "dropout", "shift"),
+    *("precision", "dropout", "shift", "by_size"),
 )
 NEUTRAL = {field.name: field.default for field in fields(Recipe) if field.name in INGREDIENTS}
 
@@ -158,12 +195,13 @@ TUNED = Recipe(
     weight_decay=0.2,
     precision="auto",
     dropout=0.0,
-    shift=1,
+    shift=None,
+    by_size=True,
     transfer_lr=0.05,
     transfer_batch_size=500,
     transfer_dropout=0.2,
     finetune_epochs=None,
-    finetune_lr=0.02,
+    finetune_lr=0.04,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (ORIGINAL, TUNED)}

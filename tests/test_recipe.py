@@ -65,15 +65,44 @@ def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> 
 
 
 def test_stages_change_only_what_is_their_own() -> None:
-    recipe = TUNED.for_stage("finetune", 20_000)
-    assert (recipe.epochs, recipe.lr) == (4, TUNED.finetune_lr)
-    assert dataclasses.replace(recipe, epochs=None, lr=TUNED.lr) == TUNED
-    recipe = TUNED.for_stage("transfer")
-    assert (recipe.batch_size, recipe.lr) == (TUNED.transfer_batch_size, TUNED.transfer_lr)
-    assert recipe.dropout == TUNED.transfer_dropout
-    changed = {"batch_size": TUNED.batch_size, "lr": TUNED.lr, "dropout": TUNED.dropout}
-    assert dataclasses.replace(recipe, **changed) == TUNED  # type: ignore[arg-type]
-    assert TUNED.for_stage("base") == TUNED.for_stage("scratch") == TUNED
+    recipe = dataclasses.replace(TUNED, epochs=10)
+    finetune = recipe.for_stage("finetune")
+    assert (finetune.epochs, finetune.lr) == (4, recipe.finetune_lr)
+    assert dataclasses.replace(finetune, epochs=10, lr=recipe.lr) == recipe
+    transfer = recipe.for_stage("transfer")
+    own = {"lr": recipe.transfer_lr, "batch_size": recipe.transfer_batch_size}
+    own["dropout"] = recipe.transfer_dropout
+    assert transfer == dataclasses.replace(recipe, **own)
+    assert recipe.for_stage("base") == recipe.for_stage("scratch") == recipe
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch_size", "lr", "weight_decay", "shift"),
+    [
+        (20_000, 10, 200, 0.04, 0.2, 1),  # what the values are meant for
+        (40_000, 10, 200, 0.04, 0.2, 1),
+        (20_000, 5, 100, 0.04 / 2**0.5, 0.2, 1),
+        (20_000, 1, 50, 0.02, 0.2, 1),
+        (20_000, 20, 200, 0.04, 0.2, 2),
+        (1_250, 40, 50, 0.02, 0.4, 2),
+    ],
+)
+def test_tuned_follows_the_number_of_images(
+    images: int, epochs: int, batch_size: int, lr: float, weight_decay: float, shift: int
+) -> None:
+    recipe = dataclasses.replace(TUNED, epochs=epochs).for_images(images)
+    assert (recipe.batch_size, recipe.shift) == (batch_size, shift)
+    assert (recipe.lr, recipe.weight_decay) == pytest.approx((lr, weight_decay))
+    assert recipe.for_images(10) == recipe  # once
+    for stage in STAGES:
+        original = ORIGINAL.for_stage(stage)
+        assert ORIGINAL.for_stage(stage, images) == original
+        assert original.for_images(images) == original
+
+
+def test_finetuning_goes_more_slowly_with_few_images() -> None:
+    assert TUNED.for_stage("finetune", 5_000).lr == pytest.approx(0.02)
+    assert TUNED.for_stage("finetune", 200).lr == pytest.approx(0.02 * 0.2)
 
 
 @pytest.mark.parametrize(

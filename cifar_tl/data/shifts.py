@@ -5,26 +5,29 @@ from torch import Tensor
 
 
 def shift_randomly(images: Tensor, pixels: int) -> Tensor:
-    """Shifts each image, or not, by up to so many pixels up, down, left or right.
+    """Shifts each image by up to so many pixels up or down, and left or right.
 
-    What comes in at an edge is a reflection. The choice is drawn from torch's global generator of
-    the CPU.
+    What comes in at an edge is a reflection. How far is drawn from torch's global generator of the
+    CPU, evenly.
 
     Args:
         images: ``(N, C, H, W)`` of any type.
         pixels: At least 0, and less than the images have.
 
     Returns:
-        New images of the same shape.
+        Images of the same shape, new ones if there are any pixels to shift by.
     """
-    steps = [step for step in range(-pixels, pixels + 1) if step]
-    shifts = [(axis, step) for axis in (2, 3) for step in steps]
-    which = torch.randint(len(shifts) + 1, (len(images),))  # the last of them: no shift
-    result = images.clone()
-    for number, (axis, shift) in enumerate(shifts):
-        chosen = (which == number).nonzero().flatten().to(images.device)
-        source = (torch.arange(images.shape[axis], device=images.device) + shift).abs()
-        last = images.shape[axis] - 1
-        source = last - (last - source).abs()  # both edges are mirrors
-        result[chosen] = images[chosen].index_select(axis, source)
-    return result
+    if pixels == 0:
+        return images
+    height, width = images.shape[2:]
+    down, right = torch.randint(-pixels, pixels + 1, (2, len(images), 1))
+    rows, columns = _reflect(down, height), _reflect(right, width)
+    source = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    source = source[:, None].expand(-1, images.shape[1], -1).to(images.device)
+    return images.flatten(2).gather(2, source).view_as(images)
+
+
+def _reflect(steps: Tensor, size: int) -> Tensor:
+    """Finds what comes to each place after steps ``(N, 1)`` between two mirrors: ``(N, size)``."""
+    positions = (torch.arange(size) + steps).abs()
+    return size - 1 - (size - 1 - positions).abs()

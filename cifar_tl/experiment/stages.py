@@ -304,9 +304,9 @@ def _dropout(model: CifarNet, rate: float | None) -> Iterator[None]:
 
 def _augmentation(recipe: Recipe) -> training.Transform | None:
     """Makes what changes each batch of images that is trained on."""
-    if recipe.shift == 0:
+    if not (pixels := recipe.shift):
         return None
-    return lambda images, labels: (shift_randomly(images, recipe.shift), labels)
+    return lambda images, labels: (shift_randomly(images, pixels), labels)
 
 
 def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int) -> None:
