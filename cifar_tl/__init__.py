@@ -19,7 +19,8 @@ A whole transfer in a few lines, without files::
     model = transfer_model(load_model("runs/shapes/base/model.pt"))
     features = extract_features(model.forward_features, train.images)
     val_features = extract_features(model.forward_features, validation.images)
-    recipe = TUNED.for_stage("transfer")
+    recipe = TUNED.for_stage("transfer", len(features))
+    model.classifier.dropout.p = recipe.dropout
     fit(model.classifier, features[None], train.labels, val_features, validation.labels, recipe)
 
 Images are uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``, accuracies fractions, times seconds.

@@ -43,7 +43,8 @@ class Recipe:
             the device has instructions for it.
         dropout: The rate of layer 6 while it trains; None: the network's own, as documented.
         shift: By how many pixels at most images are shifted at random while all of the network
-            trains on them (`shift_randomly`); None: by one, and by two in more than ten epochs.
+            trains on them (`shift_randomly`); None: by one in up to ten epochs of 20,000 images or
+            more, else by two.
         by_size: Take ``batch_size``, ``lr`` and ``weight_decay`` as meant for ten epochs of 20,000
             images, and change them for fewer: `for_images`.
         transfer_lr: The learning rate of the stage transfer.
@@ -109,8 +110,8 @@ class Recipe:
 
         Args:
             stage: One of `STAGES`.
-            num_images: The training images, for what depends on them: `for_images`. Without it,
-                `fit` does that.
+            num_images: The training images, for what depends on them: `for_images`. Without it
+                only `fit` does the least: it computes the number of epochs.
 
         Raises:
             ValueError: If the epochs of finetuning depend on the number of images, and it is None.
@@ -146,7 +147,8 @@ class Recipe:
         - the weight decay, which rises with the fourth root of what the images are fewer.
         """
         epochs = self.epochs or epochs_for(num_images)
-        shift = (1 if epochs <= USUAL_EPOCHS else 2) if self.shift is None else self.shift
+        usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
+        shift = (1 if usual else 2) if self.shift is None else self.shift
         recipe = replace(self, epochs=epochs, shift=shift, by_size=False)
         if not self.by_size:
             return recipe

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.muon import Muon
 from cifar_tl.precision import autocast
 from cifar_tl.progress import with_bar
-from cifar_tl.recipe import Recipe, rate_factor
+from cifar_tl.recipe import Recipe, epochs_for, rate_factor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -95,7 +95,7 @@ def fit(
             whatever it takes, a row for each example.
         val_inputs: ``(M, ...)`` validation inputs; None: there are none, and the records say nan.
         val_labels: ``(M,)``.
-        recipe: How to train; what of it depends on the number of examples is decided here.
+        recipe: How to train; `Recipe.for_stage` or `Recipe.for_images` fit it to few examples.
         seed: Decides order, views and dropout.
         optimizer: By default a new one from `make_optimizer`. One that is given keeps its own
             learning rates: what ``lr`` is at the start of an epoch is the peak, which the recipe's
@@ -133,9 +133,8 @@ def fit(
     _check_trainable(module, optimizer)
     device = next(module.parameters()).device
     views, labels = to_device_if_it_fits(views, device), labels.to(device)
-    recipe = recipe.for_images(len(labels))
-    epochs = recipe.epochs
-    assert epochs is not None
+    epochs = recipe.epochs or epochs_for(len(labels))
+    recipe = replace(recipe, epochs=epochs)
     if optimizer is None:
         optimizer = make_optimizer(module, recipe)
     records, best = list(records), _Best(keep_best)

@@ -70,9 +70,12 @@ def test_stages_change_only_what_is_their_own() -> None:
     assert (finetune.epochs, finetune.lr) == (4, recipe.finetune_lr)
     assert dataclasses.replace(finetune, epochs=10, lr=recipe.lr) == recipe
     transfer = recipe.for_stage("transfer")
-    own = {"lr": recipe.transfer_lr, "batch_size": recipe.transfer_batch_size}
-    own["dropout"] = recipe.transfer_dropout
-    assert transfer == dataclasses.replace(recipe, **own)
+    assert transfer == dataclasses.replace(
+        recipe,
+        lr=recipe.transfer_lr,
+        batch_size=recipe.transfer_batch_size,
+        dropout=recipe.transfer_dropout,
+    )
     assert recipe.for_stage("base") == recipe.for_stage("scratch") == recipe
 
 
@@ -84,6 +87,7 @@ def test_stages_change_only_what_is_their_own() -> None:
         (20_000, 5, 100, 0.04 / 2**0.5, 0.2, 1),
         (20_000, 1, 50, 0.02, 0.2, 1),
         (20_000, 20, 200, 0.04, 0.2, 2),
+        (1_250, 10, 50, 0.02, 0.4, 2),
         (1_250, 40, 50, 0.02, 0.4, 2),
     ],
 )

@@ -186,8 +186,8 @@ def _add_recipe_options(parser: Parser) -> None:
         "--shift",
         metavar="N",
         type=shift,
-        help="shift images by up to so many pixels at random (default: tuned 1, or 2 in more than "
-        "ten epochs; original 0)",
+        help="shift images by up to so many pixels at random (default: tuned 1, or 2 with fewer "
+        "than 20,000 images or more than ten epochs; original 0)",
     )
     for stage, name in OWN_SETTINGS:
         what = name.removeprefix(f"{stage}_").replace("_", " ").replace("lr", "learning rate")

@@ -184,7 +184,7 @@ def test_a_result_lists_every_value_of_the_recipe(
     recipe = dataclasses.replace(recipe, epochs=1)
     result: dict[str, Any] = {**run_stage("base", small_data, recipe, output_dir=tmp_path)}
     written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
-    recipe = dataclasses.replace(recipe, mirror=bool(result["mirror"]))
+    recipe = dataclasses.replace(recipe, mirror=bool(result["mirror"])).for_images(160)
     assert recipe.mirror is (recipe.name == "tuned")  # as small_data says
     for name, value in recipe_values("base", recipe).items():
         assert result[name] == written[name] == value
