@@ -30,6 +30,10 @@ SGD = dataclasses.replace(SMALLER, optimizer="sgd", lr=0.03, transfer_lr=0.1, we
 
 VARIANTS = {
     "tuned": TUNED,
+    "float32": dataclasses.replace(TUNED, precision="float32"),
+    "dropout of 0.42": dataclasses.replace(TUNED, dropout=0.42, transfer_dropout=0.42),
+    "no shifts": dataclasses.replace(TUNED, shift=0),
+    "shifts by two": dataclasses.replace(TUNED, shift=2),
     "SGD instead of Muon": SGD,
     "no whitening": dataclasses.replace(TUNED, whiten=False),
     "no mirror images": dataclasses.replace(TUNED, mirror=False),
@@ -43,12 +47,13 @@ VARIANTS = {
     "half the learning rate": dataclasses.replace(TUNED, lr=TUNED.lr / 2),
     "twice the weight decay": dataclasses.replace(TUNED, weight_decay=TUNED.weight_decay * 2),
     "half the weight decay": dataclasses.replace(TUNED, weight_decay=TUNED.weight_decay / 2),
-    "two epochs": dataclasses.replace(TUNED, epochs=2),
-    "two epochs, no whitening": dataclasses.replace(TUNED, epochs=2, whiten=False),
-    "three epochs": dataclasses.replace(TUNED, epochs=3),
+    **{
+        f"{epochs} epochs": dataclasses.replace(TUNED, epochs=epochs) for epochs in (1, 2, 3, 5, 20)
+    },
+    "1 epoch as if of ten": dataclasses.replace(TUNED, epochs=1, by_size=False),
     "original": ORIGINAL,
 }
-ALL_STAGES = ("tuned", "original")  # the others are judged by base and transfer
+ALL_STAGES = ("tuned", "float32", "original")  # the others are judged by base and transfer
 
 
 def main() -> None:
