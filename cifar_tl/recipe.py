@@ -122,21 +122,21 @@ class Recipe:
             for name, value in asdict(self).items()
             if name.startswith(prefix)
         }
-        recipe, epochs = replace(self, **values), self.epochs
-        finetunes = "epochs" in values
-        if epochs is None and num_images is not None:
-            epochs = epochs_for(num_images)
-        if finetunes and recipe.epochs is None:
-            if epochs is None:
+        recipe = replace(self, **values)
+        share = FINETUNE_SHARE if "epochs" in values else 1.0
+        if recipe.epochs is None and share != 1:
+            epochs = self.epochs
+            if epochs is None and num_images is None:
                 raise ValueError(f"the epochs of {stage} depend on num_images: say it")
-            recipe = replace(recipe, epochs=max(1, round(FINETUNE_SHARE * epochs)))
+            epochs = epochs or epochs_for(num_images or 0)
+            recipe = replace(recipe, epochs=max(1, round(share * epochs)))
         if num_images is None:
             return recipe
-        if finetunes and recipe.by_size:
+        if recipe.by_size and share != 1:
             recipe = replace(recipe, lr=recipe.lr * min(1, math.sqrt(num_images / FEW_TO_FINETUNE)))
-        return recipe.for_images(num_images)
+        return recipe.for_images(num_images, share)
 
-    def for_images(self, num_images: int) -> "Recipe":
+    def for_images(self, num_images: int, share: float = 1.0) -> "Recipe":
         """Returns the recipe with all decided that depends on the number of training images.
 
         That is the number of epochs, if it is None: `epochs_for`; how far images are shifted, if
@@ -145,6 +145,10 @@ class Recipe:
         - the batch size, which falls with the examples seen in all epochs, down to 50, so that the
           steps remain as many as possible; with it, with its root, the learning rate;
         - the weight decay, which rises with the fourth root of what the images are fewer.
+
+        Args:
+            num_images: The training images.
+            share: Of the epochs of other trainings, those that are usual for this one.
         """
         epochs = self.epochs or epochs_for(num_images)
         usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
@@ -152,7 +156,7 @@ class Recipe:
         recipe = replace(self, epochs=epochs, shift=shift, by_size=False)
         if not self.by_size:
             return recipe
-        part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS)
+        part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)
         batch_size = min(self.batch_size, max(SMALLEST_BATCH, round(self.batch_size * part)))
         return replace(
             recipe,

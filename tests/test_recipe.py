@@ -105,8 +105,10 @@ def test_tuned_follows_the_number_of_images(
 
 
 def test_finetuning_goes_more_slowly_with_few_images() -> None:
-    assert TUNED.for_stage("finetune", 5_000).lr == pytest.approx(0.02)
-    assert TUNED.for_stage("finetune", 200).lr == pytest.approx(0.02 * 0.2)
+    usual, few, fewest = (TUNED.for_stage("finetune", images) for images in (20_000, 5_000, 200))
+    assert [recipe.batch_size for recipe in (usual, few, fewest)] == [200, 100, 50]
+    rates = [recipe.lr for recipe in (usual, few, fewest)]
+    assert rates == pytest.approx([0.04, 0.04 / 2**0.5, 0.02 * 0.2])
 
 
 @pytest.mark.parametrize(
