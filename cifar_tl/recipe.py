@@ -124,11 +124,12 @@ class Recipe:
         }
         recipe = replace(self, **values)
         share = FINETUNE_SHARE if "epochs" in values else 1.0
+        epochs = self.epochs
+        if epochs is None and num_images is not None:
+            epochs = epochs_for(num_images)
         if recipe.epochs is None and share != 1:
-            epochs = self.epochs
-            if epochs is None and num_images is None:
+            if epochs is None:
                 raise ValueError(f"the epochs of {stage} depend on num_images: say it")
-            epochs = epochs or epochs_for(num_images or 0)
             recipe = replace(recipe, epochs=max(1, round(share * epochs)))
         if num_images is None:
             return recipe
