@@ -166,9 +166,7 @@ def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
         if isinstance(module, nn.Dropout) and module.training:
-            rates.append(
-                round(float((output == 0).float().mean() - (inputs[0] == 0).float().mean()), 1)
-            )
+            rates.append(round(float((output[inputs[0] != 0] == 0).float().mean()), 1))
 
     recipe = dataclasses.replace(SMALL, epochs=1, dropout=0.0, transfer_dropout=0.9, batch_size=160)
     results = {}
@@ -177,8 +175,7 @@ def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(
         for stage in ("base", "transfer"):
             rates.clear()
             results[stage] = run_stage(stage, small_data, recipe, output_dir=tmp_path)
-            assert set(rates) <= ({0.0} if stage == "base" else {0.5, 0.6, 0.7, 0.8})
-            assert rates
+            assert set(rates) == ({0.0} if stage == "base" else {0.9})
     finally:
         handle.remove()
     assert results["base"]["shift"] == 1
