@@ -178,7 +178,7 @@ def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(
             assert set(rates) == ({0.0} if stage == "base" else {0.9})
     finally:
         handle.remove()
-    assert results["base"]["shift"] == 1
+    assert results["base"]["shift"] == 2
     assert results["transfer"]["shift"] == 0
     plain = dataclasses.replace(recipe, shift=0)
     unshifted = run_stage("base", small_data, plain, output_dir=tmp_path / "plain")
