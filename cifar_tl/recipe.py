@@ -10,7 +10,6 @@ Precision = Literal["float32", "bf16", "auto"]
 
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
-FEW_TO_FINETUNE = 5_000  # with fewer images the learning rate falls
 SMALLEST_BATCH = 50
 MAX_SHIFT = 16  # half an image
 
@@ -51,7 +50,7 @@ class Recipe:
         transfer_batch_size: Its batch size.
         transfer_dropout: Its rate of dropout.
         finetune_epochs: The epochs of the stage finetune; None: two fifths of the others.
-        finetune_lr: Its learning rate.
+        finetune_lr: Its learning rate; None: as `finetune_lr_for` computes it.
     """
 
     name: str = "own"
@@ -74,7 +73,7 @@ class Recipe:
     transfer_batch_size: int = 100
     transfer_dropout: float | None = None
     finetune_epochs: int | None = 3
-    finetune_lr: float = 1e-4
+    finetune_lr: float | None = 1e-4
 
     def __post_init__(self) -> None:
         choices = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision}
@@ -87,8 +86,9 @@ class Recipe:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         for name in ("lr", "transfer_lr", "finetune_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
         if not (self.weight_decay >= 0 and 0 <= self.momentum < 1):
             raise ValueError("weight_decay must be at least 0, and momentum from 0 to below 1")
         for name in ("dropout", "transfer_dropout"):
@@ -105,17 +105,16 @@ class Recipe:
 
         For ``"finetune"``, ``finetune_lr`` becomes ``lr``. Base and scratch have none of their own.
 
-        Finetuning on fewer than 5,000 images goes more slowly, if the recipe goes ``by_size``: its
-        learning rate falls with the root of their number.
-
         Args:
             stage: One of `STAGES`.
             num_images: The training images, for what depends on them: `for_images`. Without it
                 only `fit` does the least: it computes the number of epochs.
 
         Raises:
-            ValueError: If the epochs of finetuning depend on the number of images, and it is None.
+            ValueError: If something of finetuning depends on the number of images, and it is None.
         """
+        if stage == "finetune":
+            return self._for_finetuning(num_images)
         prefix = f"{stage}_"
         values = {
             name.removeprefix(prefix): value
@@ -123,19 +122,19 @@ class Recipe:
             if name.startswith(prefix)
         }
         recipe = replace(self, **values)
-        share = FINETUNE_SHARE if "epochs" in values else 1.0
-        epochs = self.epochs
-        if epochs is None and num_images is not None:
-            epochs = epochs_for(num_images)
-        if recipe.epochs is None and share != 1:
-            if epochs is None:
-                raise ValueError(f"the epochs of {stage} depend on num_images: say it")
-            recipe = replace(recipe, epochs=max(1, round(share * epochs)))
-        if num_images is None:
-            return recipe
-        if recipe.by_size and share != 1:
-            recipe = replace(recipe, lr=recipe.lr * min(1, math.sqrt(num_images / FEW_TO_FINETUNE)))
-        return recipe.for_images(num_images, share)
+        return recipe if num_images is None else recipe.for_images(num_images)
+
+    def _for_finetuning(self, num_images: int | None) -> "Recipe":
+        epochs, lr, others = self.finetune_epochs, self.finetune_lr, self.epochs
+        if num_images is not None:
+            lr = lr or finetune_lr_for(num_images)
+            others = others or epochs_for(num_images)
+        if epochs is None and others is not None:
+            epochs = max(1, round(FINETUNE_SHARE * others))
+        if epochs is None or lr is None:
+            raise ValueError("what finetune does depends on num_images: say it")
+        recipe = replace(self, epochs=epochs, lr=lr)
+        return recipe if num_images is None else recipe.for_images(num_images, FINETUNE_SHARE)
 
     def for_images(self, num_images: int, share: float = 1.0) -> "Recipe":
         """Returns the recipe with all decided that depends on the number of training images.
@@ -177,6 +176,15 @@ def epochs_for(num_images: int) -> int:
     return min(150, max(USUAL_EPOCHS, round(USUAL_EPOCHS * math.sqrt(USUAL_IMAGES / num_images))))
 
 
+def finetune_lr_for(num_images: int) -> float:
+    """Computes the learning rate of finetuning with Muon on so many images, if nobody says it.
+
+    That of training from scratch, and with fewer than 5,000 images less, with the root of their
+    number: a few would make the network forget more than they teach.
+    """
+    return 0.04 * min(1.0, math.sqrt(num_images / 5_000))
+
+
 # The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
 # added here later changes no run without it, neither its bytes nor whether it goes on.
 INGREDIENTS = (
@@ -208,7 +216,7 @@ TUNED = Recipe(
     transfer_batch_size=500,
     transfer_dropout=0.2,
     finetune_epochs=None,
-    finetune_lr=0.04,
+    finetune_lr=None,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (ORIGINAL, TUNED)}

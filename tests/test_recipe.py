@@ -65,7 +65,7 @@ def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> 
 
 
 def test_stages_change_only_what_is_their_own() -> None:
-    recipe = dataclasses.replace(TUNED, epochs=10)
+    recipe = dataclasses.replace(TUNED, epochs=10, finetune_lr=0.03)
     finetune = recipe.for_stage("finetune")
     assert (finetune.epochs, finetune.lr) == (4, recipe.finetune_lr)
     assert dataclasses.replace(finetune, epochs=10, lr=recipe.lr) == recipe
@@ -120,12 +120,12 @@ def test_epochs_follow_from_the_number_of_images(images: int, epochs: int, finet
     assert TUNED.for_stage("finetune", images).epochs == finetuning
     chosen = dataclasses.replace(TUNED, epochs=5)  # unless somebody says it
     assert [chosen.for_stage(stage, images).epochs for stage in STAGES] == [5, 5, 2, 5]
-    assert dataclasses.replace(chosen, finetune_epochs=7).for_stage("finetune").epochs == 7
+    assert dataclasses.replace(chosen, finetune_epochs=7).for_stage("finetune", images).epochs == 7
     assert [ORIGINAL.for_stage(stage, images).epochs for stage in STAGES] == [10, 10, 3, 10]
 
 
 def test_finetuning_does_not_guess_the_number_of_images() -> None:
-    with pytest.raises(ValueError, match="the epochs of finetune depend on num_images"):
+    with pytest.raises(ValueError, match="what finetune does depends on num_images"):
         TUNED.for_stage("finetune")
 
 

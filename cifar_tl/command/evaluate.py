@@ -57,6 +57,7 @@ def measure(options: argparse.Namespace) -> int:
     from cifar_tl.data.source import load_data
     from cifar_tl.evaluation import confusion_matrix, evaluate
     from cifar_tl.experiment.results import class_lines
+    from cifar_tl.precision import autocast
 
     model, settings = load_model_and_settings(options.model)
     known = known_classes(options.model, model, settings)
@@ -64,8 +65,9 @@ def measure(options: argparse.Namespace) -> int:
     data = load_data(options.data, white=model.white, progress=shows_progress())
     images, labels = select_examples(options, settings, classes, data)
     labels = renumber(labels, list(classes), list(known))
-    metrics = evaluate(model, images, labels)
-    confusion = confusion_matrix(model, images, labels)[list(known)].tolist()
+    with autocast(settings.get("precision", "float32"), images.device):  # as it was judged
+        metrics = evaluate(model, images, labels)
+        confusion = confusion_matrix(model, images, labels)[list(known)].tolist()
     say(
         f"{options.model} on {len(labels):,} {options.split} images of {data.name}: "
         f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}\n"

@@ -48,6 +48,7 @@ from cifar_tl.experiment.run import (
     takes_base,
 )
 from cifar_tl.names import count, printable
+from cifar_tl.recipe import finetune_lr_for
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from torch.distributed import ProcessGroup
@@ -307,7 +308,9 @@ def run_one(
             group=group,
         )
     except TrainingError as error:
-        lower = f"{recipe.for_stage(stage).lr / 10:g}"
+        nominal = finetune_lr_for(len(data.train.labels)) if stage == "finetune" else recipe.lr
+        lr = getattr(recipe, f"{stage}_lr", None) or nominal
+        lower = f"{lr / 10:g}"
         better = write_command(options, stage=stage, lr=lower, restart=True)
         raise TrainingError(f"{error}: {better}") from error
 

@@ -97,9 +97,12 @@ def test_what_a_stage_has_of_its_own_is_meant_only_where_it_is_named(small_npz: 
     settings = ["--data", str(small_npz), "--lr", "0.01", *FAST]
     assert main([*settings, "--finetune-epochs", "3"]) == 0
     found = {s: result(f"runs/small.npz/{s}/result.json") for s in STAGES}
-    assert [found[s]["lr"] for s in STAGES] == [0.01, 0.05, 0.02, 0.01]
+    finetune_lr = 0.04 * (160 / 5000) ** 0.5
+    assert [found[s]["lr"] for s in STAGES] == pytest.approx(
+        [0.01, 0.05 * (50 / 500) ** 0.5, finetune_lr, 0.01]
+    )
     assert [found[s]["epochs"] for s in STAGES] == [2, 2, 3, 2]
-    assert [found[s]["batch_size"] for s in STAGES] == [50, 500, 50, 50]
+    assert [found[s]["batch_size"] for s in STAGES] == [50, 50, 50, 50]
     for stage in ("transfer", "finetune"):
         assert main(["--stage", stage, "--restart", *settings]) == 0
         again = result(f"runs/small.npz/{stage}/result.json")
@@ -516,9 +519,10 @@ def test_divergence_is_one_line_with_a_command_that_is_lower(
 ) -> None:
     assert main(["--stage", "base", "--lr", "1e30", "--data", str(small_npz)]) == 1
     errors = capsys.readouterr().err
-    assert "in epoch 1 with lr 1e+30 and weight_decay 0.2: try a lower learning rate" in errors
+    assert "in epoch 1 with lr 5e+29 and weight_decay " in errors  # in batches of 50, not 200
+    assert "try a lower learning rate" in errors
     assert main(remedy(errors)) == 1
-    assert "with lr 1e+29" in capsys.readouterr().err
+    assert "with lr 5e+28" in capsys.readouterr().err
 
 
 # As a process
