@@ -106,11 +106,12 @@ def run_cifar_tl(path: Path, report: Report, recipe_name: str = "original") -> N
     )
 
     train, validation = data.train_and_validation(data.new_classes)
+    head = replace(TUNED.for_stage("transfer"), epochs=EPOCHS, precision=recipe.precision)
+    base.dropout = DROPOUT if head.dropout is None else head.dropout  # of classifiers to come
     for _ in range(EPOCHS):  # as often as the peers run an epoch
         start = time.perf_counter()
         model = transfer_model(base)
         views = make_views(train.images, mirror=True)
-        head = replace(TUNED.for_stage("transfer"), epochs=EPOCHS, precision=recipe.precision)
         with autocast(head.precision, views.device):
             features = extract_features(model.forward_features, views.flatten(0, 1))
             val_features = extract_features(model.forward_features, validation.images)

@@ -108,7 +108,7 @@ class Recipe:
         Args:
             stage: One of `STAGES`.
             num_images: The training images, for what depends on them: `for_images`. Without it
-                only `fit` does the least: it computes the number of epochs.
+                that stays open, and `fit` computes the number of epochs alone.
 
         Raises:
             ValueError: If something of finetuning depends on the number of images, and it is None.
@@ -182,7 +182,7 @@ def finetune_lr_for(num_images: int) -> float:
     That of training from scratch, and with fewer than 5,000 images less, with the root of their
     number: a few would make the network forget more than they teach.
     """
-    return 0.04 * min(1.0, math.sqrt(num_images / 5_000))
+    return TUNED.lr * min(1.0, math.sqrt(num_images / 5_000))
 
 
 # The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is

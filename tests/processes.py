@@ -126,5 +126,6 @@ def run_program(*words: str, cwd: Path | None = None) -> subprocess.CompletedPro
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
     )

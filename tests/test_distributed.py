@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.processes import run_program
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -53,14 +51,7 @@ def in_groups(program: str, name: str, sizes: tuple[int, ...], folder: Path) -> 
     calls = "\n".join(
         f"assert not any(in_group({size}, {name}, {str(folder)!r}))" for size in sizes
     )
-    done = subprocess.run(
-        [sys.executable, "-c", GROUPS + program + calls],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program("-c", GROUPS + program + calls)
     assert done.returncode == 0, done.stderr
     return {
         size: [

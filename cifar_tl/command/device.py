@@ -33,7 +33,7 @@ def choose_device(
     if name == AUTO:
         chosen = CPU if accelerator is None else accelerator.type
     processes = launch.launch().local_size
-    if chosen.partition(":")[0] not in (CPU, "meta") and not separate:
+    if processes > 1 and chosen.partition(":")[0] != CPU and not separate:
         devices = 1 if ":" in chosen else torch.accelerator.device_count()
         if processes > devices > 0:
             raise UsageError(

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from cifar_tl.command.launch import once_a_launch
-from tests.conftest import ROOT
+from tests.processes import run_program
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -66,14 +64,7 @@ def in_all(program: str) -> tuple[list[list[Any]], str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-c", MACHINES + program, str(port)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program("-c", MACHINES + program, str(port))
     assert done.returncode == 0, done.stderr
     return json.loads(Path("results.json").read_text()), done.stderr
 
