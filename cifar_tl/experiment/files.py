@@ -241,11 +241,12 @@ def _to_the_end() -> Iterator[None]:
         yield
         return
     received: list[int] = []
+    waits = True
     numbers = map(int, signal.valid_signals())
     handlers = {n: found for n in numbers if callable(found := signal.getsignal(n))}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received or not waits:  # also where a signal has kept this handler from being removed
             handlers[number](number, frame)
         received.append(number)
 
@@ -254,8 +255,11 @@ def _to_the_end() -> Iterator[None]:
             signal.signal(number, handle)
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        finally:
+            waits = False
         for number in received[:1]:
             signal.raise_signal(number)
 

@@ -96,7 +96,11 @@ def test_a_signal_at_any_moment_lets_a_save_complete(
         assert len(read_history(tmp_path / "history.csv", done)) == done
         stopped_during_save += done == epoch
         rows = rows[:done]
-    assert signal.signal(signal.SIGALRM, before) is stop
+    for number, expected in ((signal.SIGALRM, Stop), (signal.SIGINT, KeyboardInterrupt)):
+        with pytest.raises(expected):  # whatever was interrupted
+            signal.raise_signal(number)
+    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert stopped_during_save > 50
 
 
