@@ -34,7 +34,8 @@ EPOCHS = 10  # of each stage
 EPOCHS_IN_A_TURN = 2
 TURNS = EPOCHS // EPOCHS_IN_A_TURN
 BATCH_SIZE = 100
-THIS, KERAS = "cifar_tl", "Keras on TensorFlow"
+ORIGINAL, TUNED = "cifar_tl, original", "cifar_tl, tuned"
+KERAS = "Keras on TensorFlow"
 
 # Called by a peer with the seconds and the validation accuracy of each epoch (this project: of each
 # transfer stage); it returns when it is the peer's turn again.
@@ -59,13 +60,12 @@ def read_half(path: Path, classes: range) -> Half:
     return Half(x[:boundary], y[:boundary], x[boundary:], y[boundary:])
 
 
-def run_cifar_tl(path: Path, report: Report, recipe_name: str = "original") -> None:
+def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
     from cifar_tl import (
         RECIPES,
-        TUNED,
         CifarNet,
         extract_features,
         fit,
@@ -106,7 +106,8 @@ def run_cifar_tl(path: Path, report: Report, recipe_name: str = "original") -> N
     )
 
     train, validation = data.train_and_validation(data.new_classes)
-    head = replace(TUNED.for_stage("transfer"), epochs=EPOCHS, precision=recipe.precision)
+    head = RECIPES["tuned"].for_stage("transfer")
+    head = replace(head, epochs=EPOCHS, precision=recipe.precision)
     base.dropout = DROPOUT if head.dropout is None else head.dropout  # of classifiers to come
     for _ in range(EPOCHS):  # as often as the peers run an epoch
         start = time.perf_counter()
@@ -235,8 +236,8 @@ def run_dataloader(path: Path, report: Report, *, num_workers: int = 0) -> None:
 
 
 PEERS: dict[str, Callable[[Path, Report], None]] = {
-    THIS: run_cifar_tl,
-    f"{THIS}, tuned": partial(run_cifar_tl, recipe_name="tuned"),
+    ORIGINAL: partial(run_cifar_tl, recipe_name="original"),
+    TUNED: partial(run_cifar_tl, recipe_name="tuned"),
     KERAS: run_keras,
     "PyTorch, DataLoader": run_dataloader,
     "PyTorch, DataLoader, 2 workers": partial(run_dataloader, num_workers=2),
@@ -306,21 +307,25 @@ def take_turns(path: Path) -> dict[str, list[tuple[float, float]]]:
 def table(counted: dict[str, list[tuple[float, float]]]) -> str:
     """Medians, ranges and ratios; a ratio is the median of those of the single turns."""
     lines = [
-        "| | s | range | this project / this row | validation accuracy |",
-        "|---|---|---|---|---|",
+        "| | s | range | original / this row | tuned / this row | validation accuracy |",
+        "|---|---|---|---|---|---|",
     ]
     for stage, part, epochs in (
         ("base epoch", slice(0, TURNS), 1),
         ("transfer, 10 epochs", slice(TURNS, None), EPOCHS),
     ):
-        ours = [seconds for seconds, _ in counted[THIS][part]]
+        ours = [[seconds for seconds, _ in counted[name][part]] for name in (ORIGINAL, TUNED)]
         for name, answers in counted.items():
-            units = 1 if name.startswith(THIS) else epochs  # what it counts is a whole stage
+            units = 1 if name in (ORIGINAL, TUNED) else epochs  # what those count is a whole stage
             times = [seconds * units for seconds, _ in answers[part]]
-            ratio = statistics.median(our / their for our, their in zip(ours, times, strict=True))
+            ratios = [
+                statistics.median(our / their for our, their in zip(one, times, strict=True))
+                for one in ours
+            ]
             lines.append(
                 f"| {stage}: {name} | {statistics.median(times):.2f} "
-                f"| {min(times):.2f}-{max(times):.2f} | {ratio:.2f} | {answers[part][-1][1]:.2%} |"
+                f"| {min(times):.2f}-{max(times):.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} "
+                f"| {answers[part][-1][1]:.2%} |"
             )
     return "\n".join(lines)
 

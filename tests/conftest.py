@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -21,8 +22,14 @@ from torchvision.datasets import CIFAR10
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.shapes import draw_shapes
+from tests.processes import start_zygote
 
-ROOT = Path(__file__).parent.parent
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    """What forks the processes of `Command`."""
+    with start_zygote() as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

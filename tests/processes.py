@@ -1,4 +1,4 @@
-"""The commands in processes of their own that need not import torch again: they are forked."""
+"""Commands and programs in processes of their own that need not import torch: they are forked."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+ROOT = Path(__file__).parent.parent
 
-# Imports once, then runs a command in a process of its own for each line, so that none costs
-# seconds of imports; prints the process's number, then how it ended.
+# Imports once, then runs a command, or a program, in a process of its own for each line, so that
+# none costs seconds of imports; prints the process's number, then how it ended.
 ZYGOTE = """
-import json, os, resource, signal, sys, threading, time
+import json, os, resource, signal, sys, threading, time, traceback
 sys.path.insert(0, sys.argv[1])
 import torch
 from cifar_tl import *
@@ -44,7 +44,15 @@ for line in sys.stdin:
             os.fsync = slow_fsync
         if request["file_size"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
-        os._exit(main(request["arguments"]))
+        if request["program"] is None:
+            os._exit(main(request["arguments"]))
+        sys.argv[1:] = request["arguments"]
+        try:
+            exec(request["program"], {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     print(pid, flush=True)
     alarm = threading.Timer(request["kill_after"], lambda: os.kill(pid, signal.SIGKILL))
     alarm.start()
@@ -64,14 +72,15 @@ class Command:
         zygote: subprocess.Popen[str],
         arguments: Sequence[str],
         *,
+        program: str | None = None,  # Python to run instead, with these arguments
         kill_after: float = 300,
         output: str = "out.txt",  # a file, or CLOSED_PIPE
         encoding: str = "utf-8",  # of what it prints
         slow_disk: bool = False,  # every file takes a while to be written
         file_size: int = 0,  # in bytes: no file may be longer
     ) -> None:
-        request = {"folder": str(Path.cwd()), "arguments": arguments, "kill_after": kill_after}
-        request |= {"output": output, "encoding": encoding}
+        request = {"folder": str(Path.cwd()), "arguments": arguments, "program": program}
+        request |= {"kill_after": kill_after, "output": output, "encoding": encoding}
         request |= {"slow_disk": slow_disk, "file_size": file_size}
         assert zygote.stdin is not None
         assert zygote.stdout is not None
@@ -100,6 +109,14 @@ class Command:
         """Waits for its end with a code; returns its one line of errors."""
         assert self.exit_code() == code, Path("errors.txt").read_text()
         return one_line(Path("errors.txt").read_text())
+
+
+def run_forked(zygote: subprocess.Popen[str], program: str, *arguments: str) -> str:
+    """Runs a Python program to its end in the present folder; returns its errors."""
+    code = Command(zygote, arguments, program=program).exit_code()
+    errors = Path("errors.txt").read_text()
+    assert code == 0, errors
+    return errors
 
 
 def one_line(errors: str) -> str:

@@ -2,16 +2,17 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.processes import run_program
+from tests.processes import run_forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
-# Imports torch once and forks the processes of each group, which meet over a file.
+# Forks the processes of each group, which meet over a file.
 GROUPS = """
 import json, os, sys, traceback
 import torch
@@ -46,17 +47,21 @@ def in_group(size, work, folder):
 """
 
 
-def in_groups(program: str, name: str, sizes: tuple[int, ...], folder: Path) -> dict[int, Any]:
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def in_groups(
+    zygote: subprocess.Popen[str], program: str, name: str, sizes: tuple[int, ...]
+) -> dict[int, Any]:
     """Runs a function of a program in groups; returns what it returned, by size and rank."""
     calls = "\n".join(
-        f"assert not any(in_group({size}, {name}, {str(folder)!r}))" for size in sizes
+        f"assert not any(in_group({size}, {name}, {str(Path.cwd())!r}))" for size in sizes
     )
-    done = run_program("-c", GROUPS + program + calls)
-    assert done.returncode == 0, done.stderr
+    run_forked(zygote, GROUPS + program + calls)
     return {
-        size: [
-            json.loads((folder / f"{name}-{size}-{rank}.json").read_text()) for rank in range(size)
-        ]
+        size: [json.loads(Path(f"{name}-{size}-{rank}.json").read_text()) for rank in range(size)]
         for size in sizes
     }
 
@@ -110,8 +115,8 @@ def flat(values: Any) -> list[float]:
     return [values]
 
 
-def test_any_number_of_processes_trains_as_one_does(tmp_path: Path) -> None:
-    found = in_groups(TRAINING, "epochs", (1, 2, 3), tmp_path)
+def test_any_number_of_processes_trains_as_one_does(zygote: subprocess.Popen[str]) -> None:
+    found = in_groups(zygote, TRAINING, "epochs", (1, 2, 3))
     (alone,) = found[1]
     for size in (2, 3):
         assert all(of_rank == found[size][0] for of_rank in found[size])  # to the last bit
@@ -197,29 +202,31 @@ def parts(group):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_judge_in_shares_what_one_would(tmp_path: Path, size: int) -> None:
-    in_groups(FORWARD, "judge", (size,), tmp_path)
+def test_processes_judge_in_shares_what_one_would(zygote: subprocess.Popen[str], size: int) -> None:
+    in_groups(zygote, FORWARD, "judge", (size,))
 
 
-def test_nobody_shares_who_is_not_asked_to(tmp_path: Path) -> None:
-    found = in_groups(FORWARD, "unasked", (1, 2), tmp_path)
+def test_nobody_shares_who_is_not_asked_to(zygote: subprocess.Popen[str]) -> None:
+    found = in_groups(zygote, FORWARD, "unasked", (1, 2))
     assert found[2] == [found[1][0], None]
 
 
-def test_other_labels_in_one_process_are_refused_in_all(tmp_path: Path) -> None:
-    first, second = in_groups(FORWARD, "differing", (2,), tmp_path)[2]
+def test_other_labels_in_one_process_are_refused_in_all(zygote: subprocess.Popen[str]) -> None:
+    first, second = in_groups(zygote, FORWARD, "differing", (2,))[2]
     assert first == second
     assert first[0].startswith("the processes must have the same labels: process 0 has")
     assert first[1].startswith("the processes must have the same precision: process 0 has None")
 
 
-def test_processes_end_with_the_same_weights_and_counts(tmp_path: Path) -> None:
-    first, second = in_groups(FORWARD, "parts", (2,), tmp_path)[2]
+def test_processes_end_with_the_same_weights_and_counts(zygote: subprocess.Popen[str]) -> None:
+    first, second = in_groups(zygote, FORWARD, "parts", (2,))[2]
     assert first == second
 
 
-def test_work_is_divided_and_begins_with_the_weights_of_the_first(tmp_path: Path) -> None:
-    found = in_groups(FORWARD, "work", (1, 2), tmp_path)
+def test_work_is_divided_and_begins_with_the_weights_of_the_first(
+    zygote: subprocess.Popen[str],
+) -> None:
+    found = in_groups(zygote, FORWARD, "work", (1, 2))
     ((examples, weights),) = found[1]
     assert examples == 2 * (23 + 7) + 30
     (first, weights_of_first), (second, _) = found[2]

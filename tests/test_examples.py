@@ -19,7 +19,7 @@ from cifar_tl.data.source import load_data
 from cifar_tl.errors import CheckpointError
 from cifar_tl.experiment.stages import run_stage
 from cifar_tl.recipe import TUNED
-from tests.conftest import ROOT
+from tests.processes import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.processes import ROOT
 
 # glibc unmaps a block when it is freed if it mapped it for this block alone: bit 1 of the size that
 # it keeps before the block.

@@ -2,20 +2,12 @@
 
 import re
 import shlex
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from torchvision.datasets import CIFAR10
 
-from tests.processes import one_line, start_zygote
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    with start_zygote() as process:
-        yield process
+from tests.processes import one_line
 
 
 @pytest.fixture(autouse=True)

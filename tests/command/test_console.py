@@ -20,8 +20,7 @@ from cifar_tl.__main__ import COMMANDS
 from cifar_tl.checkpoint import save_model
 from cifar_tl.data.shapes import CLASS_NAMES
 from cifar_tl.model import CifarNet
-from tests.conftest import ROOT
-from tests.processes import CLOSED_PIPE, Command, one_line
+from tests.processes import CLOSED_PIPE, ROOT, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 

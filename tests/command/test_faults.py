@@ -23,8 +23,7 @@ from cifar_tl.data.cifar10 import download_cifar10
 from cifar_tl.experiment import run
 from cifar_tl.experiment.run import STAGES
 from cifar_tl.lock import locked
-from tests.conftest import ROOT
-from tests.processes import Command, one_line
+from tests.processes import ROOT, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 

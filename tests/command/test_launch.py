@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from cifar_tl.command.launch import once_a_launch
-from tests.processes import run_program
+from tests.processes import run_forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -25,7 +26,6 @@ from cifar_tl import *
 from cifar_tl.command import launch
 from cifar_tl.command.train import main
 
-torch.optim.SGD([torch.zeros(1)])  # which imports more
 launch.TIME_TO_BE_ENDED = 0.1  # by whom? Here is no torchrun
 results = []
 
@@ -59,17 +59,18 @@ def in_all(work):
 """
 
 
-def in_all(program: str) -> tuple[list[list[Any]], str]:
+def in_all(zygote: subprocess.Popen[str], program: str) -> tuple[list[list[Any]], str]:
     """Runs a program that calls ``in_all``; returns what each call found by rank, and errors."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    done = run_program("-c", MACHINES + program, str(port))
-    assert done.returncode == 0, done.stderr
-    return json.loads(Path("results.json").read_text()), done.stderr
+    errors = run_forked(zygote, MACHINES + program, str(port))
+    return json.loads(Path("results.json").read_text()), errors
 
 
-def test_a_result_is_made_once_a_machine_and_all_wait_for_the_slowest() -> None:
+def test_a_result_is_made_once_a_machine_and_all_wait_for_the_slowest(
+    zygote: subprocess.Popen[str],
+) -> None:
     program = """
 def read():
     time.sleep(float(Path.cwd().name == "machine1"))
@@ -85,14 +86,16 @@ def work():
 
 in_all(work)
 """
-    (found,), _ = in_all(program)
+    (found,), _ = in_all(zygote, program)
     makers, pids, there = zip(*found, strict=True)
     assert list(makers) == [pids[0], pids[0], pids[2], pids[2]]
     assert [Path(f"machine{number}/read").read_text() for number in range(2)] == ["x", "x"]
     assert list(there) == [[True, True]] * 4
 
 
-def test_what_is_done_once_a_launch_is_not_done_again_by_a_machine_that_comes_back() -> None:
+def test_what_is_done_once_a_launch_is_not_done_again_by_a_machine_that_comes_back(
+    zygote: subprocess.Popen[str],
+) -> None:
     """Also when torchrun does not count its starts; but again if not all had come to its end."""
     program = """
 def fail():
@@ -119,11 +122,13 @@ for path in Path("machine1/logs").iterdir():  # it comes back without its disk
     path.unlink()
 in_all(work)
 """
-    found, _ = in_all(program)
+    found, _ = in_all(zygote, program)
     assert found == [[0] * 4, [[True, 1]] * 4, [[False, 0]] * 4, [[False, 0]] * 4]
 
 
-def test_machines_with_other_images_or_other_options_end_with_one_line(small_npz: Path) -> None:
+def test_machines_with_other_images_or_other_options_end_with_one_line(
+    zygote: subprocess.Popen[str], small_npz: Path
+) -> None:
     with np.load(small_npz) as arrays:
         other = {name: arrays[name].copy() for name in arrays}
     other["x_train"][0, 0, 0] ^= 1
@@ -143,7 +148,7 @@ in_all(lambda: on_second("--seeds", "2"))
 in_all(lambda: on_second("--restart"))
 in_all(lambda: on_second("--stage", "base"))
 """
-    found, errors = in_all(program)
+    found, errors = in_all(zygote, program)
     assert found == [[2] * 4] * 4
     said = re.findall(r"the processes must have the same (\S+): process 0 .*: give all", errors)
     assert said == ["fingerprint", "seeds", "restart", "stage"]
@@ -166,20 +171,24 @@ def test_one_process_that_is_started_again_does_it_once(
     assert calls == ["alone", "first", "first"]
 
 
-def test_a_machine_that_fails_while_it_reads_ends_all_with_its_line(small_npz: Path) -> None:
+def test_a_machine_that_fails_while_it_reads_ends_all_with_its_line(
+    zygote: subprocess.Popen[str], small_npz: Path
+) -> None:
     """Also those that wait for it, who would not notice it otherwise."""
     Path("machine1").mkdir()
     Path("machine1/small.npz").write_bytes(small_npz.read_bytes()[:-1000])
     Path("machine0").mkdir()
     Path("machine0/small.npz").write_bytes(small_npz.read_bytes())
-    found, errors = in_all('in_all(lambda: main(["--data", "small.npz", "--epochs", "1"]))')
+    found, errors = in_all(zygote, 'in_all(lambda: main(["--data", "small.npz", "--epochs", "1"]))')
     assert 0 not in found[0]
     lines = [line for line in errors.splitlines() if "another process is gone" not in line]
     assert len(lines) == 1, errors
     assert "small.npz" in lines[0]
 
 
-def test_processes_that_do_not_come_are_not_waited_for_for_ever() -> None:
+def test_processes_that_do_not_come_are_not_waited_for_for_ever(
+    zygote: subprocess.Popen[str],
+) -> None:
     program = """
 from cifar_tl.command.console import LOST
 
@@ -197,5 +206,5 @@ def work():
 
 in_all(work)
 """
-    found, _ = in_all(program)
+    found, _ = in_all(zygote, program)
     assert found == [["lost", "lost", "failed before", "lost"]]

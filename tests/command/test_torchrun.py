@@ -16,8 +16,7 @@ import torch
 
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.command.train import main
-from tests.conftest import ROOT
-from tests.processes import Command
+from tests.processes import ROOT, Command
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="finds the processes in /proc"

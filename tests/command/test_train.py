@@ -24,8 +24,7 @@ from cifar_tl.command import evaluate, predict
 from cifar_tl.command.train import main
 from cifar_tl.experiment.run import STAGES
 from tests.command.conftest import remedy
-from tests.conftest import ROOT
-from tests.processes import Command, one_line
+from tests.processes import ROOT, Command, one_line
 
 FAST = ["--epochs", "2", "--batch-size", "50"]
 

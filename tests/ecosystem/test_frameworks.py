@@ -19,7 +19,7 @@ from cifar_tl.evaluation import evaluate, extract_features
 from cifar_tl.model import CifarNet, freeze, transfer_model
 from cifar_tl.recipe import ORIGINAL
 from cifar_tl.training import fit
-from tests.conftest import ROOT
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.filterwarnings("default")  # of the frameworks themselves
 

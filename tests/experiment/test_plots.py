@@ -27,7 +27,7 @@ from cifar_tl.experiment.files import HistoryRow, discard
 from cifar_tl.experiment.run import PICTURES, STAGES, Place
 from cifar_tl.experiment.uncertainty import spread
 from cifar_tl.model import CifarNet
-from tests.conftest import ROOT
+from tests.processes import ROOT
 
 FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
 

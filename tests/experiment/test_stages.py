@@ -38,17 +38,6 @@ from tests.experiment.conftest import (
 )
 
 
-def test_all_learn_shapes_well_above_chance(tmp_path: Path) -> None:
-    shapes = load_data("shapes")
-    recipe = dataclasses.replace(TUNED, epochs=1)
-    accuracies = {
-        stage: run_stage(stage, shapes, recipe, output_dir=tmp_path)["val_accuracy"]
-        for stage in ("base", "transfer")
-    }
-    assert accuracies["base"] > 0.45  # chance is 0.2; 0.55 to 0.68 by seed
-    assert accuracies["transfer"] > 0.25  # 0.29 to 0.34
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [ORIGINAL, TUNED], ids=lambda recipe: recipe.name)
 def test_shapes_show_what_real_images_show(recipe: Recipe, tmp_path: Path) -> None:
