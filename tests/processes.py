@@ -79,9 +79,9 @@ class Command:
         slow_disk: bool = False,  # every file takes a while to be written
         file_size: int = 0,  # in bytes: no file may be longer
     ) -> None:
-        request = {"folder": str(Path.cwd()), "arguments": arguments, "program": program}
-        request |= {"kill_after": kill_after, "output": output, "encoding": encoding}
-        request |= {"slow_disk": slow_disk, "file_size": file_size}
+        request: dict[str, object] = {"folder": str(Path.cwd()), "arguments": arguments}
+        request |= {"program": program, "kill_after": kill_after, "output": output}
+        request |= {"encoding": encoding, "slow_disk": slow_disk, "file_size": file_size}
         assert zygote.stdin is not None
         assert zygote.stdout is not None
         print(json.dumps(request), file=zygote.stdin, flush=True)

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from torchvision.datasets import CIFAR10
 import cifar_tl
 from cifar_tl.__main__ import COMMANDS, main
 from cifar_tl.command.train_arguments import check_arguments
+from cifar_tl.data import shapes
 from cifar_tl.data.cifar10 import download_cifar10
 from tests.processes import ROOT, run_program
 
@@ -188,14 +190,16 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the results on the built-in images that the examples read."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the results on the built-in images that the examples read: a sixth of them."""
     folder = tmp_path_factory.mktemp("readme")
-    for stage in ("base", "transfer"):
-        arguments = ["train", "--stage", stage, "--data", "shapes", "--epochs", "1", "--quiet"]
-        assert main([*arguments, "--output-dir", str(folder / "runs")]) == 0
-    (folder / "hubconf.py").symlink_to(ROOT / "hubconf.py")  # as in a clone
-    return folder
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(shapes, "draw_shapes", partial(shapes.draw_shapes, 2_000, 400))
+        for stage in ("base", "transfer"):
+            arguments = ["train", "--stage", stage, "--data", "shapes", "--epochs", "10", "--quiet"]
+            assert main([*arguments, "--output-dir", str(folder / "runs")]) == 0
+        (folder / "hubconf.py").symlink_to(ROOT / "hubconf.py")  # as in a clone
+        yield folder
 
 
 def test_what_the_examples_read_has_learned_shapes_well_above_chance(runs: Path) -> None:

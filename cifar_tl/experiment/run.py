@@ -111,8 +111,9 @@ def read_parent(
 
 def recipe_values(stage: str, recipe: Recipe) -> dict[str, Any]:
     """Lists the values that a stage uses of its recipe, which is from `Recipe.for_stage`."""
-    # Preprocessing belongs to the model that a stage starts from.
-    unused = {"name"} if STAGES[stage].parent is None else {"name", "normalize", "whiten"}
+    unused = {"name"}
+    if STAGES[stage].parent is not None:  # preprocessing and first weights are those of its model
+        unused |= {"normalize", "weight_scale", "whiten", "freeze_first_layer"}
     unused |= {name for name in vars(recipe) if name.startswith(tuple(f"{s}_" for s in STAGES))}
     return {name: value for name, value in vars(recipe).items() if name not in unused}
 

@@ -280,6 +280,8 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
             model = CifarNet(num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
+            for parameter in model.parameters():
+                parameter.detach().mul_(run.recipe.weight_scale)
             if run.recipe.whiten:
                 whiten_first_layer(model, images[:WHITENING_IMAGES])
         elif takes_base(run.stage):
@@ -287,6 +289,8 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
         else:
             model = run.parent.model
     (freeze if classifier_only else unfreeze)(model.features)
+    if run.parent is None and run.recipe.freeze_first_layer:
+        freeze(model.features.get_submodule("conv1"))
     model.to(run.device)
     return model, model.classifier if classifier_only else model
 

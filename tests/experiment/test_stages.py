@@ -27,6 +27,7 @@ from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment.comparison import compare
 from cifar_tl.experiment.run import STAGES, Stage
 from cifar_tl.experiment.stages import run_stage
+from cifar_tl.model import CifarNet
 from cifar_tl.recipe import ORIGINAL, TUNED, Recipe
 from tests.experiment.conftest import (
     SMALL,
@@ -235,6 +236,32 @@ def test_first_layer_starts_with_the_components_of_its_own_images(
             outputs = model.features.get_submodule("conv1")(model.preprocess(train.images))
         moments = outputs.square().mean((0, 2, 3))
         assert torch.allclose(moments, torch.ones(32), atol=1e-3) is whiten
+
+
+def test_weights_are_scaled_and_a_frozen_first_layer_stays_as_it_was_whitened(
+    small_data: Data, tmp_path: Path
+) -> None:
+    def trained(folder: str, stage: str = "scratch", **changes: Any) -> CifarNet:
+        recipe = dataclasses.replace(SMALL, freeze_first_layer=None, **changes)
+        run_stage(stage, small_data, recipe, output_dir=tmp_path / folder)
+        return load_model(tmp_path / folder / "small.npz" / stage / "model.pt")
+
+    start = trained("start", epochs=1, lr=1e-12, weight_scale=1.0).state_dict()
+    half = trained("half", epochs=1, lr=1e-12, weight_scale=0.5).state_dict()
+    for name, weight in start.items():
+        if name.endswith("weight"):
+            expected = weight if "conv1" in name else weight / 2
+            assert torch.allclose(half[name], expected, rtol=1e-4, atol=1e-7), name
+    whitened = start["features.conv1.weight"]
+    for epochs, frozen in ((1, True), (3, False)):
+        model = trained(f"{epochs}", epochs=epochs)
+        assert torch.allclose(model.get_parameter("features.conv1.weight"), whitened) is frozen
+        assert bool((model.state_dict()["features.conv1.bias"] == 0).all()) is frozen
+    # Finetuning trains all layers, however short it is.
+    for stage in ("base", "transfer", "finetune"):
+        model = trained("chain", stage, epochs=1)
+    base = load_model(tmp_path / "chain/small.npz/base/model.pt").state_dict()
+    assert not torch.equal(model.state_dict()["features.conv1.bias"], base["features.conv1.bias"])
 
 
 def test_same_seed_same_bytes_another_seed_others(
