@@ -47,10 +47,6 @@ VARIANTS = {
     "half the learning rate": dataclasses.replace(TUNED, lr=TUNED.lr / 2),
     "twice the weight decay": dataclasses.replace(TUNED, weight_decay=TUNED.weight_decay * 2),
     "half the weight decay": dataclasses.replace(TUNED, weight_decay=TUNED.weight_decay / 2),
-    **{
-        f"{epochs} epochs": dataclasses.replace(TUNED, epochs=epochs) for epochs in (1, 2, 3, 5, 20)
-    },
-    "1 epoch as if of ten": dataclasses.replace(TUNED, epochs=1, by_size=False),
     "original": ORIGINAL,
 }
 ALL_STAGES = ("tuned", "float32", "original")  # the others are judged by base and transfer

@@ -37,7 +37,6 @@ class StageResult(TypedDict, total=False):
     lr: float
     schedule: str
     normalize: bool
-    weight_scale: float
     whiten: bool
     freeze_first_layer: bool
     mirror: bool

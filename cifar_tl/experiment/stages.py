@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 WHITENING_IMAGES = 2000  # hold more than a million patches
+SCALE_WITH_FROZEN_LAYER = 0.5  # of the other weights: the frozen ones cannot shrink instead
 
 
 def run_stage(
@@ -280,8 +281,9 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
             model = CifarNet(num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
-            for parameter in model.parameters():
-                parameter.detach().mul_(run.recipe.weight_scale)
+            if run.recipe.freeze_first_layer:
+                for parameter in model.parameters():
+                    parameter.detach().mul_(SCALE_WITH_FROZEN_LAYER)
             if run.recipe.whiten:
                 whiten_first_layer(model, images[:WHITENING_IMAGES])
         elif takes_base(run.stage):

@@ -238,22 +238,22 @@ def test_first_layer_starts_with_the_components_of_its_own_images(
         assert torch.allclose(moments, torch.ones(32), atol=1e-3) is whiten
 
 
-def test_weights_are_scaled_and_a_frozen_first_layer_stays_as_it_was_whitened(
+def test_a_frozen_first_layer_stays_as_it_was_whitened_and_the_others_start_at_half(
     small_data: Data, tmp_path: Path
 ) -> None:
     def trained(folder: str, stage: str = "scratch", **changes: Any) -> CifarNet:
-        recipe = dataclasses.replace(SMALL, freeze_first_layer=None, **changes)
+        recipe = dataclasses.replace(SMALL, **{"freeze_first_layer": None, **changes})
         run_stage(stage, small_data, recipe, output_dir=tmp_path / folder)
         return load_model(tmp_path / folder / "small.npz" / stage / "model.pt")
 
-    start = trained("start", epochs=1, lr=1e-12, weight_scale=1.0).state_dict()
-    half = trained("half", epochs=1, lr=1e-12, weight_scale=0.5).state_dict()
+    start = trained("start", epochs=1, lr=1e-12, freeze_first_layer=False).state_dict()
+    half = trained("half", epochs=1, lr=1e-12).state_dict()
     for name, weight in start.items():
         if name.endswith("weight"):
             expected = weight if "conv1" in name else weight / 2
             assert torch.allclose(half[name], expected, rtol=1e-4, atol=1e-7), name
     whitened = start["features.conv1.weight"]
-    for epochs, frozen in ((1, True), (3, False)):
+    for epochs, frozen in ((3, True), (4, False)):
         model = trained(f"{epochs}", epochs=epochs)
         assert torch.allclose(model.get_parameter("features.conv1.weight"), whitened) is frozen
         assert bool((model.state_dict()["features.conv1.bias"] == 0).all()) is frozen

@@ -1,0 +1,143 @@
+"""Draws accuracy against seconds: whole trainings of base, of one to twenty epochs.
+
+    python benchmarks/epochs.py cifar10.npz
+
+Each training is one of its own, on a schedule of its own; the documented recipe has a constant
+learning rate, so that its shorter ones are the beginnings of its longest. Seconds are those from
+the start to the end of the last epoch, validation and saving included, without reading the data.
+Seeds take turns, so that what slows the machine down for a while slows all of them: let nothing
+else run. The same command goes on where it stopped. Needs matplotlib.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from matplotlib.figure import Figure
+
+from cifar_tl import ORIGINAL, TUNED, Data, Recipe, keep_freed_memory, load_data, run_stage
+from cifar_tl.experiment.files import read_history
+from cifar_tl.experiment.plots import BLACK, BLUE, GREY, SMALL, label_accuracy, plain, save
+from cifar_tl.experiment.summary import percent
+from cifar_tl.experiment.uncertainty import Spread, spread
+
+DOCUMENTED = 0.6903  # of the base stage, after ten epochs in 974 seconds
+
+
+class Line(NamedTuple):
+    """A recipe, for how many epochs it is trained, and how it is drawn."""
+
+    recipe: Recipe
+    epochs: tuple[int, ...]
+    style: dict[str, Any]
+
+
+def variant(**changes: Any) -> Recipe:
+    return dataclasses.replace(TUNED, **changes)
+
+
+LINES = {
+    "tuned": Line(TUNED, (1, 2, 3, 5, 10, 20), {"color": BLUE, "marker": "o"}),
+    "original": Line(ORIGINAL, (1, 2, 3, 5, 10, 20), {"color": BLACK, "marker": "s"}),
+    "tuned, but all layers trained": Line(
+        variant(freeze_first_layer=False), (1, 2, 3), {"color": GREY, "marker": "^"}
+    ),
+    "tuned, but the first layer frozen": Line(
+        variant(freeze_first_layer=True), (5, 10), {"color": GREY, "marker": "v"}
+    ),
+    "tuned, but batches of 200": Line(
+        variant(by_size=False), (1, 2, 3, 5), {"color": GREY, "marker": "x"}
+    ),
+}
+
+
+def main() -> None:
+    """Runs what is missing, prints the table and draws the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", help="a .npz file or a folder with CIFAR-10")
+    add("--seeds", nargs="+", type=int, default=range(5), metavar="N", help="(default: 0 to 4)")
+    add("--output-dir", type=Path, default=Path("runs/epochs"), metavar="DIR")
+    options = parser.parse_args()
+    keep_freed_memory()
+    data = load_data(options.data)
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for seed in options.seeds:
+        for name, line in LINES.items():
+            for epochs, point in train(data, name, line, seed, options.output_dir).items():
+                found.setdefault((name, epochs), []).append(point)
+    spreads = {
+        key: (spread([seconds for seconds, _ in of_seeds]), spread([last for _, last in of_seeds]))
+        for key, of_seeds in found.items()
+    }
+    print(f"{torch.get_num_threads()} threads, seeds {', '.join(map(str, options.seeds))}")
+    print(table(spreads))
+    save(picture(spreads), options.output_dir / "seconds.png")
+
+
+def train(
+    data: Data, name: str, line: Line, seed: int, output_dir: Path
+) -> dict[int, tuple[float, float]]:
+    """Runs a line's trainings with a seed; returns seconds and accuracy by their epochs."""
+    constant = line.recipe.schedule == "constant"
+    points = {}
+    for epochs in [max(line.epochs)] if constant else line.epochs:
+        recipe = dataclasses.replace(line.recipe, epochs=epochs)
+        folder = output_dir / name.replace(", but", "").replace(" ", "-") / f"{epochs}-epochs"
+        run_stage("base", data, recipe, output_dir=folder, seed=seed, seed_folder=True)
+        rows = read_history(folder / data.name / f"base/seed-{seed}/history.csv", epochs)
+        for end in line.epochs if constant else [epochs]:
+            points[end] = rows[end - 1].seconds_total_so_far, rows[end - 1].val_accuracy
+            text = f"{points[end][0]:.1f} s, {points[end][1]:.2%}"
+            print(f"{name}, seed {seed}, {end} epochs: {text}", file=sys.stderr, flush=True)
+    return points
+
+
+def table(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> str:
+    """Means and standard deviations."""
+    lines = ["| recipe | epochs | seconds | validation accuracy |", "|---|---|---|---|"]
+    for (name, epochs), (seconds, accuracy) in spreads.items():
+        of_seconds = f"{seconds.mean:.1f} +- {seconds.deviation or 0:.1f}"
+        lines.append(f"| {name} | {epochs} | {of_seconds} | {percent(accuracy._asdict())} |")
+    return "\n".join(lines)
+
+
+def picture(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> Figure:
+    """Draws means, with the standard deviations of the accuracies."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    ax = figure.subplots()
+    for name, line in LINES.items():
+        points = {epochs: spreads[name, epochs] for epochs in line.epochs}
+        seconds = [of_seconds.mean for of_seconds, _ in points.values()]
+        means = [accuracy.mean for _, accuracy in points.values()]
+        deviations = [accuracy.deviation or 0 for _, accuracy in points.values()]
+        linestyle = "none" if line.style["color"] == GREY else "-"
+        ax.errorbar(
+            seconds, means, deviations, label=name, capsize=3, linestyle=linestyle, **line.style
+        )
+        if line.recipe in (TUNED, ORIGINAL):
+            for epochs, at, mean in zip(points, seconds, means, strict=True):
+                ax.annotate(f"{epochs}", (at, mean), (0, 8), **SMALL, ha="center")
+    ax.axhline(DOCUMENTED, color=BLACK, linestyle=":", linewidth=1)
+    note = f"documented, ten epochs: {DOCUMENTED:.2%} in 974 s"
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+    ax.annotate(note, (1, DOCUMENTED), (-4, -10), **place, **SMALL)
+    ax.set_xscale("log")
+    ax.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
+    ax.set_xlabel("seconds of the whole training (logarithmic); numbers: epochs")
+    label_accuracy(ax, "validation accuracy, classes 0-4")
+    ax.set_title(f"Accuracy against seconds, {torch.get_num_threads()} threads")
+    ax.legend(frameon=False, loc="lower right", fontsize=8)
+    plain(ax)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
