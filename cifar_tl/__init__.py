@@ -6,7 +6,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
 - data: `load_data` for all sources, classes of your own among them, `download_cifar10`,
   `select_classes`, `split_validation`, `stratified_prefix`, `make_views`; `class_subset` for any
   torchvision-style dataset, `read_image` for one image file
-- model: `CifarNet`, `whiten_first_layer`, `transfer_model`, `freeze`, `unfreeze`
+- model: `CifarNet`, `whiten_first_layer`, `separate_first_layer`, `transfer_model`, `freeze`,
+  `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `Muon`, `extract_features`, `fit`, `evaluate`,
   `confusion_matrix`
 - results: `run_stage`, `save_model`, `load_model`, `predict`, `export_pt2`, `export_onnx`
@@ -68,13 +69,14 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.experiment.stages import run_stage as run_stage
     from cifar_tl.export import export_onnx as export_onnx
     from cifar_tl.export import export_pt2 as export_pt2
+    from cifar_tl.first_layer import separate_first_layer as separate_first_layer
+    from cifar_tl.first_layer import whiten_first_layer as whiten_first_layer
     from cifar_tl.memory import keep_freed_memory as keep_freed_memory
     from cifar_tl.model import CifarNet as CifarNet
     from cifar_tl.model import count_parameters as count_parameters
     from cifar_tl.model import freeze as freeze
     from cifar_tl.model import transfer_model as transfer_model
     from cifar_tl.model import unfreeze as unfreeze
-    from cifar_tl.model import whiten_first_layer as whiten_first_layer
     from cifar_tl.muon import Muon as Muon
     from cifar_tl.prediction import Prediction as Prediction
     from cifar_tl.prediction import predict as predict

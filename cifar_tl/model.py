@@ -198,35 +198,6 @@ def _check_range(images: Tensor) -> None:
         )
 
 
-@torch.no_grad()
-def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
-    """Initialises the first layer in place: uncorrelated outputs, their negatives, variance 1.
-
-    Its kernels become the principal components of the images' patches, each divided by the root of
-    its variance, and their negatives, since a ReLU keeps only one sign. Variances are those about
-    zero, so preprocessing should have brought the mean there; flat images keep less than 1. After
-    Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", who freezes these kernels; here
-    they go on to train.
-
-    Args:
-        model: Its preprocessing is set.
-        images: ``(N, 3, 32, 32)``, training images; a few thousand are enough.
-    """
-    kernels = model.get_parameter("features.conv1.weight")
-    size = kernels[0].numel()
-    moments = torch.zeros(size, size, dtype=torch.float64, device=kernels.device)
-    for batch in images.split(100):  # all patches at once would take gigabytes
-        inputs = model.preprocess(batch.to(kernels.device))
-        patches = nn.functional.unfold(inputs, kernels.shape[-1])
-        patches = patches.transpose(0, 1).flatten(1)
-        moments += patches @ patches.t() / patches.shape[1] * (len(batch) / len(images))
-    variances, components = torch.linalg.eigh(moments)  # in ascending order
-    variances = variances.clamp_min(1e-4 * float(variances[-1]) + 1e-12)  # for flat images
-    chosen = slice(-len(kernels) // 2, None)
-    whitening = components[:, chosen] / variances[chosen].sqrt()
-    kernels.copy_(torch.cat([whitening, -whitening], 1).t().view_as(kernels))
-
-
 def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | None = None) -> Module:
     """Makes a transfer model: everything of a base model frozen, under a new classifier.
 

@@ -11,7 +11,7 @@ Precision = Literal["float32", "bf16", "auto"]
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
 SMALLEST_BATCH = 50
-SHORT_EPOCHS = 3  # so few that training the first layer costs more time than it is worth
+SHORT_TRAINING = 80_000  # examples in all, four usual epochs: too few for the first layer to gain
 MAX_SHIFT = 16  # half an image
 
 
@@ -33,8 +33,9 @@ class Recipe:
         schedule: ``"constant"`` or ``"one-cycle"``, up linearly and down to zero.
         normalize: Bring each colour channel to mean 0 and deviation 1; else only divide by 255.
         whiten: Start the first layer as principal components: `whiten_first_layer`.
-        freeze_first_layer: Leave it at that, and start the others with half their weights; None:
-            in up to three epochs.
+        freeze_first_layer: Make independent components of it instead (`separate_first_layer`), and
+            leave it at that, which saves a third of the time; the others start with half their
+            weights. None: in trainings of up to 80,000 examples, epochs times images.
         mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
         epochs: How often each example is seen; None: as `epochs_for` computes it.
         batch_size: Examples in a step.
@@ -101,8 +102,6 @@ class Recipe:
                 raise ValueError(f"{name} must be from 0 to below 1, not {rate}")
         if self.shift is not None and not 0 <= self.shift <= MAX_SHIFT:
             raise ValueError(f"shift must be from 0 to {MAX_SHIFT} pixels, not {self.shift}")
-        if self.freeze_first_layer and not self.whiten:
-            raise ValueError("freeze_first_layer would keep random weights: it needs whiten")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
 
@@ -161,7 +160,7 @@ class Recipe:
         shift = (1 if usual else 2) if self.shift is None else self.shift
         freeze = self.freeze_first_layer
         if freeze is None:
-            freeze = self.whiten and epochs <= SHORT_EPOCHS
+            freeze = num_images * epochs <= SHORT_TRAINING
         recipe = replace(self, epochs=epochs, shift=shift, freeze_first_layer=freeze, by_size=False)
         if not self.by_size:
             return recipe

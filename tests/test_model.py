@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.model import (
     CifarNet,
     Dropout,
@@ -18,7 +17,6 @@ from cifar_tl.model import (
     layers,
     transfer_model,
     unfreeze,
-    whiten_first_layer,
 )
 
 DOCUMENTED_LAYERS = [
@@ -187,31 +185,6 @@ def test_preprocessing_lays_images_out_for_fast_convolutions(
 def test_images_of_another_shape_are_refused(model: CifarNet, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"images must be \(N, 3, 32, 32\), not"):
         model(torch.zeros(shape))
-
-
-def test_whitened_first_layer_has_uncorrelated_outputs_of_variance_one() -> None:
-    torch.manual_seed(0)
-    images = torch.from_numpy(draw_shapes(150, 10)[0])
-    model = CifarNet(5)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    whiten_first_layer(model, images)
-    with torch.no_grad():
-        first_layer = model.features.get_submodule("conv1")
-        outputs = first_layer(model.preprocess(images)).transpose(0, 1).flatten(1)
-    moments = outputs @ outputs.t() / outputs.shape[1]
-    expected = torch.eye(16).repeat(2, 2)
-    expected[:16, 16:] *= -1
-    expected[16:, :16] *= -1
-    torch.testing.assert_close(moments, expected, atol=1e-3, rtol=0)
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"features.conv1.weight"}
-
-
-@pytest.mark.parametrize("level", [0, 128])
-def test_whitening_flat_images_stays_finite(level: int) -> None:
-    model = CifarNet(5)
-    whiten_first_layer(model, torch.full((3, 3, 32, 32), level, dtype=torch.uint8))
-    assert model.get_parameter("features.conv1.weight").abs().max() < 1e7
 
 
 def test_transfer_model_copies_the_base_and_leaves_it_alone(

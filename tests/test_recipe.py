@@ -58,7 +58,6 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
         ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
         ({"transfer_dropout": -0.1}, "transfer_dropout must be from 0"),
         ({"shift": 17}, "shift must be from 0 to 16 pixels"),
-        ({"freeze_first_layer": True, "whiten": False}, "it needs whiten"),
     ],
 )
 def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> None:
@@ -106,16 +105,21 @@ def test_tuned_follows_the_number_of_images(
         assert original.for_images(images) == original
 
 
-def test_the_first_layer_is_frozen_in_short_trainings_if_it_was_whitened() -> None:
-    def frozen(epochs: int, **changes: Any) -> bool | None:
-        return (
-            dataclasses.replace(TUNED, epochs=epochs, **changes).for_images(200).freeze_first_layer
-        )
-
-    assert [frozen(epochs) for epochs in (1, 3, 4, 10)] == [True, True, False, False]
-    assert not frozen(1, whiten=False)
-    assert not frozen(1, freeze_first_layer=False)
-    assert frozen(10, freeze_first_layer=True)
+@pytest.mark.parametrize(
+    ("images", "epochs", "frozen"),
+    [
+        *((20_000, 1, True), (20_000, 4, True), (20_000, 5, False), (20_000, None, False)),
+        *((200, None, True), (2_000, None, True), (5_000, None, False)),
+    ],
+)
+def test_the_first_layer_is_frozen_in_short_trainings(
+    images: int, epochs: int | None, frozen: bool
+) -> None:
+    recipe = dataclasses.replace(TUNED, epochs=epochs)
+    assert recipe.for_images(images).freeze_first_layer is frozen
+    for said in (True, False):
+        chosen = dataclasses.replace(recipe, freeze_first_layer=said)
+        assert chosen.for_images(images).freeze_first_layer is said
 
 
 def test_finetuning_goes_more_slowly_with_few_images() -> None:

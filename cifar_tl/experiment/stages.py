@@ -38,6 +38,7 @@ from cifar_tl.experiment.run import (
     takes_base,
 )
 from cifar_tl.experiment.sharing import shared
+from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
 from cifar_tl.lock import locked
 from cifar_tl.model import (
     CifarNet,
@@ -46,7 +47,6 @@ from cifar_tl.model import (
     layers,
     transfer_model,
     unfreeze,
-    whiten_first_layer,
 )
 from cifar_tl.names import printable
 from cifar_tl.precision import autocast, choose_precision
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 WHITENING_IMAGES = 2000  # hold more than a million patches
+SEPARATION_IMAGES = 1000
 SCALE_WITH_FROZEN_LAYER = 0.5  # of the other weights: the frozen ones cannot shrink instead
 
 
@@ -284,7 +285,8 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
             if run.recipe.freeze_first_layer:
                 for parameter in model.parameters():
                     parameter.detach().mul_(SCALE_WITH_FROZEN_LAYER)
-            if run.recipe.whiten:
+                separate_first_layer(model, images[:SEPARATION_IMAGES])
+            elif run.recipe.whiten:
                 whiten_first_layer(model, images[:WHITENING_IMAGES])
         elif takes_base(run.stage):
             model = transfer_model(run.parent.model, num_classes)

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import Tensor
+
+from cifar_tl.data.shapes import draw_shapes
+from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
+from cifar_tl.model import CifarNet
+
+BOTH = pytest.mark.parametrize("initialize", [whiten_first_layer, separate_first_layer])
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.from_numpy(draw_shapes(150, 10)[0])
+
+
+def outputs_of(model: CifarNet, images: Tensor) -> Tensor:
+    """Outputs of the first layer ``(32, M)``, before its ReLU."""
+    with torch.no_grad():
+        first_layer = model.features.get_submodule("conv1")
+        outputs: Tensor = first_layer(model.preprocess(images))
+        return outputs.transpose(0, 1).flatten(1)
+
+
+def test_whitened_outputs_are_uncorrelated_and_of_variance_one(images: Tensor) -> None:
+    model = CifarNet(5)
+    whiten_first_layer(model, images)
+    outputs = outputs_of(model, images)
+    moments = outputs @ outputs.t() / outputs.shape[1]
+    expected = torch.eye(16).repeat(2, 2)
+    expected[:16, 16:] *= -1
+    expected[16:, :16] *= -1
+    torch.testing.assert_close(moments, expected, atol=1e-3, rtol=0)
+
+
+def test_separated_outputs_are_uncorrelated_and_of_variance_one(images: Tensor) -> None:
+    model = CifarNet(5)
+    separate_first_layer(model, images)
+    outputs = outputs_of(model, images)
+    assert torch.equal(outputs[:16], -outputs[16:])
+    moments = outputs[:16] @ outputs[:16].t() / outputs.shape[1]
+    # Of all patches; the kernels were found in those that do not overlap.
+    torch.testing.assert_close(moments, torch.eye(16), atol=0.2, rtol=0)
+
+
+def test_mixed_signals_are_separated() -> None:
+    """Of sixteen patterns that patches are made of at random, each is found by a kernel."""
+    torch.manual_seed(0)
+    patterns = torch.linalg.qr(torch.randn(75, 16))[0].t()
+    strengths = torch.randn(40, 6, 6, 16) ** 3  # each patch: some are strong, most are weak
+    patches = (strengths @ patterns).view(40, 6, 6, 3, 5, 5)
+    images = torch.zeros(40, 3, 32, 32)
+    images[:, :, :30, :30] = patches.permute(0, 3, 1, 4, 2, 5).reshape(40, 3, 30, 30)
+    model = CifarNet(5)
+    model.mean, model.std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    separate_first_layer(model, (images / images.abs().max() + 1) / 2 - 0.5)
+    kernels = model.get_parameter("features.conv1.weight").detach()[:16].flatten(1)
+    shares = (kernels @ patterns.t()).square()
+    shares /= shares.sum(1, keepdim=True)
+    assert (shares.max(1).values > 0.8).sum() >= 14
+    assert len(shares.argmax(1).unique()) >= 14
+
+
+@BOTH
+def test_nothing_else_is_changed(images: Tensor, initialize: type) -> None:
+    model = CifarNet(5)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    initialize(model, images)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"features.conv1.weight"}
+    again = CifarNet(5)
+    initialize(again, images)  # by the images alone
+    name = "features.conv1.weight"
+    assert torch.equal(again.get_parameter(name), model.get_parameter(name))
+
+
+@BOTH
+@pytest.mark.parametrize("level", [0, 128])
+def test_flat_images_stay_finite(initialize: type, level: int) -> None:
+    model = CifarNet(5)
+    initialize(model, torch.full((3, 3, 32, 32), level, dtype=torch.uint8))
+    assert model.get_parameter("features.conv1.weight").abs().max() < 1e8
