@@ -33,9 +33,9 @@ class Recipe:
         schedule: ``"constant"`` or ``"one-cycle"``, up linearly and down to zero.
         normalize: Bring each colour channel to mean 0 and deviation 1; else only divide by 255.
         whiten: Start the first layer as principal components: `whiten_first_layer`.
-        freeze_first_layer: Make independent components of it instead (`separate_first_layer`), and
-            leave it at that, which saves a third of the time; the others start with half their
-            weights. None: in trainings of up to 80,000 examples, epochs times images.
+        separate: Make independent components of it instead, `separate_first_layer`, and leave it at
+            that, which saves a third of the time; the other layers start with half their weights.
+            None: in trainings of up to 80,000 examples, epochs times images.
         mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
         epochs: How often each example is seen; None: as `epochs_for` computes it.
         batch_size: Examples in a step.
@@ -63,7 +63,7 @@ class Recipe:
     schedule: Schedule = "constant"
     normalize: bool = False
     whiten: bool = False
-    freeze_first_layer: bool | None = False
+    separate: bool | None = False
     mirror: bool | None = False
     epochs: int | None = 10
     batch_size: int = 100
@@ -145,7 +145,7 @@ class Recipe:
         """Returns the recipe with all decided that depends on the number of training images.
 
         That is the number of epochs, if it is None: `epochs_for`; how far images are shifted, and
-        whether the first layer is frozen, if that is None; and, if the recipe goes ``by_size``:
+        whether the first layer is separated, if that is None; and, if the recipe goes ``by_size``:
 
         - the batch size, which falls with the examples seen in all epochs, down to 50, so that the
           steps remain as many as possible; with it, with its root, the learning rate;
@@ -158,10 +158,9 @@ class Recipe:
         epochs = self.epochs or epochs_for(num_images)
         usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
         shift = (1 if usual else 2) if self.shift is None else self.shift
-        freeze = self.freeze_first_layer
-        if freeze is None:
-            freeze = num_images * epochs <= SHORT_TRAINING
-        recipe = replace(self, epochs=epochs, shift=shift, freeze_first_layer=freeze, by_size=False)
+        is_short = num_images * epochs <= SHORT_TRAINING
+        separate = is_short if self.separate is None else self.separate
+        recipe = replace(self, epochs=epochs, shift=shift, separate=separate, by_size=False)
         if not self.by_size:
             return recipe
         part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)
@@ -196,7 +195,7 @@ def finetune_lr_for(num_images: int) -> float:
 # The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
 # added here later changes no run without it, neither its bytes nor whether it goes on.
 INGREDIENTS = (
-    *("schedule", "normalize", "whiten", "freeze_first_layer", "mirror", "weight_decay"),
+    *("schedule", "normalize", "whiten", "separate", "mirror", "weight_decay"),
     *("precision", "dropout", "shift", "by_size"),
 )
 NEUTRAL = {field.name: field.default for field in fields(Recipe) if field.name in INGREDIENTS}
@@ -212,7 +211,7 @@ TUNED = Recipe(
     schedule="one-cycle",
     normalize=True,
     whiten=True,
-    freeze_first_layer=None,
+    separate=None,
     mirror=None,
     epochs=None,
     batch_size=200,

@@ -12,7 +12,7 @@ def test_original_is_the_documented_recipe() -> None:
     documented = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "epochs": 10}
     documented |= {"batch_size": 100, "weight_decay": 0.0, "normalize": False}
     documented |= {"momentum": 0.9, "precision": "float32"}
-    documented |= {"whiten": False, "freeze_first_layer": False}
+    documented |= {"whiten": False, "separate": False}
     documented |= {"mirror": False, "dropout": None, "shift": 0}
     assert {key: values[key] for key in documented} == documented
 
@@ -116,10 +116,10 @@ def test_the_first_layer_is_frozen_in_short_trainings(
     images: int, epochs: int | None, frozen: bool
 ) -> None:
     recipe = dataclasses.replace(TUNED, epochs=epochs)
-    assert recipe.for_images(images).freeze_first_layer is frozen
+    assert recipe.for_images(images).separate is frozen
     for said in (True, False):
-        chosen = dataclasses.replace(recipe, freeze_first_layer=said)
-        assert chosen.for_images(images).freeze_first_layer is said
+        chosen = dataclasses.replace(recipe, separate=said)
+        assert chosen.for_images(images).separate is said
 
 
 def test_finetuning_goes_more_slowly_with_few_images() -> None:

@@ -38,7 +38,7 @@ class StageResult(TypedDict, total=False):
     schedule: str
     normalize: bool
     whiten: bool
-    freeze_first_layer: bool
+    separate: bool
     mirror: bool
     epochs: int
     batch_size: int

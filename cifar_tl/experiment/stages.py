@@ -282,7 +282,7 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
             model = CifarNet(num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
-            if run.recipe.freeze_first_layer:
+            if run.recipe.separate:
                 for parameter in model.parameters():
                     parameter.detach().mul_(SCALE_WITH_FROZEN_LAYER)
                 separate_first_layer(model, images[:SEPARATION_IMAGES])
@@ -293,7 +293,7 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
         else:
             model = run.parent.model
     (freeze if classifier_only else unfreeze)(model.features)
-    if run.parent is None and run.recipe.freeze_first_layer:
+    if run.parent is None and run.recipe.separate:
         freeze(model.features.get_submodule("conv1"))
     model.to(run.device)
     return model, model.classifier if classifier_only else model

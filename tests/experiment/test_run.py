@@ -73,7 +73,7 @@ def test_values_that_change_nothing_are_no_part_of_the_settings(
     assert settings_of(small_data, changed(ORIGINAL, NEUTRAL), stage) == settings_of(
         small_data, ORIGINAL, stage
     )
-    recipe = dataclasses.replace(SMALL, precision="bf16", freeze_first_layer=None)
+    recipe = dataclasses.replace(SMALL, precision="bf16", separate=None)
     recipe = recipe.for_stage(stage, 160)
     found = settings_of(small_data, recipe, stage)
     for name, value in recipe_values(stage, recipe).items():

@@ -243,11 +243,11 @@ def test_a_frozen_first_layer_stays_as_it_was_separated_and_the_others_start_at_
     small_data: Data, tmp_path: Path
 ) -> None:
     def trained(folder: str, stage: str = "scratch", **changes: Any) -> dict[str, Tensor]:
-        recipe = dataclasses.replace(SMALL, **{"epochs": 1, "freeze_first_layer": True, **changes})
+        recipe = dataclasses.replace(SMALL, **{"epochs": 1, "separate": True, **changes})
         run_stage(stage, small_data, recipe, output_dir=tmp_path / folder)
         return load_model(tmp_path / folder / "small.npz" / stage / "model.pt").state_dict()
 
-    start = trained("start", lr=1e-12, freeze_first_layer=False)
+    start = trained("start", lr=1e-12, separate=False)
     half = trained("half", lr=1e-12)
     for name in [name for name in start if name.endswith("weight") and "conv1" not in name]:
         assert torch.allclose(half[name], start[name] / 2, rtol=1e-4, atol=1e-7), name
