@@ -11,7 +11,7 @@ Precision = Literal["float32", "bf16", "auto"]
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
 SMALLEST_BATCH = 50
-SHORT_TRAINING = 80_000  # examples in all, four usual epochs: too few for the first layer to gain
+SHORT_EPOCHS, FEW_EXAMPLES = 5, 60_000  # up to which the first layer gains nothing from training
 MAX_SHIFT = 16  # half an image
 
 
@@ -35,7 +35,7 @@ class Recipe:
         whiten: Start the first layer as principal components: `whiten_first_layer`.
         separate: Make independent components of it instead, `separate_first_layer`, and leave it at
             that, which saves a third of the time; the other layers start with half their weights.
-            None: in trainings of up to 80,000 examples, epochs times images.
+            None: in up to five epochs, or 60,000 examples, which are images times epochs.
         mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
         epochs: How often each example is seen; None: as `epochs_for` computes it.
         batch_size: Examples in a step.
@@ -158,7 +158,7 @@ class Recipe:
         epochs = self.epochs or epochs_for(num_images)
         usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
         shift = (1 if usual else 2) if self.shift is None else self.shift
-        is_short = num_images * epochs <= SHORT_TRAINING
+        is_short = epochs <= SHORT_EPOCHS or num_images * epochs <= FEW_EXAMPLES
         separate = is_short if self.separate is None else self.separate
         recipe = replace(self, epochs=epochs, shift=shift, separate=separate, by_size=False)
         if not self.by_size:

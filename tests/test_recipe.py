@@ -108,8 +108,8 @@ def test_tuned_follows_the_number_of_images(
 @pytest.mark.parametrize(
     ("images", "epochs", "frozen"),
     [
-        *((20_000, 1, True), (20_000, 4, True), (20_000, 5, False), (20_000, None, False)),
-        *((200, None, True), (2_000, None, True), (5_000, None, False)),
+        *((20_000, 1, True), (20_000, 5, True), (20_000, 6, False), (20_000, None, False)),
+        *((200, None, True), (1_000, None, True), (2_000, None, False)),
     ],
 )
 def test_the_first_layer_is_frozen_in_short_trainings(
