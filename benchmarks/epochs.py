@@ -53,6 +53,11 @@ LINES = {
     "tuned, but batches of 200": Line(
         variant(by_size=False), (1, 2, 3, 5), {"color": GREY, "marker": "x"}
     ),
+    "tuned, but batches of 50": Line(
+        variant(by_size=False, batch_size=50, lr=TUNED.lr / 2),
+        (1, 2, 3),
+        {"color": GREY, "marker": "+"},
+    ),
 }
 
 

@@ -10,7 +10,7 @@ Precision = Literal["float32", "bf16", "auto"]
 
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
-SMALLEST_BATCH = 50
+SMALLEST_BATCH = 50  # twice that from the usual number of images on: steps cost time, too
 SHORT_EPOCHS, FEW_EXAMPLES = 5, 60_000  # up to which the first layer gains nothing from training
 MAX_SHIFT = 16  # half an image
 
@@ -147,8 +147,8 @@ class Recipe:
         That is the number of epochs, if it is None: `epochs_for`; how far images are shifted, and
         whether the first layer is separated, if that is None; and, if the recipe goes ``by_size``:
 
-        - the batch size, which falls with the examples seen in all epochs, down to 50, so that the
-          steps remain as many as possible; with it, with its root, the learning rate;
+        - the batch size, which falls with the examples seen in all epochs, down to 50, or to 100
+          from 20,000 images on, so that there are enough steps; with its root, the learning rate;
         - the weight decay, which rises with the fourth root of what the images are fewer.
 
         Args:
@@ -164,7 +164,8 @@ class Recipe:
         if not self.by_size:
             return recipe
         part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)
-        batch_size = min(self.batch_size, max(SMALLEST_BATCH, round(self.batch_size * part)))
+        smallest = SMALLEST_BATCH * (2 if num_images >= USUAL_IMAGES else 1)
+        batch_size = min(self.batch_size, max(smallest, round(self.batch_size * part)))
         return replace(
             recipe,
             batch_size=batch_size,
