@@ -4,9 +4,9 @@
 
 Each training is one of its own, on a schedule of its own; the documented recipe has a constant
 learning rate, so that its shorter ones are the beginnings of its longest. Seconds are those from
-the start to the end of the last epoch, validation and saving included, without reading the data.
-Seeds take turns, so that what slows the machine down for a while slows all of them: let nothing
-else run. The same command goes on where it stopped. Needs matplotlib.
+the start to the end of the last epoch, validation included, without reading the data. Seeds take
+turns, so that what slows the machine down for a while slows all of them: let nothing else run. The
+same command goes on where it stopped. Needs matplotlib.
 """
 
 import argparse

@@ -83,6 +83,8 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
     model = transfer_model(CifarNet(num_classes=5))
     train, validation = images.split([TRAIN, VALIDATION])
     train_labels, val_labels = labels.split([TRAIN, VALIDATION])
+    recipe = dataclasses.replace(TUNED.for_stage("transfer"), precision="float32")
+    model.dropout = recipe.dropout or 0.0  # of classifiers to come
     batch = model.preprocess(train[:BATCH])
     train_step, _ = make_head_kernels(TUNED.transfer_batch_size)
     _, val_step = make_head_kernels()
@@ -98,7 +100,7 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
             train_labels,
             val_features,
             val_labels,
-            TUNED.for_stage("transfer"),
+            recipe,
         )
 
     def inference() -> None:

@@ -83,6 +83,7 @@ def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
     keep_freed_memory()  # as the command does
     data = load_data(path)
     recipe = replace(RECIPES[recipe_name], epochs=EPOCHS).for_stage("base", 20_000)
+    assert not recipe.separate  # as many epochs train all layers
     shift = recipe.shift or 0
     torch.manual_seed(0)
 

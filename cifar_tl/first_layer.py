@@ -1,4 +1,4 @@
-"""The first layer's kernels from images alone, without labels: to start from, or for good."""
+"""The first layer's kernels from images alone, without labels: to start from, or to keep."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from cifar_tl.model import CifarNet
 
 COLOUR_WHITENING = 0.25  # of the colours of independent components: 0 none, 1 all
-STEPS = 20  # towards the rotation
+STEPS = 20  # towards the rotation: most of the way
 
 
 @torch.no_grad()
@@ -36,13 +36,14 @@ def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
 
 @torch.no_grad()
 def separate_first_layer(model: CifarNet, images: Tensor) -> None:
-    """Initialises the first layer in place: independent components and their negatives, for good.
+    """Initialises the first layer in place: independent components and their negatives.
 
     Of the images' patches, with colours that count for more than their small variance, the
-    strongest principal components are whitened and rotated until each is as far from a normal
-    distribution as can be: edges, where principal components are gratings. After Bell and Sejnowski
-    1997, "The 'independent components' of natural scenes are edge filters"; the rotation is that of
-    Hyvarinen 1999, "Fast and robust fixed-point algorithms for independent component analysis".
+    strongest principal components are whitened and rotated, twenty steps towards where each is as
+    far from a normal distribution as can be: edges, where principal components are gratings. They
+    are good enough to stay: freeze the layer. After Bell and Sejnowski 1997, "The 'independent
+    components' of natural scenes are edge filters"; the rotation is that of Hyvarinen 1999, "Fast
+    and robust fixed-point algorithms for independent component analysis".
 
     Args:
         model: Its preprocessing is set.

@@ -11,7 +11,8 @@ Precision = Literal["float32", "bf16", "auto"]
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
 SMALLEST_BATCH = 50  # twice that from the usual number of images on: steps cost time, too
-SHORT_EPOCHS, FEW_EXAMPLES = 5, 60_000  # up to which the first layer gains nothing from training
+# Up to which what training the first layer gains, if anything, is not worth a third of the time.
+SHORT_EPOCHS, FEW_EXAMPLES = 5, 60_000
 MAX_SHIFT = 16  # half an image
 
 
@@ -152,15 +153,27 @@ class Recipe:
         - the weight decay, which rises with the fourth root of what the images are fewer.
 
         Args:
-            num_images: The training images.
+            num_images: The training images, at least one.
             share: Of the epochs of other trainings, those that are usual for this one.
+
+        Raises:
+            ValueError: If there are no images.
         """
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, not {num_images}")
         epochs = self.epochs or epochs_for(num_images)
         usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
         shift = (1 if usual else 2) if self.shift is None else self.shift
         is_short = epochs <= SHORT_EPOCHS or num_images * epochs <= FEW_EXAMPLES
         separate = is_short if self.separate is None else self.separate
-        recipe = replace(self, epochs=epochs, shift=shift, separate=separate, by_size=False)
+        recipe = replace(
+            self,
+            epochs=epochs,
+            shift=shift,
+            whiten=self.whiten and not separate,
+            separate=separate,
+            by_size=False,
+        )
         if not self.by_size:
             return recipe
         part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)

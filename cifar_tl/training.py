@@ -24,7 +24,7 @@ from cifar_tl.distributed import (
 from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.muon import Muon
-from cifar_tl.precision import autocast
+from cifar_tl.precision import autocast, choose_precision
 from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Recipe, epochs_for, rate_factor
 
@@ -134,7 +134,8 @@ def fit(
     device = next(module.parameters()).device
     views, labels = to_device_if_it_fits(views, device), labels.to(device)
     epochs = recipe.epochs or epochs_for(len(labels))
-    recipe = replace(recipe, epochs=epochs)
+    # What processes of a group must have in common, whatever "auto" means to each.
+    recipe = replace(recipe, epochs=epochs, precision=choose_precision(recipe.precision, device))
     if optimizer is None:
         optimizer = make_optimizer(module, recipe)
     records, best = list(records), _Best(keep_best)

@@ -1,7 +1,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from cifar_tl import first_layer
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
 from cifar_tl.model import CifarNet
@@ -17,8 +19,8 @@ def images() -> Tensor:
 def outputs_of(model: CifarNet, images: Tensor) -> Tensor:
     """Outputs of the first layer ``(32, M)``, before its ReLU."""
     with torch.no_grad():
-        first_layer = model.features.get_submodule("conv1")
-        outputs: Tensor = first_layer(model.preprocess(images))
+        layer = model.features.get_submodule("conv1")
+        outputs: Tensor = layer(model.preprocess(images))
         return outputs.transpose(0, 1).flatten(1)
 
 
@@ -59,6 +61,26 @@ def test_mixed_signals_are_separated() -> None:
     shares /= shares.sum(1, keepdim=True)
     assert (shares.max(1).values > 0.8).sum() >= 14
     assert len(shares.argmax(1).unique()) >= 14
+
+
+def test_colours_count_for_more_than_their_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With brightness that varies more than colour, some kernels still look at colour alone."""
+    torch.manual_seed(0)
+    brightness, colour = torch.randn(60, 1, 32, 32), torch.randn(60, 1, 32, 32)
+    smooth = functional.avg_pool2d(brightness, 3, stride=1, padding=1)
+    opponent = torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1)
+    images = (0.5 + 0.1 * smooth + 0.03 * colour * opponent).clamp(0, 1)
+
+    def coloured() -> int:
+        model = CifarNet(5)
+        model.mean, model.std = torch.full((2, 3, 1, 1), 0.5)
+        separate_first_layer(model, images)
+        kernels = model.get_parameter("features.conv1.weight").detach()[:16]
+        return int((kernels.sum(1).square().sum((1, 2)) < kernels.square().sum((1, 2, 3))).sum())
+
+    found = coloured()
+    monkeypatch.setattr(first_layer, "COLOUR_WHITENING", 0.0)
+    assert found > coloured()
 
 
 @BOTH

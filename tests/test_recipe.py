@@ -142,6 +142,11 @@ def test_epochs_follow_from_the_number_of_images(images: int, epochs: int, finet
     assert [ORIGINAL.for_stage(stage, images).epochs for stage in STAGES] == [10, 10, 3, 10]
 
 
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_images must be at least 1, not 0"):
+        TUNED.for_images(0)
+
+
 def test_finetuning_does_not_guess_the_number_of_images() -> None:
     with pytest.raises(ValueError, match="what finetune does depends on num_images"):
         TUNED.for_stage("finetune")

@@ -288,9 +288,10 @@ def run_one(
     group: "ProcessGroup | None" = None,
 ) -> "StageResult":
     """Runs a stage; if it diverges, says what to type instead."""
-    from cifar_tl.experiment.stages import run_stage
+    from cifar_tl.experiment.stages import num_training_images, run_stage
 
     recipe = choose_recipe(options)
+    train_fraction = options.train_fraction[0] if STAGES[stage].classes == "new" else 1.0
     try:
         return run_stage(
             stage,
@@ -300,7 +301,7 @@ def run_one(
             seed=options.seed,
             device=device,
             base=options.base if takes_base(stage) else None,
-            train_fraction=options.train_fraction[0] if STAGES[stage].classes == "new" else 1.0,
+            train_fraction=train_fraction,
             seed_folder=options.seeds is not None,
             seconds_reading=seconds_reading,
             log=log,
@@ -308,8 +309,9 @@ def run_one(
             group=group,
         )
     except TrainingError as error:
-        nominal = finetune_lr_for(len(data.train.labels)) if stage == "finetune" else recipe.lr
-        lr = getattr(recipe, f"{stage}_lr", None) or nominal
+        lr = getattr(recipe, f"{stage}_lr", recipe.lr)
+        if lr is None:
+            lr = finetune_lr_for(num_training_images(stage, data, train_fraction))
         lower = f"{lr / 10:g}"
         better = write_command(options, stage=stage, lr=lower, restart=True)
         raise TrainingError(f"{error}: {better}") from error

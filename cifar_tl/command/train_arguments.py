@@ -161,7 +161,8 @@ def _add_recipe_options(parser: Parser) -> None:
         metavar="X",
         type=positive,
         help="(peak) learning rate of base and scratch, or of the one --stage that is named; with "
-        "tuned, it and the two below are for ten epochs of 20,000 images, and change with fewer",
+        "tuned, all learning rates, batch sizes and the weight decay are for ten epochs of 20,000 "
+        "images, and change with fewer",
     )
     add(
         "--batch-size",
@@ -180,7 +181,8 @@ def _add_recipe_options(parser: Parser) -> None:
         "--dropout",
         metavar="X",
         type=dropout_rate,
-        help="of layer 6 in training (default: original 0.42, the network's own; tuned 0)",
+        help="of layer 6 while all of the network trains (default: original 0.42, the network's "
+        "own; tuned 0)",
     )
     add(
         "--shift",

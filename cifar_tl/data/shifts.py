@@ -20,14 +20,14 @@ def shift_randomly(images: Tensor, pixels: int) -> Tensor:
     if pixels == 0:
         return images
     height, width = images.shape[2:]
-    down, right = torch.randint(-pixels, pixels + 1, (2, len(images), 1))
+    down, right = torch.randint(-pixels, pixels + 1, (2, len(images), 1)).to(images.device)
     rows, columns = _reflect(down, height), _reflect(right, width)
     source = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
-    source = source[:, None].expand(-1, images.shape[1], -1).to(images.device)
+    source = source[:, None].expand(-1, images.shape[1], -1)
     return images.flatten(2).gather(2, source).view_as(images)
 
 
 def _reflect(steps: Tensor, size: int) -> Tensor:
     """Finds what comes to each place after steps ``(N, 1)`` between two mirrors: ``(N, size)``."""
-    positions = (torch.arange(size) + steps).abs()
+    positions = (torch.arange(size, device=steps.device) + steps).abs()
     return size - 1 - (size - 1 - positions).abs()

@@ -116,7 +116,7 @@ def results_text(
         *_layer_lines(result, layers),
         "",
         *(epoch_line(record, result["epochs"]) for record in records),
-        "(training figures are those seen while training, with dropout; "
+        "(training figures are those seen while training, with dropout and shifts, if any; "
         "times are training + validation)",
         "",
         *_what_came_out(result),

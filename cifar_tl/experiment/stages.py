@@ -82,7 +82,7 @@ def run_stage(
     - transfer: the base model's features, frozen, under a new classifier, on the new classes: 5-9,
       or all of a folder of your own, from a base model of other data.
     - finetune: the transfer model with nothing frozen, a few epochs on, on the new classes.
-    - scratch: the transfer model's network with fresh weights and nothing frozen, on the new
+    - scratch: the transfer model's network with fresh weights, all trained as in base, on the new
       classes: the control without which nobody can say what transfer saves or costs.
 
     Args:
@@ -120,7 +120,7 @@ def run_stage(
     """
     _check(stage, data, train_fraction)
     start = time.perf_counter() - seconds_reading
-    recipe = recipe.for_stage(stage, _num_training(stage, data, train_fraction))
+    recipe = recipe.for_stage(stage, num_training_images(stage, data, train_fraction))
     recipe = dataclasses.replace(
         recipe,
         mirror=data.mirror if recipe.mirror is None else recipe.mirror,
@@ -251,8 +251,9 @@ def _check(stage: str, data: Data, train_fraction: float) -> None:
         raise ValueError(f"{stage} trains on all images of its classes: train_fraction must be 1")
 
 
-def _num_training(stage: str, data: Data, train_fraction: float) -> int:
-    """Counts the images that a stage trains on: their labels stand in for the images."""
+def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
+    """Counts the images that a stage trains on."""
+    # Their labels stand in for the images.
     stand_in = LabeledImages(data.train.labels, data.train.labels)
     classes = stage_classes(stage, data)
     train, _ = dataclasses.replace(data, train=stand_in).train_and_validation(classes)
@@ -306,8 +307,10 @@ def _dropout(model: CifarNet, rate: float | None) -> Iterator[None]:
     assert isinstance(layer, nn.Dropout)
     documented = layer.p
     layer.p = documented if rate is None else rate
-    yield
-    layer.p = documented
+    try:
+        yield
+    finally:
+        layer.p = documented
 
 
 def _augmentation(recipe: Recipe) -> training.Transform | None:

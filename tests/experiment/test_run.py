@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cifar_tl.checkpoint import load_checkpoint, load_model
 from cifar_tl.data.examples import Data
@@ -77,9 +78,11 @@ def test_values_that_change_nothing_are_no_part_of_the_settings(
     recipe = recipe.for_stage(stage, 160)
     found = settings_of(small_data, recipe, stage)
     for name, value in recipe_values(stage, recipe).items():
-        assert name == "by_size" or found[name] == value  # which has been done
+        if value != NEUTRAL.get(name):
+            assert found[name] == value
     assert {"schedule", "mirror", "weight_decay", "precision"} < found.keys()
-    assert ("whiten" in found) is (stage in ("base", "scratch"))
+    assert ("separate" in found) is (stage in ("base", "scratch"))
+    assert "whiten" not in found  # one or the other
 
 
 def test_another_precision_is_refused_with_the_flag_that_goes_on(
@@ -93,6 +96,20 @@ def test_another_precision_is_refused_with_the_flag_that_goes_on(
     ) as error:
         run_stage("base", small_data, other, output_dir=tmp_path)
     assert error.value.remedy == {"stage": "base", "precision": "float32"}
+
+
+def test_auto_is_resolved_before_settings_are_compared(
+    small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(SMALL, precision="auto")
+    for capabilities, precision in (({"amx_bf16": True}, "bf16"), ({}, "float32")):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False
+        )
+        result = run_stage("base", small_data, recipe, output_dir=tmp_path / precision)
+        assert result["precision"] == precision
+    with pytest.raises(RunError, match="bf16 there, float32 now"):
+        run_stage("base", small_data, recipe, output_dir=tmp_path / "bf16")
 
 
 def test_every_neutral_value_is_one_of_the_recipe() -> None:

@@ -302,6 +302,20 @@ def test_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
     assert result["seconds_total"] > result["seconds_train"]
 
 
+def test_interrupted_with_a_frozen_first_layer_it_ends_with_the_same_bytes(
+    small_data: Data, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(SMALL, separate=True)
+    whole = run_stage("base", small_data, recipe, output_dir=tmp_path / "whole")
+    assert whole["parameters_trainable"] == whole["parameters_total"] - 2432
+    with pytest.raises(StopError):
+        run_stage("base", small_data, recipe, output_dir=tmp_path, log=stop_at("epoch 1/2"))
+    run_stage("base", small_data, recipe, output_dir=tmp_path)
+    found, expected = (contents(root / "small.npz/base") for root in (tmp_path, tmp_path / "whole"))
+    for name in ("model.pt", "last.pt"):
+        assert found[name] == expected[name]
+
+
 def test_times_of_all_contributing_runs_count_and_lost_epochs_do_not(
     small_data: Data, tmp_path: Path
 ) -> None:
