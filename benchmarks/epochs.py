@@ -132,7 +132,7 @@ def picture(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> Figure:
                 ax.annotate(f"{epochs}", (at, mean), (0, 8), **SMALL, ha="center")
     ax.axhline(DOCUMENTED, color=BLACK, linestyle=":", linewidth=1)
     note = f"documented, ten epochs: {DOCUMENTED:.2%} in 974 s"
-    at_left: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (4, 4)}
+    at_left: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (4, -10)}
     ax.annotate(note, (0, DOCUMENTED), **at_left, **SMALL)
     ax.set_xscale("log")
     ax.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])

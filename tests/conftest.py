@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are several processes of tests
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which background shells have ignored
 
 import numpy as np
 import pytest
