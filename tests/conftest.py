@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are several processes of tests
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which background shells have ignored
 
 import numpy as np
 import pytest
@@ -25,6 +24,8 @@ from torchvision.datasets import CIFAR10
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.shapes import draw_shapes
 from tests.processes import start_zygote
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which background shells have ignored
 
 
 @pytest.fixture(scope="session")
