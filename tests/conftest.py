@@ -1,5 +1,6 @@
 """What several test files need: small images in the two file formats, and untouched settings."""
 
+import gc
 import hashlib
 import io
 import os
@@ -73,6 +74,14 @@ def _same_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """For signals that raise: one that comes while hypothesis watches a collection is lost."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 BATCHES = [f"data_batch_{n}" for n in range(1, 6)]

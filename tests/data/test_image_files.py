@@ -125,6 +125,7 @@ def test_many_images_are_read_in_their_order(tmp_path: Path) -> None:
     assert read_images([]).images.shape == (0, 3, 32, 32)
 
 
+@pytest.mark.usefixtures("no_garbage_collection")
 def test_ctrl_c_does_not_wait_for_images_that_remain(tmp_path: Path) -> None:
     path = save(Image.effect_noise((600, 600), 50), tmp_path / "a.png")
     read = 0

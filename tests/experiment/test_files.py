@@ -69,6 +69,7 @@ class Stop(BaseException):
     """What a signal raises."""
 
 
+@pytest.mark.usefixtures("no_garbage_collection")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
 def test_a_signal_at_any_moment_lets_a_save_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
