@@ -29,7 +29,8 @@ import_torch: Callable[[], object] = partial(import_module, "torch")  # takes se
 OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
-LOST = re.compile("gloo/|NCCL|[Cc]onnection|failed to recv")  # in what torch says of a process that is gone
+# In what torch says of a process that is gone.
+LOST = re.compile("gloo/|NCCL|[Cc]onnection|failed to recv")
 
 
 class UsageError(Exception):
