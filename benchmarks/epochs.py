@@ -54,10 +54,10 @@ LINES = {
     "tuned": Line(TUNED, (1, 2, 3, 5, 10, 20), {"color": BLUE, "marker": "o"}),
     "original": Line(ORIGINAL, (1, 2, 3, 5, 10, 20), {"color": BLACK, "marker": "s"}),
     "tuned, but all layers trained": Line(
-        variant(separate=False), (1, 2, 3, 5), {"color": GREY, "marker": "^"}
+        variant(first_layer="whitened"), (1, 2, 3, 5), {"color": GREY, "marker": "^"}
     ),
     "tuned, but the first layer frozen": Line(
-        variant(separate=True), (10,), {"color": GREY, "marker": "v"}
+        variant(first_layer="separated"), (10,), {"color": GREY, "marker": "v"}
     ),
     "tuned, but batches of 200": Line(
         variant(by_size=False), (1, 2, 3, 5), {"color": GREY, "marker": "x"}

@@ -83,7 +83,7 @@ def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
     keep_freed_memory()  # as the command does
     data = load_data(path)
     recipe = replace(RECIPES[recipe_name], epochs=EPOCHS).for_stage("base", 20_000)
-    assert not recipe.separate  # as many epochs train all layers
+    assert recipe.first_layer != "separated"  # as many epochs train all layers
     shift = recipe.shift or 0
     torch.manual_seed(0)
 
@@ -91,8 +91,8 @@ def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
     base = CifarNet(5, DROPOUT if recipe.dropout is None else recipe.dropout)
     if recipe.normalize:
         base.mean, base.std = channel_statistics(train.images)
-    if recipe.whiten:
-        whiten_first_layer(base, train.images[:2000])
+    if recipe.first_layer == "whitened":
+        whiten_first_layer(base, train.images)
     fit(
         base,
         make_views(train.images, mirror=recipe.mirror is not False),

@@ -35,7 +35,7 @@ VARIANTS = {
     "no shifts": dataclasses.replace(TUNED, shift=0),
     "shifts by two": dataclasses.replace(TUNED, shift=2),
     "SGD instead of Muon": SGD,
-    "no whitening": dataclasses.replace(TUNED, whiten=False),
+    "no whitening": dataclasses.replace(TUNED, first_layer="random"),
     "no mirror images": dataclasses.replace(TUNED, mirror=False),
     "no weight decay": dataclasses.replace(TUNED, weight_decay=0.0),
     "constant learning rate": dataclasses.replace(

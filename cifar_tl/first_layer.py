@@ -7,6 +7,7 @@ from cifar_tl.model import CifarNet
 
 COLOUR_WHITENING = 0.25  # of the colours of independent components: 0 none, 1 all
 STEPS = 20  # towards the rotation: most of the way
+IMAGES = 500  # hold 390,000 patches, and 18,000 that do not overlap
 
 
 @torch.no_grad()
@@ -21,12 +22,13 @@ def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
 
     Args:
         model: Its preprocessing is set.
-        images: ``(N, 3, 32, 32)``, training images; a few thousand are enough.
+        images: ``(N, 3, 32, 32)``, training images, of which it takes 500, evenly spaced.
     """
     kernels = model.get_parameter("features.conv1.weight")
     size = kernels[0].numel()
     moments = torch.zeros(size, size, dtype=torch.float64, device=kernels.device)
-    for batch in images.split(100):  # all patches at once would take gigabytes
+    images = _some(images)
+    for batch in images.split(100):  # all patches at once would take much memory
         inputs = model.preprocess(batch.to(kernels.device))
         patches = nn.functional.unfold(inputs, kernels.shape[-1])
         patches = patches.transpose(0, 1).flatten(1)
@@ -47,11 +49,11 @@ def separate_first_layer(model: CifarNet, images: Tensor) -> None:
 
     Args:
         model: Its preprocessing is set.
-        images: ``(N, 3, 32, 32)``, training images; a thousand are enough.
+        images: ``(N, 3, 32, 32)``, training images, of which it takes 500, evenly spaced.
     """
     kernels = model.get_parameter("features.conv1.weight")
     size = kernels.shape[-1]
-    inputs = model.preprocess(images.to(kernels.device))
+    inputs = model.preprocess(_some(images).to(kernels.device))
     patches = nn.functional.unfold(inputs, size, stride=size).transpose(0, 1).flatten(1).double()
     colours = patches.view(3, -1)
     variances, axes = torch.linalg.eigh(colours @ colours.t() / colours.shape[1])
@@ -62,6 +64,10 @@ def separate_first_layer(model: CifarNet, images: Tensor) -> None:
     rotation = _independent((whitening @ balanced).float()).double()
     every_pixel = torch.eye(size * size, dtype=balance.dtype, device=balance.device)
     _set_kernels(kernels, rotation @ whitening @ torch.kron(balance, every_pixel))
+
+
+def _some(images: Tensor) -> Tensor:
+    return images[:: max(1, len(images) // IMAGES)][:IMAGES]
 
 
 def _whitening(moments: Tensor, number: int) -> Tensor:

@@ -33,6 +33,7 @@ def _drop(input: Tensor, probability: float, training: bool, inplace: bool) -> T
     if (
         not training
         or inplace
+        or probability == 0  # nothing to draw
         or threshold == 2**15
         or input.device.type != "cpu"
         or torch.compiler.is_compiling()

@@ -62,11 +62,11 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
     """Computes approximately the nearest matrix ``(M, N)`` whose singular values are all 1.
 
-    By a Newton-Schulz iteration, with the coefficients of Jordan et al.: five steps bring every
-    singular value above 0.002 of the norm to between 0.68 and 1.21, which is near enough.
+    By a Newton-Schulz iteration, with the coefficients of Jordan et al.: four steps bring every
+    singular value above 0.006 of the norm to between 0.68 and 1.21, which is near enough.
     """
     if len(matrix) > matrix.shape[1]:
         return orthogonalize(matrix.t(), steps).t()
@@ -75,11 +75,16 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     matrix = matrix / matrix.norm().clamp_min(1e-12)
     # Each step X <- p(X X^T) X multiplies from the left, so the small X X^T is all it takes.
     square = matrix @ matrix.t()
-    product = torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype)
-    for _ in range(steps):
-        polynomial = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        polynomial.diagonal().add_(3.4445)
-        product = polynomial @ product
+    product = polynomial = _polynomial(square)
+    for _ in range(steps - 1):
         square = polynomial @ square @ polynomial
+        polynomial = _polynomial(square)
+        product = polynomial @ product
     orthogonal: Tensor = product @ matrix
     return orthogonal
+
+
+def _polynomial(square: Tensor) -> Tensor:
+    result = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+    result.diagonal().add_(3.4445)
+    return result

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
 Precision = Literal["float32", "bf16", "auto"]
+FirstLayer = Literal["random", "whitened", "separated"]
 
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
@@ -33,10 +34,11 @@ class Recipe:
         lr: The learning rate; the peak, if there is a schedule.
         schedule: ``"constant"`` or ``"one-cycle"``, up linearly and down to zero.
         normalize: Bring each colour channel to mean 0 and deviation 1; else only divide by 255.
-        whiten: Start the first layer as principal components: `whiten_first_layer`.
-        separate: Make independent components of it instead, `separate_first_layer`, and leave it at
-            that, which saves a third of the time; the other layers start with half their weights.
-            None: in up to five epochs, or 60,000 examples, which are images times epochs.
+        first_layer: What it starts as: ``"random"``, as documented; ``"whitened"``, as principal
+            components (`whiten_first_layer`); or ``"separated"``, as independent ones, which stay
+            (`separate_first_layer`): that saves a third of the time, and the other layers start
+            with half their weights. None: separated in up to five epochs, or 60,000 examples, which
+            are images times epochs; else whitened.
         mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
         epochs: How often each example is seen; None: as `epochs_for` computes it.
         batch_size: Examples in a step.
@@ -54,6 +56,9 @@ class Recipe:
         transfer_lr: The learning rate of the stage transfer.
         transfer_batch_size: Its batch size.
         transfer_dropout: Its rate of dropout.
+        transfer_shift: By how many pixels images are shifted to be further views of themselves, in
+            eight directions (`make_views`); None: two pixels for up to 2,222 images, whose nine
+            versions are no more than the usual 20,000, else none.
         finetune_epochs: The epochs of the stage finetune; None: two fifths of the others.
         finetune_lr: Its learning rate; None: as `finetune_lr_for` computes it.
     """
@@ -63,8 +68,7 @@ class Recipe:
     lr: float = 1e-3
     schedule: Schedule = "constant"
     normalize: bool = False
-    whiten: bool = False
-    separate: bool | None = False
+    first_layer: FirstLayer | None = "random"
     mirror: bool | None = False
     epochs: int | None = 10
     batch_size: int = 100
@@ -78,15 +82,18 @@ class Recipe:
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
     transfer_dropout: float | None = None
+    transfer_shift: int | None = 0
     finetune_epochs: int | None = 3
     finetune_lr: float | None = 1e-4
 
     def __post_init__(self) -> None:
-        choices = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision}
+        choices: dict[str, Any] = {"optimizer": Optimizer, "schedule": Schedule}
+        choices |= {"precision": Precision, "first_layer": FirstLayer}
         for name, choice in choices.items():
-            if getattr(self, name) not in get_args(choice):
+            value = getattr(self, name)
+            if value not in get_args(choice) and (name, value) != ("first_layer", None):
                 allowed = ", ".join(get_args(choice))
-                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
         for name in ("epochs", "finetune_epochs", "batch_size", "transfer_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -101,8 +108,10 @@ class Recipe:
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, not {rate}")
-        if self.shift is not None and not 0 <= self.shift <= MAX_SHIFT:
-            raise ValueError(f"shift must be from 0 to {MAX_SHIFT} pixels, not {self.shift}")
+        for name in ("shift", "transfer_shift"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= MAX_SHIFT:
+                raise ValueError(f"{name} must be from 0 to {MAX_SHIFT} pixels, not {value}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
 
@@ -128,7 +137,11 @@ class Recipe:
             if name.startswith(prefix)
         }
         recipe = replace(self, **values)
-        return recipe if num_images is None else recipe.for_images(num_images)
+        if num_images is None:
+            return recipe
+        if stage == "transfer" and recipe.shift is None:
+            recipe = replace(recipe, shift=2 if 9 * num_images <= USUAL_IMAGES else 0)
+        return recipe.for_images(num_images)
 
     def _for_finetuning(self, num_images: int | None) -> "Recipe":
         epochs, lr, others = self.finetune_epochs, self.finetune_lr, self.epochs
@@ -146,7 +159,7 @@ class Recipe:
         """Returns the recipe with all decided that depends on the number of training images.
 
         That is the number of epochs, if it is None: `epochs_for`; how far images are shifted, and
-        whether the first layer is separated, if that is None; and, if the recipe goes ``by_size``:
+        what the first layer starts as, if that is None; and, if the recipe goes ``by_size``:
 
         - the batch size, which falls with the examples seen in all epochs, down to 50, or to 100
           from 20,000 images on, so that there are enough steps; with its root, the learning rate;
@@ -165,15 +178,8 @@ class Recipe:
         usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
         shift = (1 if usual else 2) if self.shift is None else self.shift
         is_short = epochs <= SHORT_EPOCHS or num_images * epochs <= FEW_EXAMPLES
-        separate = is_short if self.separate is None else self.separate
-        recipe = replace(
-            self,
-            epochs=epochs,
-            shift=shift,
-            whiten=self.whiten and not separate,
-            separate=separate,
-            by_size=False,
-        )
+        first_layer = self.first_layer or ("separated" if is_short else "whitened")
+        recipe = replace(self, epochs=epochs, shift=shift, first_layer=first_layer, by_size=False)
         if not self.by_size:
             return recipe
         part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)
@@ -209,7 +215,7 @@ def finetune_lr_for(num_images: int) -> float:
 # The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
 # added here later changes no run without it, neither its bytes nor whether it goes on.
 INGREDIENTS = (
-    *("schedule", "normalize", "whiten", "separate", "mirror", "weight_decay"),
+    *("schedule", "normalize", "first_layer", "mirror", "weight_decay"),
     *("precision", "dropout", "shift", "by_size"),
 )
 NEUTRAL = {field.name: field.default for field in fields(Recipe) if field.name in INGREDIENTS}
@@ -224,8 +230,7 @@ TUNED = Recipe(
     lr=0.04,
     schedule="one-cycle",
     normalize=True,
-    whiten=True,
-    separate=None,
+    first_layer=None,
     mirror=None,
     epochs=None,
     batch_size=200,
@@ -237,6 +242,7 @@ TUNED = Recipe(
     transfer_lr=0.05,
     transfer_batch_size=500,
     transfer_dropout=0.2,
+    transfer_shift=None,
     finetune_epochs=None,
     finetune_lr=None,
 )

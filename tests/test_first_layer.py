@@ -97,6 +97,19 @@ def test_nothing_else_is_changed(images: Tensor, initialize: type) -> None:
 
 
 @BOTH
+def test_of_many_images_it_takes_some_of_all(initialize: type) -> None:
+    """Even if they are sorted: here half of them are flat, and all of them come first."""
+    torch.manual_seed(0)
+    images = torch.full((2_000, 3, 32, 32), 128, dtype=torch.uint8)
+    images[1_000:] = torch.randint(256, (1_000, 3, 32, 32), dtype=torch.uint8)
+    sorted_, mixed = CifarNet(5), CifarNet(5)
+    initialize(sorted_, images)
+    initialize(mixed, images[::4])
+    name = "features.conv1.weight"
+    assert torch.equal(sorted_.get_parameter(name), mixed.get_parameter(name))
+
+
+@BOTH
 @pytest.mark.parametrize("level", [0, 128])
 def test_flat_images_stay_finite(initialize: type, level: int) -> None:
     model = CifarNet(5)

@@ -105,6 +105,12 @@ def test_dropout_drops_its_part_and_scales_the_rest(probability: float) -> None:
         assert abs(covariance) < 4 * probability * (1 - probability) / 800_000**0.5 + 1e-12
 
 
+def test_dropout_of_nothing_draws_nothing() -> None:
+    features, before = torch.ones(3, 4), torch.get_rng_state()
+    assert torch.equal(Dropout(0.0)(features), features)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_dropout_follows_the_seed_and_takes_any_shape() -> None:
     for shape in ((0,), (1,), (7,), (3, 5, 2)):
         masks = []

@@ -1,10 +1,10 @@
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from cifar_tl.experiment.run import STAGES
-from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, rate_factor
+from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, FirstLayer, rate_factor
 
 
 def test_original_is_the_documented_recipe() -> None:
@@ -12,8 +12,7 @@ def test_original_is_the_documented_recipe() -> None:
     documented = {"optimizer": "adam", "lr": 1e-3, "schedule": "constant", "epochs": 10}
     documented |= {"batch_size": 100, "weight_decay": 0.0, "normalize": False}
     documented |= {"momentum": 0.9, "precision": "float32"}
-    documented |= {"whiten": False, "separate": False}
-    documented |= {"mirror": False, "dropout": None, "shift": 0}
+    documented |= {"first_layer": "random", "mirror": False, "dropout": None, "shift": 0}
     assert {key: values[key] for key in documented} == documented
 
 
@@ -46,6 +45,7 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
     [
         ({"optimizer": "adamw"}, "optimizer must be"),
         ({"schedule": "cosine"}, "schedule must be"),
+        ({"first_layer": "frozen"}, "first_layer must be"),
         ({"precision": "fp16"}, "precision must be"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"finetune_epochs": 0}, "finetune_epochs must be at least 1"),
@@ -58,6 +58,7 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
         ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
         ({"transfer_dropout": -0.1}, "transfer_dropout must be from 0"),
         ({"shift": 17}, "shift must be from 0 to 16 pixels"),
+        ({"transfer_shift": -1}, "transfer_shift must be from 0 to 16 pixels"),
     ],
 )
 def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> None:
@@ -76,6 +77,7 @@ def test_stages_change_only_what_is_their_own() -> None:
         lr=recipe.transfer_lr,
         batch_size=recipe.transfer_batch_size,
         dropout=recipe.transfer_dropout,
+        shift=recipe.transfer_shift,
     )
     assert recipe.for_stage("base") == recipe.for_stage("scratch") == recipe
 
@@ -106,20 +108,27 @@ def test_tuned_follows_the_number_of_images(
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs", "frozen"),
+    ("images", "epochs", "is_short"),
     [
         *((20_000, 1, True), (20_000, 5, True), (20_000, 6, False), (20_000, None, False)),
         *((200, None, True), (1_000, None, True), (2_000, None, False)),
     ],
 )
-def test_the_first_layer_is_frozen_in_short_trainings(
-    images: int, epochs: int | None, frozen: bool
+def test_the_first_layer_is_separated_in_short_trainings(
+    images: int, epochs: int | None, is_short: bool
 ) -> None:
     recipe = dataclasses.replace(TUNED, epochs=epochs)
-    assert recipe.for_images(images).separate is frozen
-    for said in (True, False):
-        chosen = dataclasses.replace(recipe, separate=said)
-        assert chosen.for_images(images).separate is said
+    assert recipe.for_images(images).first_layer == ("separated" if is_short else "whitened")
+    for said in get_args(FirstLayer):
+        chosen = dataclasses.replace(recipe, first_layer=said)
+        assert chosen.for_images(images).first_layer == said
+
+
+def test_few_images_are_shifted_to_be_more_features() -> None:
+    shifts = [TUNED.for_stage("transfer", images).shift for images in (200, 2_222, 2_223, 20_000)]
+    assert shifts == [2, 2, 0, 0]
+    chosen = dataclasses.replace(TUNED, transfer_shift=1, shift=3)
+    assert [chosen.for_stage(stage, 20_000).shift for stage in STAGES] == [3, 1, 3, 3]
 
 
 def test_finetuning_goes_more_slowly_with_few_images() -> None:

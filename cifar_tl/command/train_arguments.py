@@ -194,11 +194,18 @@ def _add_recipe_options(parser: Parser) -> None:
     for stage, name in OWN_SETTINGS:
         what = name.removeprefix(f"{stage}_").replace("_", " ").replace("lr", "learning rate")
         number: dict[str, Any] = {"metavar": "N", "type": at_least_one}
+        text = f"{what} of {stage}"
         if what == "learning rate":
             number = {"metavar": "X", "type": positive}
         if what == "dropout":
             number = {"metavar": "X", "type": dropout_rate}
-        add(_flag(name), **number, help=f"{what} of {stage}")
+        if what == "shift":
+            number["type"] = shift
+            text = (
+                f"{stage} learns from images shifted by so many pixels in eight directions, too "
+                "(default: tuned 2 with up to 2,222 images, else 0)"
+            )
+        add(_flag(name), **number, help=text)
 
 
 def check_arguments(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Random shifts of images, while they are trained on."""
+"""Shifts of images: at random, or all by as much."""
 
 import torch
 from torch import Tensor
@@ -25,6 +25,23 @@ def shift_randomly(images: Tensor, pixels: int) -> Tensor:
     source = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
     source = source[:, None].expand(-1, images.shape[1], -1)
     return images.flatten(2).gather(2, source).view_as(images)
+
+
+def shift_by(images: Tensor, down: int, right: int) -> Tensor:
+    """Shifts all images by as many pixels; what comes in at an edge is a reflection.
+
+    Args:
+        images: ``(N, C, H, W)`` of any type.
+        down: How many, less than the images have; below 0 upwards.
+        right: How many; below 0 to the left.
+
+    Returns:
+        New images of the same shape.
+    """
+    height, width = images.shape[2:]
+    rows = _reflect(torch.full((1, 1), -down, device=images.device), height)[0]
+    columns = _reflect(torch.full((1, 1), -right, device=images.device), width)[0]
+    return images[:, :, rows][:, :, :, columns]
 
 
 def _reflect(steps: Tensor, size: int) -> Tensor:

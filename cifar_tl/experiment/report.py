@@ -121,8 +121,10 @@ def _seeds(comparison: Mapping[str, Any]) -> str:
 
 def _comparison(comparison: Mapping[str, Any]) -> list[str]:
     if "sizes" not in comparison:
+        stages = comparison["stages"]
         lines = [" ".join(lines) for lines in of_one_seed.way_sentences(comparison)]
-        return [_table(of_one_seed.stage_rows(comparison["stages"])), _paragraphs(lines)]
+        lines += of_one_seed.first_layer_lines(stages)
+        return [_table(of_one_seed.stage_rows(stages)), _paragraphs(lines)]
     parts = []
     for size in comparison["sizes"]:
         parts += [

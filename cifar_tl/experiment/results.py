@@ -37,8 +37,7 @@ class StageResult(TypedDict, total=False):
     lr: float
     schedule: str
     normalize: bool
-    whiten: bool
-    separate: bool
+    first_layer: str
     mirror: bool
     epochs: int
     batch_size: int

@@ -113,7 +113,7 @@ def recipe_values(stage: str, recipe: Recipe) -> dict[str, Any]:
     """Lists the values that a stage uses of its recipe, which is from `Recipe.for_stage`."""
     unused = {"name", "by_size"}  # the latter has been done
     if STAGES[stage].parent is not None:  # preprocessing and first weights are those of its model
-        unused |= {"normalize", "whiten", "separate"}
+        unused |= {"normalize", "first_layer"}
     unused |= {name for name in vars(recipe) if name.startswith(tuple(f"{s}_" for s in STAGES))}
     return {name: value for name, value in vars(recipe).items() if name not in unused}
 

@@ -55,8 +55,6 @@ from cifar_tl.recipe import Recipe
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-WHITENING_IMAGES = 2000  # hold more than a million patches
-SEPARATION_IMAGES = 1000
 SCALE_WITH_FROZEN_LAYER = 0.5  # of the other weights: the frozen ones cannot shrink instead
 
 
@@ -125,7 +123,6 @@ def run_stage(
         recipe,
         mirror=data.mirror if recipe.mirror is None else recipe.mirror,
         precision=choose_precision(recipe.precision, torch.device(device)),
-        shift=recipe.shift if STAGES[stage].trains == "everything" else 0,
     )
     place = Place(
         Path(output_dir) / data.name, float(train_fraction), int(seed) if seed_folder else None
@@ -217,7 +214,7 @@ def _train(run: _Run) -> dict[str, Any]:
             run.recipe,
             seed=training.derive_seed(run.settings["seed"], run.stage),
             optimizer=optimizer,
-            transform=_augmentation(run.recipe),
+            transform=_augmentation(run),
             records=rows,
             on_epoch=on_epoch,
             progress=run.stage if run.progress else None,
@@ -265,7 +262,9 @@ def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
     train, validation = run.data.train_and_validation(run.settings["classes"])
     if run.settings["train_fraction"] != 1:
         train = stratified_prefix(train, run.settings["train_fraction"])
-    views = make_views(train.images, mirror=bool(run.recipe.mirror))
+    features_only = STAGES[run.stage].trains == "the classifier"
+    shift = (run.recipe.shift or 0) if features_only else 0  # else at random: _augmentation
+    views = make_views(train.images, mirror=bool(run.recipe.mirror), shift=shift)
     return (
         views,
         run.to_outputs(train.labels),
@@ -283,18 +282,18 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
             model = CifarNet(num_classes)
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
-            if run.recipe.separate:
+            if run.recipe.first_layer == "separated":
                 for parameter in model.parameters():
                     parameter.detach().mul_(SCALE_WITH_FROZEN_LAYER)
-                separate_first_layer(model, images[:SEPARATION_IMAGES])
-            elif run.recipe.whiten:
-                whiten_first_layer(model, images[:WHITENING_IMAGES])
+                separate_first_layer(model, images)
+            elif run.recipe.first_layer == "whitened":
+                whiten_first_layer(model, images)
         elif takes_base(run.stage):
             model = transfer_model(run.parent.model, num_classes)
         else:
             model = run.parent.model
     (freeze if classifier_only else unfreeze)(model.features)
-    if run.parent is None and run.recipe.separate:
+    if run.parent is None and run.recipe.first_layer == "separated":
         freeze(model.features.get_submodule("conv1"))
     model.to(run.device)
     return model, model.classifier if classifier_only else model
@@ -313,9 +312,10 @@ def _dropout(model: CifarNet, rate: float | None) -> Iterator[None]:
         layer.p = documented
 
 
-def _augmentation(recipe: Recipe) -> training.Transform | None:
+def _augmentation(run: _Run) -> training.Transform | None:
     """Makes what changes each batch of images that is trained on."""
-    if not (pixels := recipe.shift):
+    pixels = run.recipe.shift
+    if not pixels or STAGES[run.stage].trains == "the classifier":
         return None
     return lambda images, labels: (shift_randomly(images, pixels), labels)
 

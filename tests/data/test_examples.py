@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional
 
 from cifar_tl.data.classes import BASE_CLASSES, NEW_CLASSES
 from cifar_tl.data.examples import (
@@ -67,6 +68,20 @@ def test_views_are_the_image_and_its_mirror_image() -> None:
     assert torch.equal(views[0], images)
     assert views[1, 0, 0, 0].tolist() == [3, 2, 1, 0]
     assert views[1, 0, 0, :, 0].tolist() == images[0, 0, :, 3].tolist()
+
+
+def test_views_are_images_and_mirror_images_shifted_in_eight_directions() -> None:
+    images = torch.randint(256, (1_100, 3, 5, 6), dtype=torch.uint8)
+    padded = functional.pad(images.float(), [2] * 4, mode="reflect").to(torch.uint8)
+    expected = [padded[:, :, y : y + 5, x : x + 6] for y in (0, 2, 4) for x in (0, 2, 4)]
+    views = make_views(images, mirror=False, shift=2)
+    assert views.shape == (9, *images.shape)
+    assert torch.equal(views[0], images)
+    assert all(any(torch.equal(view, shifted) for view in views) for shifted in expected)
+    both = make_views(images, mirror=True, shift=2)
+    assert torch.equal(both[:9], views)
+    mirrored = make_views(images.flip(-1), mirror=False, shift=2)
+    assert torch.equal(both[9:], mirrored)
 
 
 def test_channel_statistics_are_mean_and_standard_deviation() -> None:

@@ -1,10 +1,10 @@
-"""Random shifts: what may come out, and how often."""
+"""Shifts: what may come out, and how often."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from cifar_tl.data.shifts import shift_randomly
+from cifar_tl.data.shifts import shift_by, shift_randomly
 
 
 @pytest.mark.parametrize("pixels", [1, 2])
@@ -27,6 +27,13 @@ def test_every_image_is_one_of_the_shifted_ones_and_all_are_as_likely(pixels: in
     once = shift_randomly(images, pixels)
     torch.manual_seed(1)
     assert torch.equal(once, shift_randomly(images, pixels))
+
+
+def test_all_go_down_and_to_the_right_by_as_much() -> None:
+    images = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    shifted = shift_by(images, 1, -2)
+    assert torch.equal(shifted[:, :, 1:, :3], images[:, :, :3, 2:])
+    assert torch.equal(shifted[:, :, 0, :3], images[:, :, 1, 2:])  # reflected at the edge
 
 
 def test_no_pixels_are_no_shift_and_no_images_are_none() -> None:

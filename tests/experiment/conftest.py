@@ -19,7 +19,7 @@ SMALL = dataclasses.replace(
     epochs=2,
     batch_size=20,
     precision="float32",  # the same on every machine
-    separate=False,
+    first_layer="whitened",  # in two epochs it would be separated, and stay
     transfer_batch_size=20,
     finetune_epochs=2,
 )

@@ -68,3 +68,9 @@ def test_comparison_says_plainly_what_transfer_costs(results: dict[str, dict[str
     text = comparison_text(compare(slow))
     assert "costs 6.00 points of validation accuracy and takes 10.0 s longer" in text
     assert "never faster than scratch" in text
+    assert "its first layer" not in text
+    short = copy.deepcopy(results)
+    short["scratch"]["parameters_trainable"] -= 2_432
+    assert "its first layer, made of its images without labels, stays" in comparison_text(
+        compare(short)
+    )

@@ -74,15 +74,14 @@ def test_values_that_change_nothing_are_no_part_of_the_settings(
     assert settings_of(small_data, changed(ORIGINAL, NEUTRAL), stage) == settings_of(
         small_data, ORIGINAL, stage
     )
-    recipe = dataclasses.replace(SMALL, precision="bf16", separate=None)
+    recipe = dataclasses.replace(SMALL, precision="bf16", first_layer="whitened")
     recipe = recipe.for_stage(stage, 160)
     found = settings_of(small_data, recipe, stage)
     for name, value in recipe_values(stage, recipe).items():
         if value != NEUTRAL.get(name):
             assert found[name] == value
     assert {"schedule", "mirror", "weight_decay", "precision"} < found.keys()
-    assert ("separate" in found) is (stage in ("base", "scratch"))
-    assert "whiten" not in found  # one or the other
+    assert ("first_layer" in found) is (stage in ("base", "scratch"))
 
 
 def test_another_precision_is_refused_with_the_flag_that_goes_on(

@@ -18,18 +18,20 @@ from cifar_tl.data.classes import NEW_CLASSES
 from cifar_tl.data.examples import (
     Data,
     channel_statistics,
+    make_views,
     select_classes,
     split_validation,
 )
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, RunError, RunWarning, TrainingError
-from cifar_tl.evaluation import evaluate
+from cifar_tl.evaluation import evaluate, extract_features
 from cifar_tl.experiment.comparison import compare
 from cifar_tl.experiment.run import STAGES, Stage
 from cifar_tl.experiment.stages import run_stage
 from cifar_tl.first_layer import separate_first_layer
-from cifar_tl.model import CifarNet
+from cifar_tl.model import CifarNet, transfer_model
 from cifar_tl.recipe import ORIGINAL, TUNED, Recipe
+from cifar_tl.training import derive_seed, fit, seeded
 from tests.experiment.conftest import (
     SMALL,
     StopError,
@@ -152,7 +154,7 @@ def test_bf16_reaches_every_forward_pass_of_a_stage(small_data: Data, tmp_path: 
 def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(
     small_data: Data, tmp_path: Path
 ) -> None:
-    """And where layers are frozen it shifts nothing; the model keeps its documented dropout."""
+    """And the model keeps its documented dropout."""
     rates: list[float] = []
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -169,8 +171,7 @@ def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(
             assert set(rates) == ({0.0} if stage == "base" else {0.9})
     finally:
         handle.remove()
-    assert results["base"]["shift"] == 2
-    assert results["transfer"]["shift"] == 0
+    assert [result["shift"] for result in results.values()] == [2, 2]
     plain = dataclasses.replace(recipe, shift=0)
     unshifted = run_stage("base", small_data, plain, output_dir=tmp_path / "plain")
     assert unshifted["val_loss"] != results["base"]["val_loss"]
@@ -229,25 +230,26 @@ def test_first_layer_starts_with_the_components_of_its_own_images(
 ) -> None:
     recipe = dataclasses.replace(SMALL, epochs=1, lr=1e-12)  # the weights stay where they start
     train, _ = split_validation(select_classes(small_data.train, NEW_CLASSES))
-    for whiten in (True, False):
-        recipe = dataclasses.replace(recipe, whiten=whiten)
-        run_stage("scratch", small_data, recipe, output_dir=tmp_path / str(whiten))
-        model = load_model(tmp_path / str(whiten) / "small.npz" / "scratch" / "model.pt")
+    for first_layer in ("whitened", "random"):
+        recipe = dataclasses.replace(recipe, first_layer=first_layer)
+        run_stage("scratch", small_data, recipe, output_dir=tmp_path / first_layer)
+        model = load_model(tmp_path / first_layer / "small.npz" / "scratch" / "model.pt")
         with torch.no_grad():
             outputs = model.features.get_submodule("conv1")(model.preprocess(train.images))
         moments = outputs.square().mean((0, 2, 3))
-        assert torch.allclose(moments, torch.ones(32), atol=1e-3) is whiten
+        is_whitened = torch.allclose(moments, torch.ones(32), atol=1e-3)
+        assert is_whitened is (first_layer == "whitened")
 
 
 def test_a_frozen_first_layer_stays_as_it_was_separated_and_the_others_start_at_half(
     small_data: Data, tmp_path: Path
 ) -> None:
     def trained(folder: str, stage: str = "scratch", **changes: Any) -> dict[str, Tensor]:
-        recipe = dataclasses.replace(SMALL, **{"epochs": 1, "separate": True, **changes})
+        recipe = dataclasses.replace(SMALL, **{"epochs": 1, "first_layer": "separated", **changes})
         run_stage(stage, small_data, recipe, output_dir=tmp_path / folder)
         return load_model(tmp_path / folder / "small.npz" / stage / "model.pt").state_dict()
 
-    start = trained("start", lr=1e-12, separate=False)
+    start = trained("start", lr=1e-12, first_layer="whitened")
     half = trained("half", lr=1e-12)
     for name in [name for name in start if name.endswith("weight") and "conv1" not in name]:
         assert torch.allclose(half[name], start[name] / 2, rtol=1e-4, atol=1e-7), name
@@ -263,6 +265,25 @@ def test_a_frozen_first_layer_stays_as_it_was_separated_and_the_others_start_at_
     # Finetuning trains all layers, whatever base did.
     base, _, last = [trained("chain", stage) for stage in ("base", "transfer", "finetune")]
     assert not torch.equal(last["features.conv1.weight"], base["features.conv1.weight"])
+
+
+def test_few_images_and_their_shifts_are_what_transfer_learns_from(
+    finished: Path, small_data: Data
+) -> None:
+    recipe = SMALL.for_stage("transfer", 160)
+    train, _ = small_data.train_and_validation(NEW_CLASSES)
+    assert (len(train.labels), recipe.shift) == (160, 2)
+    views = make_views(train.images, mirror=True, shift=2)
+    with seeded(derive_seed(0, "transfer", "weights"), torch.device("cpu")):
+        model = transfer_model(load_model(finished / "base" / "model.pt"), 10)
+    setattr(model.classifier.get_submodule("dropout"), "p", recipe.dropout)  # noqa: B010
+    features = extract_features(model.forward_features, views.flatten(0, 1))
+    features = features.unflatten(0, views.shape[:2])
+    seed = derive_seed(0, "transfer")
+    fit(model.classifier, features, train.labels, None, None, recipe, seed=seed)
+    found = load_model(finished / "transfer" / "model.pt").state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(found[name], value), name
 
 
 def test_same_seed_same_bytes_another_seed_others(
@@ -305,7 +326,7 @@ def test_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
 def test_interrupted_with_a_frozen_first_layer_it_ends_with_the_same_bytes(
     small_data: Data, tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(SMALL, separate=True)
+    recipe = dataclasses.replace(SMALL, first_layer="separated")
     whole = run_stage("base", small_data, recipe, output_dir=tmp_path / "whole")
     assert whole["parameters_trainable"] == whole["parameters_total"] - 2432
     with pytest.raises(StopError):
