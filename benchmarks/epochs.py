@@ -20,7 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from matplotlib.figure import Figure
 
-from cifar_tl import ORIGINAL, TUNED, Data, Recipe, keep_freed_memory, load_data, run_stage
+from cifar_tl import (
+    ORIGINAL,
+    TUNED,
+    Data,
+    Recipe,
+    keep_freed_memory,
+    load_data,
+    run_stage,
+    stratified_prefix,
+)
 from cifar_tl.experiment.files import read_history
 from cifar_tl.experiment.plots import (
     BLACK,
@@ -44,6 +53,7 @@ class Line(NamedTuple):
     recipe: Recipe
     epochs: tuple[int, ...]
     style: dict[str, Any]
+    part: float = 1.0  # of the training images
 
 
 def variant(**changes: Any) -> Recipe:
@@ -66,6 +76,9 @@ LINES = {
         variant(by_size=False, batch_size=50, lr=TUNED.lr / 2),
         (1, 2, 3),
         {"color": GREY, "marker": "+"},
+    ),
+    "tuned, but batches of 200 and two thirds of the images": Line(
+        variant(by_size=False, shift=1), (1,), {"color": GREY, "marker": "1"}, 2 / 3
     ),
 }
 
@@ -100,6 +113,10 @@ def train(
     data: Data, name: str, line: Line, seed: int, output_dir: Path
 ) -> dict[int, tuple[float, float]]:
     """Runs a line's trainings with a seed; returns seconds and accuracy by their epochs."""
+    images, validation = data.train_and_validation(data.base_classes)
+    data = dataclasses.replace(
+        data, train=stratified_prefix(images, line.part), validation=validation
+    )
     constant = line.recipe.schedule == "constant"
     points = {}
     for epochs in [max(line.epochs)] if constant else line.epochs:
