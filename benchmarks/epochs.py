@@ -155,8 +155,9 @@ def picture(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> Figure:
             seconds, means, deviations, label=name, capsize=3, linestyle=linestyle, **line.style
         )
         if is_named:
-            for epochs, at, mean in zip(points, seconds, means, strict=True):
-                ax.annotate(f"{epochs}", (at, mean), (0, 8), **SMALL, ha="center")
+            tops = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+            for epochs, at, top in zip(points, seconds, tops, strict=True):
+                ax.annotate(f"{epochs}", (at, top), (0, 4), **SMALL, ha="center")
     ax.axhline(DOCUMENTED, color=BLACK, linestyle=":", linewidth=1)
     note = f"documented, ten epochs: {DOCUMENTED:.2%} in {DOCUMENTED_BASE_SECONDS} s"
     at_left: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (4, -10)}

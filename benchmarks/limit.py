@@ -83,7 +83,7 @@ def compare_transfer(images: Tensor, labels: Tensor) -> None:
     model = transfer_model(CifarNet(num_classes=5))
     train, validation = images.split([TRAIN, VALIDATION])
     train_labels, val_labels = labels.split([TRAIN, VALIDATION])
-    recipe = dataclasses.replace(TUNED.for_stage("transfer"), precision="float32")
+    recipe = dataclasses.replace(TUNED.for_stage("transfer", TRAIN), precision="float32")
     model.dropout = recipe.dropout or 0.0  # of classifiers to come
     batch = model.preprocess(train[:BATCH])
     train_step, _ = make_head_kernels(TUNED.transfer_batch_size)

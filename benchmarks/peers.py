@@ -107,7 +107,7 @@ def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
     )
 
     train, validation = data.train_and_validation(data.new_classes)
-    head = RECIPES["tuned"].for_stage("transfer")
+    head = RECIPES["tuned"].for_stage("transfer", 20_000)
     head = replace(head, epochs=EPOCHS, precision=recipe.precision)
     base.dropout = DROPOUT if head.dropout is None else head.dropout  # of classifiers to come
     for _ in range(EPOCHS):  # as often as the peers run an epoch

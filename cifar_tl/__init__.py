@@ -4,8 +4,9 @@ Train a network on classes 0-4, freeze its features, train a new classifier on c
 compare with a control what that saves and costs. The parts, in the order in which data flows:
 
 - data: `load_data` for all sources, classes of your own among them, `download_cifar10`,
-  `select_classes`, `split_validation`, `stratified_prefix`, `make_views`; `class_subset` for any
-  torchvision-style dataset, `read_image` for one image file
+  `select_classes`, `split_validation`, `stratified_prefix`, `make_views`, `shift_randomly`,
+  `channel_statistics`; `class_subset` for any torchvision-style dataset, `read_image` for one image
+  file
 - model: `CifarNet`, `whiten_first_layer`, `separate_first_layer`, `transfer_model`, `freeze`,
   `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `Muon`, `extract_features`, `fit`, `evaluate`,
@@ -40,11 +41,13 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.data.cifar10 import download_cifar10 as download_cifar10
     from cifar_tl.data.examples import Data as Data
     from cifar_tl.data.examples import LabeledImages as LabeledImages
+    from cifar_tl.data.examples import channel_statistics as channel_statistics
     from cifar_tl.data.examples import make_views as make_views
     from cifar_tl.data.examples import select_classes as select_classes
     from cifar_tl.data.examples import split_validation as split_validation
     from cifar_tl.data.examples import stratified_prefix as stratified_prefix
     from cifar_tl.data.image_files import read_image as read_image
+    from cifar_tl.data.shifts import shift_randomly as shift_randomly
     from cifar_tl.data.source import load_data as load_data
     from cifar_tl.data.subset import class_subset as class_subset
     from cifar_tl.errors import CheckpointError as CheckpointError

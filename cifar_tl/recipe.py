@@ -11,7 +11,9 @@ FirstLayer = Literal["random", "whitened", "separated"]
 
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
-SMALLEST_BATCH = 50  # twice that from the usual number of images on: steps cost time, too
+SMALLEST_BATCH = 50  # up to twice that with more images: steps cost time, too
+FEW_SHIFT = 2  # pixels by which few images are shifted to be more
+FEW_TO_SHIFT = USUAL_IMAGES // 9  # whose nine versions are no more than usual
 # Up to which what training the first layer gains, if anything, is not worth a third of the time.
 SHORT_EPOCHS, FEW_EXAMPLES = 5, 60_000
 MAX_SHIFT = 16  # half an image
@@ -34,11 +36,11 @@ class Recipe:
         lr: The learning rate; the peak, if there is a schedule.
         schedule: ``"constant"`` or ``"one-cycle"``, up linearly and down to zero.
         normalize: Bring each colour channel to mean 0 and deviation 1; else only divide by 255.
-        first_layer: What it starts as: ``"random"``, as documented; ``"whitened"``, as principal
-            components (`whiten_first_layer`); or ``"separated"``, as independent ones, which stay
-            (`separate_first_layer`): that saves a third of the time, and the other layers start
-            with half their weights. None: separated in up to five epochs, or 60,000 examples, which
-            are images times epochs; else whitened.
+        first_layer: What it starts as in base and scratch: ``"random"``, as documented;
+            ``"whitened"``, as principal components (`whiten_first_layer`); or ``"separated"``, as
+            independent ones, which stay and save a third of the time (`separate_first_layer`).
+            None: separated in up to five epochs, or 60,000 examples, which are images times epochs;
+            else whitened.
         mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
         epochs: How often each example is seen; None: as `epochs_for` computes it.
         batch_size: Examples in a step.
@@ -50,15 +52,16 @@ class Recipe:
         dropout: The rate of layer 6 while it trains; None: the network's own, as documented.
         shift: By how many pixels at most images are shifted at random while all of the network
             trains on them (`shift_randomly`); None: by one in up to ten epochs of 20,000 images or
-            more, else by two.
+            more, else by two. In a recipe of the stage transfer: its ``transfer_shift``.
         by_size: Take ``batch_size``, ``lr`` and ``weight_decay`` as meant for ten epochs of 20,000
             images, and change them for fewer: `for_images`.
+        num_images: The training images that `for_images` has made it for; None: for any number.
         transfer_lr: The learning rate of the stage transfer.
         transfer_batch_size: Its batch size.
         transfer_dropout: Its rate of dropout.
-        transfer_shift: By how many pixels images are shifted to be further views of themselves, in
-            eight directions (`make_views`); None: two pixels for up to 2,222 images, whose nine
-            versions are no more than the usual 20,000, else none.
+        transfer_shift: By how many pixels its images are shifted to be further views of themselves,
+            in eight directions (`make_views`); None: by two for up to 2,222 images, whose nine
+            versions are no more than the usual 20,000, else by none.
         finetune_epochs: The epochs of the stage finetune; None: two fifths of the others.
         finetune_lr: Its learning rate; None: as `finetune_lr_for` computes it.
     """
@@ -79,6 +82,7 @@ class Recipe:
     dropout: float | None = None
     shift: int | None = 0
     by_size: bool = False
+    num_images: int | None = None
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
     transfer_dropout: float | None = None
@@ -123,11 +127,13 @@ class Recipe:
         Args:
             stage: One of `STAGES`.
             num_images: The training images, for what depends on them: `for_images`. Without it
-                that stays open, and `fit` computes the number of epochs alone.
+                that stays open, for `fit` to decide.
 
         Raises:
-            ValueError: If something of finetuning depends on the number of images, and it is None.
+            ValueError: If something that only the stage knows depends on the number of images, and
+                it is None; or if the recipe has been made for a number of images already.
         """
+        self._check_plain()
         if stage == "finetune":
             return self._for_finetuning(num_images)
         prefix = f"{stage}_"
@@ -137,11 +143,11 @@ class Recipe:
             if name.startswith(prefix)
         }
         recipe = replace(self, **values)
-        if num_images is None:
-            return recipe
         if stage == "transfer" and recipe.shift is None:
-            recipe = replace(recipe, shift=2 if 9 * num_images <= USUAL_IMAGES else 0)
-        return recipe.for_images(num_images)
+            if num_images is None:
+                raise ValueError("what transfer does depends on num_images: say it")
+            recipe = replace(recipe, shift=FEW_SHIFT if num_images <= FEW_TO_SHIFT else 0)
+        return recipe if num_images is None else recipe.for_images(num_images)
 
     def _for_finetuning(self, num_images: int | None) -> "Recipe":
         epochs, lr, others = self.finetune_epochs, self.finetune_lr, self.epochs
@@ -161,8 +167,9 @@ class Recipe:
         That is the number of epochs, if it is None: `epochs_for`; how far images are shifted, and
         what the first layer starts as, if that is None; and, if the recipe goes ``by_size``:
 
-        - the batch size, which falls with the examples seen in all epochs, down to 50, or to 100
-          from 20,000 images on, so that there are enough steps; with its root, the learning rate;
+        - the batch size, which falls with the examples seen in all epochs, so that there are enough
+          steps, but to no less than 50, with more than 10,000 images a 200th part of them, and from
+          20,000 on 100; with its root, the learning rate;
         - the weight decay, which rises with the fourth root of what the images are fewer.
 
         Args:
@@ -170,8 +177,10 @@ class Recipe:
             share: Of the epochs of other trainings, those that are usual for this one.
 
         Raises:
-            ValueError: If there are no images.
+            ValueError: If there are no images, or the recipe has been made for a number of them
+                already.
         """
+        self._check_plain()
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         epochs = self.epochs or epochs_for(num_images)
@@ -179,11 +188,13 @@ class Recipe:
         shift = (1 if usual else 2) if self.shift is None else self.shift
         is_short = epochs <= SHORT_EPOCHS or num_images * epochs <= FEW_EXAMPLES
         first_layer = self.first_layer or ("separated" if is_short else "whitened")
-        recipe = replace(self, epochs=epochs, shift=shift, first_layer=first_layer, by_size=False)
+        recipe = replace(
+            self, epochs=epochs, shift=shift, first_layer=first_layer, num_images=num_images
+        )
         if not self.by_size:
             return recipe
         part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)
-        smallest = SMALLEST_BATCH * (2 if num_images >= USUAL_IMAGES else 1)
+        smallest = round(SMALLEST_BATCH * min(2, max(1, 2 * num_images / USUAL_IMAGES)))
         batch_size = min(self.batch_size, max(smallest, round(self.batch_size * part)))
         return replace(
             recipe,
@@ -191,6 +202,12 @@ class Recipe:
             lr=self.lr * math.sqrt(batch_size / self.batch_size),
             weight_decay=self.weight_decay * max(1, USUAL_IMAGES / num_images) ** 0.25,
         )
+
+    def _check_plain(self) -> None:
+        if self.num_images is not None:
+            raise ValueError(
+                f"the recipe has been made for {self.num_images} images: give the one before that"
+            )
 
 
 def epochs_for(num_images: int) -> int:
@@ -206,8 +223,8 @@ def epochs_for(num_images: int) -> int:
 def finetune_lr_for(num_images: int) -> float:
     """Computes the learning rate of finetuning with Muon on so many images, if nobody says it.
 
-    That of training from scratch, and with fewer than 5,000 images less, with the root of their
-    number: a few would make the network forget more than they teach.
+    That of the tuned recipe from scratch, and with fewer than 5,000 images less, with the root of
+    their number: a few would make the network forget more than they teach.
     """
     return TUNED.lr * min(1.0, math.sqrt(num_images / 5_000))
 

@@ -26,7 +26,7 @@ from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.muon import Muon
 from cifar_tl.precision import autocast, choose_precision
 from cifar_tl.progress import with_bar
-from cifar_tl.recipe import Recipe, epochs_for, rate_factor
+from cifar_tl.recipe import Recipe, rate_factor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -95,7 +95,8 @@ def fit(
             whatever it takes, a row for each example.
         val_inputs: ``(M, ...)`` validation inputs; None: there are none, and the records say nan.
         val_labels: ``(M,)``.
-        recipe: How to train; `Recipe.for_stage` or `Recipe.for_images` fit it to few examples.
+        recipe: How to train. If it has not been made for a number of images, or for a stage with
+            one, it is made for N here: `Recipe.for_images`, `Recipe.for_stage`.
         seed: Decides order, views and dropout.
         optimizer: By default a new one from `make_optimizer`. One that is given keeps its own
             learning rates: what ``lr`` is at the start of an epoch is the peak, which the recipe's
@@ -133,9 +134,12 @@ def fit(
     _check_trainable(module, optimizer)
     device = next(module.parameters()).device
     views, labels = to_device_if_it_fits(views, device), labels.to(device)
-    epochs = recipe.epochs or epochs_for(len(labels))
+    if recipe.num_images is None:
+        recipe = recipe.for_images(len(labels))
     # What processes of a group must have in common, whatever "auto" means to each.
-    recipe = replace(recipe, epochs=epochs, precision=choose_precision(recipe.precision, device))
+    recipe = replace(recipe, precision=choose_precision(recipe.precision, device))
+    epochs = recipe.epochs
+    assert epochs is not None  # from for_images
     if optimizer is None:
         optimizer = make_optimizer(module, recipe)
     records, best = list(records), _Best(keep_best)
@@ -188,7 +192,15 @@ class _Best:
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Makes the recipe's optimizer for the trainable parameters of a module, and no frozen ones."""
+    """Makes the recipe's optimizer for the trainable parameters of a module, and no frozen ones.
+
+    Raises:
+        ValueError: If the rates depend on a number of images that the recipe was not made for.
+    """
+    if recipe.by_size and recipe.num_images is None:
+        raise ValueError(
+            "the recipe's rates depend on the number of images: give recipe.for_images(N)"
+        )
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     both: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adam":

@@ -53,7 +53,7 @@ def main() -> None:
         features: Tensor = backbone((images - MEAN) / STD)
         return features.flatten(1)
 
-    views = make_views(train.images, mirror=True)
+    views = make_views(train.images, mirror=data.mirror)
     features = extract_features(forward, views.flatten(0, 1), progress="training images")
     features = features.unflatten(0, views.shape[:2])
     val_features = extract_features(forward, validation.images, progress="validation images")
@@ -73,7 +73,8 @@ def main() -> None:
             with options.log.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
-    recipe = dataclasses.replace(TUNED.for_stage("transfer"), epochs=options.epochs, lr=0.02)
+    recipe = dataclasses.replace(TUNED, epochs=options.epochs, transfer_lr=0.02)
+    recipe = recipe.for_stage("transfer", len(train.labels))
     fit(head, features, train.labels, val_features, validation.labels, recipe, on_epoch=on_epoch)
 
 

@@ -84,12 +84,16 @@ def test_colours_count_for_more_than_their_variance(monkeypatch: pytest.MonkeyPa
 
 
 @BOTH
-def test_nothing_else_is_changed(images: Tensor, initialize: type) -> None:
+def test_the_first_layer_is_made_of_the_images_alone(images: Tensor, initialize: type) -> None:
     model = CifarNet(5)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     initialize(model, images)
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"features.conv1.weight"}
+    scale = 1.0 if initialize is whiten_first_layer else 0.5
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, scale * before[name]) is (name != "features.conv1.weight")
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    conv1 = {"features.conv1.weight", "features.conv1.bias"}
+    assert frozen == (set() if initialize is whiten_first_layer else conv1)
     again = CifarNet(5)
     initialize(again, images)  # by the images alone
     name = "features.conv1.weight"
@@ -102,11 +106,14 @@ def test_of_many_images_it_takes_some_of_all(initialize: type) -> None:
     torch.manual_seed(0)
     images = torch.full((2_000, 3, 32, 32), 128, dtype=torch.uint8)
     images[1_000:] = torch.randint(256, (1_000, 3, 32, 32), dtype=torch.uint8)
-    sorted_, mixed = CifarNet(5), CifarNet(5)
-    initialize(sorted_, images)
-    initialize(mixed, images[::4])
     name = "features.conv1.weight"
-    assert torch.equal(sorted_.get_parameter(name), mixed.get_parameter(name))
+    all_, first, fourth = CifarNet(5), CifarNet(5), CifarNet(5)
+    initialize(all_, images)
+    initialize(fourth, images[::4])
+    assert torch.equal(all_.get_parameter(name), fourth.get_parameter(name))
+    initialize(all_, images[500:1_400])
+    initialize(first, images[500:1_200])
+    assert not torch.equal(all_.get_parameter(name), first.get_parameter(name))
 
 
 @BOTH

@@ -71,6 +71,7 @@ def test_stages_change_only_what_is_their_own() -> None:
     finetune = recipe.for_stage("finetune")
     assert (finetune.epochs, finetune.lr) == (4, recipe.finetune_lr)
     assert dataclasses.replace(finetune, epochs=10, lr=recipe.lr) == recipe
+    recipe = dataclasses.replace(recipe, transfer_shift=3)
     transfer = recipe.for_stage("transfer")
     assert transfer == dataclasses.replace(
         recipe,
@@ -100,11 +101,25 @@ def test_tuned_follows_the_number_of_images(
     recipe = dataclasses.replace(TUNED, epochs=epochs).for_images(images)
     assert (recipe.batch_size, recipe.shift) == (batch_size, shift)
     assert (recipe.lr, recipe.weight_decay) == pytest.approx((lr, weight_decay))
-    assert recipe.for_images(10) == recipe  # once
     for stage in STAGES:
-        original = ORIGINAL.for_stage(stage)
+        original = dataclasses.replace(ORIGINAL.for_stage(stage), num_images=images)
         assert ORIGINAL.for_stage(stage, images) == original
-        assert original.for_images(images) == original
+        assert ORIGINAL.for_stage(stage).for_images(images) == original
+
+
+def test_a_recipe_is_made_for_a_number_of_images_once() -> None:
+    for made in (TUNED.for_images(200), TUNED.for_stage("transfer", 200)):
+        with pytest.raises(ValueError, match="made for 200 images: give the one before that"):
+            made.for_images(200)
+        with pytest.raises(ValueError, match="made for 200 images"):
+            made.for_stage("finetune", 200)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size"), [(200, 50), (10_000, 50), (15_000, 75), (20_000, 100), (40_000, 100)]
+)
+def test_the_smallest_batch_grows_with_the_images(images: int, batch_size: int) -> None:
+    assert dataclasses.replace(TUNED, epochs=1).for_images(images).batch_size == batch_size
 
 
 @pytest.mark.parametrize(
@@ -156,9 +171,10 @@ def test_no_images_are_refused() -> None:
         TUNED.for_images(0)
 
 
-def test_finetuning_does_not_guess_the_number_of_images() -> None:
-    with pytest.raises(ValueError, match="what finetune does depends on num_images"):
-        TUNED.for_stage("finetune")
+@pytest.mark.parametrize("stage", ["transfer", "finetune"])
+def test_stages_do_not_guess_the_number_of_images(stage: str) -> None:
+    with pytest.raises(ValueError, match=f"what {stage} does depends on num_images: say it"):
+        TUNED.for_stage(stage)
 
 
 def test_original_transfer_is_as_documented() -> None:

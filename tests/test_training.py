@@ -18,7 +18,7 @@ from cifar_tl.model import CifarNet, freeze, transfer_model
 from cifar_tl.recipe import ORIGINAL, TUNED, Recipe, rate_factor
 from cifar_tl.training import EpochRecord, derive_seed, fit, make_optimizer
 
-SMALL = dataclasses.replace(TUNED, precision="float32", epochs=3, batch_size=32)
+SMALL = dataclasses.replace(TUNED, precision="float32", epochs=3, batch_size=32, by_size=False)
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -147,6 +147,20 @@ def test_same_seed_same_bytes_and_the_generator_of_the_caller_is_left_alone(
     assert not same_weights(model, other)
 
 
+def test_a_recipe_is_made_for_the_examples_that_it_is_given(
+    model: CifarNet, arrays: Arrays
+) -> None:
+    """Whoever makes the optimizer has to say how many there are."""
+    recipe = dataclasses.replace(SMALL, by_size=True, batch_size=200)
+    made, twin = recipe.for_images(250), copy.deepcopy(model)
+    assert made.batch_size == 50
+    records = fit(model, *arrays, recipe, optimizer=make_optimizer(model, made))
+    assert without_times(records) == without_times(fit(twin, *arrays, made))
+    assert same_weights(model, twin)
+    with pytest.raises(ValueError, match="rates depend on the number of images: give recipe"):
+        make_optimizer(model, recipe)
+
+
 @pytest.mark.parametrize("recipe", [SMALL, dataclasses.replace(SMALL, optimizer="adam", lr=1e-3)])
 def test_going_on_after_an_epoch_equals_never_having_stopped(
     model: CifarNet, arrays: Arrays, recipe: Recipe
@@ -223,7 +237,7 @@ def test_features_of_no_images_are_refused(model: CifarNet) -> None:
 @pytest.mark.parametrize("recipe", [ORIGINAL, TUNED, dataclasses.replace(TUNED, optimizer="sgd")])
 def test_optimizer_holds_exactly_the_trainable_parameters(model: CifarNet, recipe: Recipe) -> None:
     freeze(model.features)
-    groups = make_optimizer(model, recipe).param_groups
+    groups = make_optimizer(model, recipe.for_images(20_000)).param_groups
     held = {id(parameter) for group in groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in model.classifier.parameters()}
 
@@ -231,10 +245,10 @@ def test_optimizer_holds_exactly_the_trainable_parameters(model: CifarNet, recip
 def test_optimizers_have_the_settings_of_their_recipe(model: CifarNet) -> None:
     (adam,) = make_optimizer(model, ORIGINAL).param_groups
     assert (adam["lr"], adam["betas"], adam["eps"]) == (1e-3, (0.9, 0.999), 1e-7)
-    recipe = dataclasses.replace(TUNED, optimizer="sgd", weight_decay=5e-4)
+    recipe = dataclasses.replace(SMALL, optimizer="sgd", weight_decay=5e-4)
     (sgd,) = make_optimizer(model, recipe).param_groups
     assert (sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.9, True, 5e-4)
-    (muon,) = make_optimizer(model, TUNED).param_groups
+    (muon,) = make_optimizer(model, TUNED.for_images(20_000)).param_groups
     assert (muon["momentum"], muon["lr"]) == (0.9, TUNED.lr)
     assert muon["weight_decay"] == TUNED.weight_decay
     assert adam["fused"]

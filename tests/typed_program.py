@@ -39,7 +39,7 @@ def train_head(base: CifarNet) -> list[EpochRecord]:
     views: Tensor = make_views(train.images, mirror=False)
     features: Tensor = extract_features(model.forward_features, views[0])
     val_features = extract_features(model.forward_features, validation.images)
-    recipe = TUNED.for_stage("transfer")
+    recipe = TUNED.for_stage("transfer", 100)
     records = fit(
         model.classifier, features[None], train.labels, val_features, validation.labels, recipe
     )

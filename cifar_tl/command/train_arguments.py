@@ -35,7 +35,15 @@ from cifar_tl.data.source import (
 from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment import run
 from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained
-from cifar_tl.recipe import MAX_SHIFT, RECIPES, TUNED, Precision, Recipe
+from cifar_tl.recipe import (
+    FEW_SHIFT,
+    FEW_TO_SHIFT,
+    MAX_SHIFT,
+    RECIPES,
+    TUNED,
+    Precision,
+    Recipe,
+)
 
 ALL = "all"
 # torch.set_num_threads(100000) crashes the process.
@@ -202,8 +210,9 @@ def _add_recipe_options(parser: Parser) -> None:
         if what == "shift":
             number["type"] = shift
             text = (
-                f"{stage} learns from images shifted by so many pixels in eight directions, too "
-                "(default: tuned 2 with up to 2,222 images, else 0)"
+                f"{stage} learns from images shifted by so many pixels in eight directions, too, "
+                f"nine times as many (default: tuned {FEW_SHIFT} with up to {FEW_TO_SHIFT:,} "
+                "images, else 0)"
             )
         add(_flag(name), **number, help=text)
 

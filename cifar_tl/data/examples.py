@@ -144,7 +144,11 @@ def make_views(images: Tensor, *, mirror: bool, shift: int = 0) -> Tensor:
         shift: Add the images, and mirror images, shifted by so many pixels in eight directions.
 
     Returns:
-        ``(V, N, 3, 32, 32)``, the images themselves first; V is 1 or 2, with shifts 9 or 18.
+        ``(V, N, 3, 32, 32)``, the images themselves first; V is 1 or 2, with shifts 9 or 18, and so
+        is the memory that they take.
+
+    Raises:
+        ValueError: If the images have no more pixels than that.
     """
     steps = (0, -shift, shift) if shift else (0,)
     versions = list(itertools.product((False, True) if mirror else (False,), steps, steps))
@@ -154,9 +158,7 @@ def make_views(images: Tensor, *, mirror: bool, shift: int = 0) -> Tensor:
     for view, (mirrored, down, right) in zip(views, versions, strict=True):
         # All at once would take the memory of a further view.
         for part, batch in zip(view.split(1000), images.split(1000), strict=True):
-            part.copy_(batch.flip(-1) if mirrored else batch)
-            if shift:
-                part.copy_(shift_by(part, down, right))
+            part.copy_(shift_by(batch.flip(-1) if mirrored else batch, down, right))
     return views
 
 

@@ -37,8 +37,13 @@ def shift_by(images: Tensor, down: int, right: int) -> Tensor:
 
     Returns:
         New images of the same shape.
+
+    Raises:
+        ValueError: If the images have no more pixels than that.
     """
     height, width = images.shape[2:]
+    if abs(down) >= height or abs(right) >= width:
+        raise ValueError(f"images of {height}x{width} cannot be shifted by {down} and {right}")
     rows = _reflect(torch.full((1, 1), -down, device=images.device), height)[0]
     columns = _reflect(torch.full((1, 1), -right, device=images.device), width)[0]
     return images[:, :, rows][:, :, :, columns]

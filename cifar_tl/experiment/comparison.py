@@ -85,7 +85,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
         "validation; total s also has reading, frozen features, testing and saving. finetune goes",
         "on from transfer: its total s do not include transfer's, but reading once more, which the",
         "lines below count once. Times compare only if nothing else ran on the machine.",
-        *first_layer_lines(comparison["stages"]),
+        *first_layer_lines(comparison["stages"]["scratch"]["parameters_frozen"]),
         "",
         *itertools.chain(*way_sentences(comparison)),
     ]
@@ -113,12 +113,12 @@ def stage_rows(stages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def first_layer_lines(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Says why weights of the control are frozen, if any are."""
-    if not stages["scratch"]["parameters_frozen"]:
+def first_layer_lines(frozen: int) -> list[str]:
+    """Says why so many weights of the control are frozen, if any are."""
+    if not frozen:
         return []
     return [
-        "scratch is short here: its first layer, made of its images without labels, stays as it is."
+        "In so few steps scratch keeps its first layer as computed from its images alone.",
     ]
 
 

@@ -123,7 +123,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
     if "sizes" not in comparison:
         stages = comparison["stages"]
         lines = [" ".join(lines) for lines in of_one_seed.way_sentences(comparison)]
-        lines += of_one_seed.first_layer_lines(stages)
+        lines += of_one_seed.first_layer_lines(stages["scratch"]["parameters_frozen"])
         return [_table(of_one_seed.stage_rows(stages)), _paragraphs(lines)]
     parts = []
     for size in comparison["sizes"]:
@@ -131,6 +131,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
             f"<h2>{size['images_train']:,} training images of the new classes</h2>\n",
             _table(of_several.way_rows(size["ways"])),
             _paragraphs(of_several.difference_lines(size, len(comparison["seeds"]))),
+            _paragraphs(of_one_seed.first_layer_lines(size["scratch_frozen"])),
             _table(of_several.seed_rows(comparison["seeds"], size["ways"])),
         ]
     return [

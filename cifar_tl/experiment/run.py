@@ -111,7 +111,7 @@ def read_parent(
 
 def recipe_values(stage: str, recipe: Recipe) -> dict[str, Any]:
     """Lists the values that a stage uses of its recipe, which is from `Recipe.for_stage`."""
-    unused = {"name", "by_size"}  # the latter has been done
+    unused = {"name", "by_size", "num_images"}  # what goes by size has been done
     if STAGES[stage].parent is not None:  # preprocessing and first weights are those of its model
         unused |= {"normalize", "first_layer"}
     unused |= {name for name in vars(recipe) if name.startswith(tuple(f"{s}_" for s in STAGES))}

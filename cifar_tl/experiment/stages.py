@@ -55,8 +55,6 @@ from cifar_tl.recipe import Recipe
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-SCALE_WITH_FROZEN_LAYER = 0.5  # of the other weights: the frozen ones cannot shrink instead
-
 
 def run_stage(
     stage: str,
@@ -80,7 +78,7 @@ def run_stage(
     - transfer: the base model's features, frozen, under a new classifier, on the new classes: 5-9,
       or all of a folder of your own, from a base model of other data.
     - finetune: the transfer model with nothing frozen, a few epochs on, on the new classes.
-    - scratch: the transfer model's network with fresh weights, all trained as in base, on the new
+    - scratch: the transfer model's network with fresh weights, trained as in base, on the new
       classes: the control without which nobody can say what transfer saves or costs.
 
     Args:
@@ -283,8 +281,6 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
             if run.recipe.normalize:
                 model.mean, model.std = channel_statistics(images)
             if run.recipe.first_layer == "separated":
-                for parameter in model.parameters():
-                    parameter.detach().mul_(SCALE_WITH_FROZEN_LAYER)
                 separate_first_layer(model, images)
             elif run.recipe.first_layer == "whitened":
                 whiten_first_layer(model, images)
@@ -292,9 +288,8 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
             model = transfer_model(run.parent.model, num_classes)
         else:
             model = run.parent.model
-    (freeze if classifier_only else unfreeze)(model.features)
-    if run.parent is None and run.recipe.first_layer == "separated":
-        freeze(model.features.get_submodule("conv1"))
+    if run.parent is not None:
+        (freeze if classifier_only else unfreeze)(model.features)
     model.to(run.device)
     return model, model.classifier if classifier_only else model
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cifar_tl.experiment.comparison import first_layer_lines
 from cifar_tl.experiment.results import table
 from cifar_tl.experiment.uncertainty import difference, spread
 from cifar_tl.names import printable
@@ -45,6 +46,7 @@ def _size(fraction: float, comparisons: Sequence[Mapping[str, Any]]) -> dict[str
         "train_fraction": fraction,
         "images_train": first["images_train"],
         "epochs": {stage: found["epochs"] for stage, found in first["stages"].items()},
+        "scratch_frozen": first["stages"]["scratch"]["parameters_frozen"],
         "ways": {
             way: {key: spread(values(way, key))._asdict() for key in (*accuracies, "seconds")}
             for way in ways
@@ -84,6 +86,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             *table(way_rows(size["ways"]), "<>>>"),
             "",
             *difference_lines(size, len(seeds)),
+            *first_layer_lines(size["scratch_frozen"]),
             "",
             *table(seed_rows(seeds, size["ways"]), ">" * (len(size["ways"]) + 1)),
         ]

@@ -103,6 +103,7 @@ def test_suggested_commands_are_understood_and_mean_what_they_should(own_classes
     Path("base.pt").touch()
     own = ["--data", str(own_classes), "--base", "base.pt"]
     settings = ["--lr", "0.1", "--transfer-lr", "5", "--finetune-lr", "6", "--finetune-epochs", "7"]
+    settings += ["--shift", "3", "--transfer-shift", "0"]
 
     def suggested(arguments: list[str], **changes: Any) -> argparse.Namespace:
         words = shlex.split(write_command(parsed(arguments), **changes))
@@ -110,15 +111,18 @@ def test_suggested_commands_are_understood_and_mean_what_they_should(own_classes
 
     for arguments in (settings, [*own, *settings]):
         lower = suggested(arguments, stage="transfer", lr="0.5", restart=True)
-        assert choose_recipe(lower).for_stage("transfer").lr == 0.5
+        recipe = choose_recipe(lower).for_stage("transfer", 200)
+        assert (choose_recipe(lower).transfer_lr, recipe.shift) == (0.5, 0)
         lower = suggested(arguments, stage="finetune", lr="0.5", restart=True)
         recipe = choose_recipe(lower).for_stage("finetune")
-        assert (recipe.lr, recipe.epochs) == (0.5, 7)
+        assert (recipe.lr, recipe.epochs, recipe.shift) == (0.5, 7, 3)
         again = suggested(arguments, stage="scratch", restart=True)
         assert (again.lr, again.base, again.finetune_lr) == (0.1, None, None)
         assert suggested(arguments, restart=True).finetune_epochs == 7
     lower = suggested(["--stage", "transfer", "--transfer-lr", "5"], stage="transfer", lr="0.5")
-    assert choose_recipe(lower).for_stage("transfer").lr == 0.5
+    assert choose_recipe(lower).transfer_lr == 0.5
+    for flag in ("--shift", "--transfer-shift"):
+        assert choose_recipe(parsed(["--stage", "transfer", flag, "1"])).transfer_shift == 1
 
 
 def test_command_repeats_whether_to_mirror() -> None:

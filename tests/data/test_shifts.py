@@ -36,6 +36,12 @@ def test_all_go_down_and_to_the_right_by_as_much() -> None:
     assert torch.equal(shifted[:, :, 0, :3], images[:, :, 1, 2:])  # reflected at the edge
 
 
+def test_an_image_is_not_shifted_by_all_of_itself() -> None:
+    for steps in ((4, 0), (0, -5), (-6, 0)):
+        with pytest.raises(ValueError, match=r"images of 4x5 cannot be shifted by"):
+            shift_by(torch.zeros(2, 3, 4, 5), *steps)
+
+
 def test_no_pixels_are_no_shift_and_no_images_are_none() -> None:
     images = torch.rand(5, 3, 8, 8)
     assert torch.equal(shift_randomly(images, 0), images)

@@ -71,6 +71,6 @@ def test_comparison_says_plainly_what_transfer_costs(results: dict[str, dict[str
     assert "its first layer" not in text
     short = copy.deepcopy(results)
     short["scratch"]["parameters_trainable"] -= 2_432
-    assert "its first layer, made of its images without labels, stays" in comparison_text(
+    assert "scratch keeps its first layer as computed from its images" in comparison_text(
         compare(short)
     )
