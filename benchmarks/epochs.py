@@ -142,7 +142,7 @@ def table(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> str:
 
 def picture(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> Figure:
     """Draws means, with the standard deviations of the accuracies."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
     ax = figure.subplots()
     for name, line in LINES.items():
         points = {epochs: spreads[name, epochs] for epochs in line.epochs}
@@ -167,7 +167,7 @@ def picture(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> Figure:
     ax.set_xlabel("seconds of the whole training (logarithmic); numbers: epochs")
     label_accuracy(ax, "validation accuracy, classes 0-4")
     ax.set_title(f"Accuracy against seconds, {torch.get_num_threads()} threads")
-    ax.legend(frameon=False, loc="lower right", fontsize=8)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     plain(ax)
     return figure
 
