@@ -206,7 +206,7 @@ class Recipe:
     def _check_plain(self) -> None:
         if self.num_images is not None:
             raise ValueError(
-                f"the recipe is made for {self.num_images} images: take the one before, such as TUNED"
+                f"the recipe is made for {self.num_images} images: take the one before, as TUNED"
             )
 
 

@@ -109,9 +109,7 @@ def test_tuned_follows_the_number_of_images(
 
 def test_a_recipe_is_made_for_a_number_of_images_once() -> None:
     for made in (TUNED.for_images(200), TUNED.for_stage("transfer", 200)):
-        with pytest.raises(
-            ValueError, match="made for 200 images: take the one before, such as TUNED"
-        ):
+        with pytest.raises(ValueError, match="made for 200 images: take the one before, as TUNED"):
             made.for_images(200)
         with pytest.raises(ValueError, match="made for 200 images"):
             made.for_stage("finetune", 200)
