@@ -160,6 +160,8 @@ def test_too_little_memory_is_one_line(arguments: list[str]) -> None:
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
         "torch.optim.SGD([torch.zeros(1)])\n"
+        # Threads, which need memory of their own, are there before.
+        "torch.ones(500, 500, requires_grad=True).square().sum().backward()\n"
         "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
         "size = pages * resource.getpagesize() + 20_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
