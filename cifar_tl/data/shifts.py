@@ -36,7 +36,7 @@ def shift_by(images: Tensor, down: int, right: int) -> Tensor:
         right: How many; below 0 to the left.
 
     Returns:
-        New images of the same shape.
+        Images of the same shape, new ones if there are any pixels to shift by.
 
     Raises:
         ValueError: If the images have no more pixels than that.
@@ -44,9 +44,11 @@ def shift_by(images: Tensor, down: int, right: int) -> Tensor:
     height, width = images.shape[2:]
     if abs(down) >= height or abs(right) >= width:
         raise ValueError(f"images of {height}x{width} cannot be shifted by {down} and {right}")
+    if down == right == 0:
+        return images
     rows = _reflect(torch.full((1, 1), -down, device=images.device), height)[0]
     columns = _reflect(torch.full((1, 1), -right, device=images.device), width)[0]
-    return images[:, :, rows][:, :, :, columns]
+    return images.index_select(2, rows).index_select(3, columns)
 
 
 def _reflect(steps: Tensor, size: int) -> Tensor:
