@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
@@ -91,13 +91,16 @@ class Recipe:
     finetune_lr: float | None = 1e-4
 
     def __post_init__(self) -> None:
-        choices: dict[str, Any] = {"optimizer": Optimizer, "schedule": Schedule}
-        choices |= {"precision": Precision, "first_layer": FirstLayer}
+        choices = {
+            "optimizer": get_args(Optimizer),
+            "schedule": get_args(Schedule),
+            "precision": get_args(Precision),
+            "first_layer": (*get_args(FirstLayer), None),
+        }
         for name, choice in choices.items():
-            value = getattr(self, name)
-            if value not in get_args(choice) and (name, value) != ("first_layer", None):
-                allowed = ", ".join(get_args(choice))
-                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+            if getattr(self, name) not in choice:
+                allowed = ", ".join(map(str, choice))
+                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
         for name in ("epochs", "finetune_epochs", "batch_size", "transfer_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -233,7 +236,7 @@ def finetune_lr_for(num_images: int) -> float:
 # added here later changes no run without it, neither its bytes nor whether it goes on.
 INGREDIENTS = (
     *("schedule", "normalize", "first_layer", "mirror", "weight_decay"),
-    *("precision", "dropout", "shift", "by_size"),
+    *("precision", "dropout", "shift"),
 )
 NEUTRAL = {field.name: field.default for field in fields(Recipe) if field.name in INGREDIENTS}
 

@@ -117,9 +117,7 @@ def first_layer_lines(frozen: int) -> list[str]:
     """Says why so many weights of the control are frozen, if any are."""
     if not frozen:
         return []
-    return [
-        "In so few steps scratch keeps its first layer as computed from its images alone.",
-    ]
+    return ["scratch keeps its first layer as computed from its images: the others are trained."]
 
 
 def way_sentences(comparison: Mapping[str, Any]) -> list[list[str]]:

@@ -166,6 +166,11 @@ class _Run:
     writes: bool  # this process, and not another of its group
 
     @property
+    def classifier_only(self) -> bool:
+        """Whether it trains the classifier alone, on frozen features."""
+        return STAGES[self.stage].trains == "the classifier"
+
+    @property
     def outputs(self) -> list[int]:
         """Which outputs of the model are for the stage's classes."""
         return outputs_of(self.settings["classes"], num_outputs(self.stage, self.data))
@@ -260,9 +265,8 @@ def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
     train, validation = run.data.train_and_validation(run.settings["classes"])
     if run.settings["train_fraction"] != 1:
         train = stratified_prefix(train, run.settings["train_fraction"])
-    features_only = STAGES[run.stage].trains == "the classifier"
-    shift = (run.recipe.shift or 0) if features_only else 0  # else at random: _augmentation
-    views = make_views(train.images, mirror=bool(run.recipe.mirror), shift=shift)
+    shift = run.recipe.shift if run.classifier_only else None  # else at random: _augmentation
+    views = make_views(train.images, mirror=bool(run.recipe.mirror), shift=shift or 0)
     return (
         views,
         run.to_outputs(train.labels),
@@ -272,7 +276,6 @@ def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
 
 def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
     """Makes the model that training starts from; returns it and the part of it that is trained."""
-    classifier_only = STAGES[run.stage].trains == "the classifier"
     num_classes = num_outputs(run.stage, run.data)
     seed = training.derive_seed(run.settings["seed"], run.stage, "weights")
     with training.seeded(seed, torch.device("cpu")):
@@ -289,9 +292,9 @@ def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
         else:
             model = run.parent.model
     if run.parent is not None:
-        (freeze if classifier_only else unfreeze)(model.features)
+        (freeze if run.classifier_only else unfreeze)(model.features)
     model.to(run.device)
-    return model, model.classifier if classifier_only else model
+    return model, model.classifier if run.classifier_only else model
 
 
 @contextlib.contextmanager
@@ -310,7 +313,7 @@ def _dropout(model: CifarNet, rate: float | None) -> Iterator[None]:
 def _augmentation(run: _Run) -> training.Transform | None:
     """Makes what changes each batch of images that is trained on."""
     pixels = run.recipe.shift
-    if not pixels or STAGES[run.stage].trains == "the classifier":
+    if not pixels or run.classifier_only:
         return None
     return lambda images, labels: (shift_randomly(images, pixels), labels)
 
@@ -331,7 +334,7 @@ def _inputs(
     """Turns images into what is trained on: images, or frozen features, with their seconds."""
     device = torch.device(run.device)
     views, val_images = (to_device_if_it_fits(images, device) for images in (views, val_images))
-    if STAGES[run.stage].trains == "everything":
+    if not run.classifier_only:
         return views, val_images, 0.0
     # The frozen layers have no randomness: one pass through them serves all epochs.
     start = time.perf_counter()
