@@ -7,8 +7,8 @@ from pathlib import Path as _Path
 
 from cifar_tl.checkpoint import load_model_and_settings as _load_model_and_settings
 from cifar_tl.errors import CheckpointError as _CheckpointError
-from cifar_tl.experiment.run import STAGES as _STAGES
-from cifar_tl.model import CifarNet as _CifarNet
+from cifar_tl.experiment.stages import STAGES as _STAGES
+from cifar_tl.network import CifarNet as _CifarNet
 
 
 def base_net(weights: str | _Path | None = None) -> _CifarNet:

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cifar_tl.experiment.run import STAGES
+from cifar_tl.experiment.stages import STAGES
 
 ROUNDS = 7
 

@@ -30,8 +30,7 @@ from cifar_tl import (
     run_stage,
     stratified_prefix,
 )
-from cifar_tl.experiment.files import read_history
-from cifar_tl.experiment.plots import (
+from cifar_tl.experiment.findings.plots import (
     BLACK,
     BLUE,
     DOCUMENTED_BASE_SECONDS,
@@ -41,8 +40,9 @@ from cifar_tl.experiment.plots import (
     plain,
     save,
 )
-from cifar_tl.experiment.summary import percent
-from cifar_tl.experiment.uncertainty import Spread, spread
+from cifar_tl.experiment.findings.summary import percent
+from cifar_tl.experiment.findings.uncertainty import Spread, spread
+from cifar_tl.experiment.folder import read_history
 
 DOCUMENTED = 0.6903  # of the base stage, after ten epochs
 

@@ -76,9 +76,9 @@ def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
         whiten_first_layer,
     )
     from cifar_tl.data.examples import channel_statistics
-    from cifar_tl.data.shifts import shift_randomly
-    from cifar_tl.model import DROPOUT
-    from cifar_tl.precision import autocast
+    from cifar_tl.data.views import shift_randomly
+    from cifar_tl.machine import autocast
+    from cifar_tl.network import DROPOUT
 
     keep_freed_memory()  # as the command does
     data = load_data(path)

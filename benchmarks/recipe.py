@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from cifar_tl import ORIGINAL, STAGES, TUNED, Data, Recipe, keep_freed_memory, load_data, run_stage
-from cifar_tl.experiment.summary import percent, points
-from cifar_tl.experiment.uncertainty import difference, spread
+from cifar_tl.experiment.findings.summary import percent, points
+from cifar_tl.experiment.findings.uncertainty import difference, spread
 
 # With batches of 100, as SGD likes them.
 SMALLER = dataclasses.replace(TUNED, batch_size=100, transfer_batch_size=100)

@@ -42,14 +42,14 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.data.examples import Data as Data
     from cifar_tl.data.examples import LabeledImages as LabeledImages
     from cifar_tl.data.examples import channel_statistics as channel_statistics
-    from cifar_tl.data.examples import make_views as make_views
     from cifar_tl.data.examples import select_classes as select_classes
     from cifar_tl.data.examples import split_validation as split_validation
     from cifar_tl.data.examples import stratified_prefix as stratified_prefix
-    from cifar_tl.data.image_files import read_image as read_image
-    from cifar_tl.data.shifts import shift_randomly as shift_randomly
+    from cifar_tl.data.pictures.read import read_image as read_image
     from cifar_tl.data.source import load_data as load_data
     from cifar_tl.data.subset import class_subset as class_subset
+    from cifar_tl.data.views import make_views as make_views
+    from cifar_tl.data.views import shift_randomly as shift_randomly
     from cifar_tl.errors import CheckpointError as CheckpointError
     from cifar_tl.errors import CifarTLError as CifarTLError
     from cifar_tl.errors import CifarTLWarning as CifarTLWarning
@@ -67,20 +67,20 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.evaluation import confusion_matrix as confusion_matrix
     from cifar_tl.evaluation import evaluate as evaluate
     from cifar_tl.evaluation import extract_features as extract_features
-    from cifar_tl.experiment.results import StageResult as StageResult
-    from cifar_tl.experiment.run import STAGES as STAGES
-    from cifar_tl.experiment.stages import run_stage as run_stage
+    from cifar_tl.experiment.findings.results import StageResult as StageResult
+    from cifar_tl.experiment.run import run_stage as run_stage
+    from cifar_tl.experiment.stages import STAGES as STAGES
     from cifar_tl.export import export_onnx as export_onnx
     from cifar_tl.export import export_pt2 as export_pt2
     from cifar_tl.first_layer import separate_first_layer as separate_first_layer
     from cifar_tl.first_layer import whiten_first_layer as whiten_first_layer
-    from cifar_tl.memory import keep_freed_memory as keep_freed_memory
-    from cifar_tl.model import CifarNet as CifarNet
-    from cifar_tl.model import count_parameters as count_parameters
-    from cifar_tl.model import freeze as freeze
-    from cifar_tl.model import transfer_model as transfer_model
-    from cifar_tl.model import unfreeze as unfreeze
+    from cifar_tl.freezing import count_parameters as count_parameters
+    from cifar_tl.freezing import freeze as freeze
+    from cifar_tl.freezing import transfer_model as transfer_model
+    from cifar_tl.freezing import unfreeze as unfreeze
+    from cifar_tl.machine import keep_freed_memory as keep_freed_memory
     from cifar_tl.muon import Muon as Muon
+    from cifar_tl.network import CifarNet as CifarNet
     from cifar_tl.prediction import Prediction as Prediction
     from cifar_tl.prediction import predict as predict
     from cifar_tl.recipe import ORIGINAL as ORIGINAL

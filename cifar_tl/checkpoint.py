@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifar_tl.disk import read_sealed, write_sealed
 from cifar_tl.errors import CheckpointError
-from cifar_tl.model import DROPOUT, CifarNet
+from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.pretrained import read_model_file
-from cifar_tl.sealed import read_sealed, write_sealed
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

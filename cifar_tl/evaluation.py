@@ -16,8 +16,8 @@ from cifar_tl.checks import (
     check_logits,
     check_tensors,
 )
-from cifar_tl.device_memory import fits
 from cifar_tl.distributed import gather_rows, largest, share, total
+from cifar_tl.machine import fits
 from cifar_tl.progress import with_bar
 
 if TYPE_CHECKING:

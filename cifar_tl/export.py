@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_tl.disk import write_atomically
 from cifar_tl.errors import ExportError
 from cifar_tl.evaluation import evaluating
-from cifar_tl.model import CifarNet
-from cifar_tl.sealed import write_atomically
+from cifar_tl.network import CifarNet
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CLASSES_FILE = "classes.json"  # among the extra files of a .pt2

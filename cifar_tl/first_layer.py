@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from cifar_tl.model import CifarNet, freeze
+from cifar_tl.freezing import freeze
+from cifar_tl.network import CifarNet
 
 COLOUR_WHITENING = 0.25  # of the colours of independent components: 0 none, 1 all
 STEPS = 20  # towards the rotation: most of the way

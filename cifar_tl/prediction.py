@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cifar_tl.evaluation import evaluating
-from cifar_tl.model import CifarNet
+from cifar_tl.network import CifarNet
 
 
 class Prediction(NamedTuple):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl.checks import Loss, check_examples, check_logits, check_tensors, check_views
-from cifar_tl.device_memory import to_device_if_it_fits
 from cifar_tl.distributed import (
     average_gradients,
     check_same,
@@ -23,8 +22,8 @@ from cifar_tl.distributed import (
 )
 from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
+from cifar_tl.machine import autocast, choose_precision, to_device_if_it_fits
 from cifar_tl.muon import Muon
-from cifar_tl.precision import autocast, choose_precision
 from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Recipe, rate_factor
 

@@ -24,7 +24,7 @@ from torchvision.datasets import CIFAR10
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.shapes import draw_shapes
-from tests.processes import start_zygote
+from tests.forked import start_zygote
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which background shells have ignored
 

@@ -21,7 +21,8 @@ from cifar_tl.checkpoint import (
     save_model,
 )
 from cifar_tl.errors import CheckpointError
-from cifar_tl.model import CifarNet, transfer_model
+from cifar_tl.freezing import transfer_model
+from cifar_tl.network import CifarNet
 from cifar_tl.prediction import predict
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import run_forked
+from tests.forked import run_forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 

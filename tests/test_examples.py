@@ -17,9 +17,9 @@ from cifar_tl.checkpoint import load_model
 from cifar_tl.data.cifar10 import download_cifar10
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import CheckpointError
-from cifar_tl.experiment.stages import run_stage
+from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import TUNED
-from tests.processes import ROOT
+from tests.forked import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import torch
 
 from cifar_tl.errors import ExportError
 from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
-from cifar_tl.model import CifarNet, transfer_model
+from cifar_tl.freezing import transfer_model
+from cifar_tl.network import CifarNet
 
 
 @pytest.fixture

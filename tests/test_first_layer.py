@@ -6,7 +6,7 @@ from torch.nn import functional
 from cifar_tl import first_layer
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
-from cifar_tl.model import CifarNet
+from cifar_tl.network import CifarNet
 
 BOTH = pytest.mark.parametrize("initialize", [whiten_first_layer, separate_first_layer])
 

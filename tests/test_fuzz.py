@@ -19,7 +19,7 @@ from cifar_tl.command import evaluate, export, predict, train_arguments
 from cifar_tl.command.console import Parser, UsageError
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import CheckpointError, DataError
-from cifar_tl.model import CifarNet
+from cifar_tl.network import CifarNet
 
 SHORT = 300  # examples of each kind in the ordinary suite
 LONG = pytest.param(10_000, marks=pytest.mark.slow)

@@ -12,8 +12,8 @@ import pytest
 import cifar_tl
 from cifar_tl.__main__ import COMMANDS, main
 from cifar_tl.checkpoint import save_model
-from cifar_tl.model import CifarNet
-from tests.processes import ROOT, one_line, run_program
+from cifar_tl.network import CifarNet
+from tests.forked import ROOT, one_line, run_program
 
 NOTHING_HEAVY = "assert not {'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)"
 

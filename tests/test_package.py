@@ -24,7 +24,7 @@ from cifar_tl.__main__ import COMMANDS, main
 from cifar_tl.command.train_arguments import check_arguments
 from cifar_tl.data import shapes
 from cifar_tl.data.cifar10 import download_cifar10
-from tests.processes import ROOT, run_program
+from tests.forked import ROOT, run_program
 
 PUBLIC: list[str] = importlib.import_module("cifar_tl").__all__
 
@@ -99,7 +99,7 @@ def test_importing_the_modules_hides_no_public_name(tmp_path: Path) -> None:
 
 # The order of the rooms
 
-WINGS = ("command", "experiment", "data")
+WINGS = ("command", "experiment", "processes", "data")
 PACKAGE = Path(cifar_tl.__file__).parent
 DOORS = ("cifar_tl", "cifar_tl.__main__")  # which lead everywhere
 
@@ -141,16 +141,21 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    forbidden = {"": WINGS, "data": ("experiment", "command"), "experiment": ("command",)}
+    forbidden = {
+        "": WINGS,
+        "data": ("processes", "experiment", "command"),
+        "processes": ("data", "experiment", "command"),
+        "experiment": ("command",),
+    }
     for name in MODULES.keys() - set(DOORS):
         found = imports(name)
         for wrong in forbidden.get(wing(name), ()):
             assert not [other for other in found if wing(other) == wrong], name
         if wing(name) == "data":
             assert not found & {
-                f"cifar_tl.{core}" for core in ("model", "training", "evaluation")
+                f"cifar_tl.{core}" for core in ("network", "freezing", "training", "evaluation")
             }, name
-    assert imports("cifar_tl.command.train") > {"cifar_tl.experiment.run", "cifar_tl.errors"}
+    assert imports("cifar_tl.command.train") > {"cifar_tl.experiment.stages", "cifar_tl.errors"}
 
 
 def test_no_modules_import_each_other() -> None:

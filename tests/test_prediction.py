@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cifar_tl.checkpoint import load_model, save_model
-from cifar_tl.model import CifarNet
+from cifar_tl.network import CifarNet
 from cifar_tl.prediction import predict
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}

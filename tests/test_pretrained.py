@@ -18,7 +18,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.errors import CheckpointError
 from cifar_tl.evaluation import extract_features
 from cifar_tl.pretrained import FOLDER, PRETRAINED
-from tests.processes import one_line
+from tests.forked import one_line
 
 # The first two test images of each of CIFAR-10's classes, one beside the other.
 IMAGES = Path(__file__).parent / "cifar10.png"

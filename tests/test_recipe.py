@@ -3,7 +3,7 @@ from typing import Any, get_args
 
 import pytest
 
-from cifar_tl.experiment.run import STAGES
+from cifar_tl.experiment.stages import STAGES
 from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, FirstLayer, rate_factor
 
 

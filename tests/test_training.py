@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
-from cifar_tl.model import CifarNet, freeze, transfer_model
+from cifar_tl.freezing import freeze, transfer_model
+from cifar_tl.network import CifarNet
 from cifar_tl.recipe import ORIGINAL, TUNED, Recipe, rate_factor
 from cifar_tl.training import EpochRecord, derive_seed, fit, make_optimizer
 

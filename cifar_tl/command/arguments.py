@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cifar_tl.command.console import UsageError, called
-from cifar_tl.data.find_images import find_classes
+from cifar_tl.data.pictures.find import find_classes
 from cifar_tl.data.source import SHAPES, has_own_classes, kind_of
 from cifar_tl.errors import DataError
 from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file

@@ -19,9 +19,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cifar_tl.command import launch
 from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
 from cifar_tl.names import printable
+from cifar_tl.processes import launch
 from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from cifar_tl.command import launch
 from cifar_tl.command.console import UsageError
 from cifar_tl.errors import first_line
+from cifar_tl.processes import launch
 
 CPU, AUTO = "cpu", "auto"
 

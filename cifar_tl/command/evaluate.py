@@ -56,8 +56,8 @@ def measure(options: argparse.Namespace) -> int:
     from cifar_tl.data.examples import renumber
     from cifar_tl.data.source import load_data
     from cifar_tl.evaluation import confusion_matrix, evaluate
-    from cifar_tl.experiment.results import class_lines
-    from cifar_tl.precision import autocast
+    from cifar_tl.experiment.findings.results import class_lines
+    from cifar_tl.machine import autocast
 
     model, settings = load_model_and_settings(options.model)
     known = known_classes(options.model, model, settings)

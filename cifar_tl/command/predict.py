@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
-from cifar_tl.data.find_images import list_image_files
+from cifar_tl.data.pictures.find import list_image_files
 from cifar_tl.errors import DataWarning, ImageError
-from cifar_tl.experiment.run import MODEL, OUTPUT_DIR, RESULT
+from cifar_tl.experiment.stages import MODEL, OUTPUT_DIR, RESULT
 from cifar_tl.names import printable
 from cifar_tl.pretrained import DEFAULT_MODEL
 
@@ -55,7 +55,7 @@ def check(options: argparse.Namespace) -> None:
 def name_images(options: argparse.Namespace) -> int:
     """Names what is in each picture; what cannot be read is reported, and the rest done."""
     from cifar_tl.checkpoint import known_classes, load_model_and_settings
-    from cifar_tl.data.image_files import read_image
+    from cifar_tl.data.pictures.read import read_image
     from cifar_tl.prediction import predict
 
     model, settings = load_model_and_settings(model_of(options))

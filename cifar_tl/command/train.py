@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_tl.command import launch
 from cifar_tl.command.arguments import check_own_classes
 from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
 from cifar_tl.command.device import choose_device
@@ -42,12 +41,13 @@ from cifar_tl.errors import (
     MissingDataError,
     TrainingError,
 )
-from cifar_tl.experiment.run import (
+from cifar_tl.experiment.stages import (
     STAGES,
     stage_classes,
     takes_base,
 )
 from cifar_tl.names import count, printable
+from cifar_tl.processes import launch
 from cifar_tl.recipe import finetune_lr_for
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
@@ -88,7 +88,7 @@ def train(options: argparse.Namespace) -> int:
     """Runs the stages."""
     import torch
 
-    from cifar_tl.memory import keep_freed_memory
+    from cifar_tl.machine import keep_freed_memory
 
     log: Callable[[str], None] = (lambda _: None) if options.quiet else say
     separate = options.seeds is not None
@@ -158,7 +158,7 @@ def run_experiments(
 
     Processes that are ``separate`` each take some of the seeds.
     """
-    from cifar_tl.experiment.results import summary
+    from cifar_tl.experiment.findings.results import summary
 
     experiments: list[Experiment] = []
     done: dict[Path, StageResult] = {}
@@ -228,7 +228,7 @@ def check_machines(
     import torch
 
     from cifar_tl.distributed import check_same
-    from cifar_tl.precision import choose_precision
+    from cifar_tl.machine import choose_precision
     from cifar_tl.pretrained import read_model_file
 
     if group is None:
@@ -254,7 +254,7 @@ def prepare_folders(
     log: Callable[[str], None],
 ) -> None:
     """Checks the folders of results, and empties them for a restart."""
-    from cifar_tl.experiment.files import discard
+    from cifar_tl.experiment.folder import discard
     from cifar_tl.experiment.parents import load_parent
     from cifar_tl.experiment.sharing import writes_in
 
@@ -288,7 +288,7 @@ def run_one(
     group: "ProcessGroup | None" = None,
 ) -> "StageResult":
     """Runs a stage; if it diverges, says what to type instead."""
-    from cifar_tl.experiment.stages import num_training_images, run_stage
+    from cifar_tl.experiment.run import num_training_images, run_stage
 
     recipe = choose_recipe(options)
     train_fraction = options.train_fraction[0] if STAGES[stage].classes == "new" else 1.0

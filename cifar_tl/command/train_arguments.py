@@ -33,7 +33,7 @@ from cifar_tl.data.source import (
     results_name,
 )
 from cifar_tl.errors import DataError, RunError
-from cifar_tl.experiment import run
+from cifar_tl.experiment import stages
 from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained
 from cifar_tl.recipe import (
     FEW_SHIFT,
@@ -55,7 +55,7 @@ shift: Callable[[str], int] = partial(whole_number, low=0, high=MAX_SHIFT)
 OWN_SETTINGS = [
     (stage, field.name)
     for field in dataclasses.fields(Recipe)
-    for stage in run.STAGES
+    for stage in stages.STAGES
     if field.name.startswith(f"{stage}_")
 ]
 
@@ -78,7 +78,7 @@ def make_parser() -> Parser:
     )
     add(
         "--stage",
-        choices=(*run.STAGES, ALL),
+        choices=(*stages.STAGES, ALL),
         default=ALL,
         help="what to run (default: all of them in this order, then a comparison)",
     )
@@ -100,7 +100,7 @@ def make_parser() -> Parser:
         "--output-dir",
         metavar="DIR",
         type=Path,
-        default=Path(run.OUTPUT_DIR),
+        default=Path(stages.OUTPUT_DIR),
         help="results are written to DIR/DATA/STAGE (default: %(default)s)",
     )
     _add_other_options(parser)
@@ -228,12 +228,12 @@ def check_arguments(options: argparse.Namespace) -> None:
     _check_own_settings(options)
     _check_classes(options)
     if options.base is not None:
-        if not run.takes_base(stages_to_run(options)[0]):
+        if not stages.takes_base(stages_to_run(options)[0]):
             raise UsageError("--base names the base model of a transfer: add --stage transfer")
         if not is_pretrained(options.base) and not options.base.is_file():
             raise UsageError(f"--base {options.base}: there is no such file")
     if options.train_fraction != (1.0,) and not any(
-        run.way_to(stage) for stage in stages_to_run(options)
+        stages.way_to(stage) for stage in stages_to_run(options)
     ):
         raise UsageError("--train-fraction is for the other stages: base trains on all its images")
 
@@ -254,7 +254,7 @@ def _check_classes(options: argparse.Namespace) -> None:
         _, new = choose_classes(names, *chosen)
     except DataError as error:
         raise UsageError(str(error)) from error
-    if not new and options.stage != ALL and run.STAGES[options.stage].classes == "new":
+    if not new and options.stage != ALL and stages.STAGES[options.stage].classes == "new":
         raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
 
 
@@ -277,7 +277,7 @@ def check_parent(options: argparse.Namespace) -> None:
         RunError: If it is missing or damaged.
     """
     source, (stage, *_) = source_of(options), stages_to_run(options)
-    if run.STAGES[stage].parent is None or lacks_cifar10(source):  # maybe the shapes instead
+    if stages.STAGES[stage].parent is None or lacks_cifar10(source):  # maybe the shapes instead
         return
     chosen = (options.base_classes, options.new_classes)
     name = results_name(source)
@@ -288,7 +288,7 @@ def check_parent(options: argparse.Namespace) -> None:
     for one in each_run(options):
         with naming_commands(one):
             own_classes = has_own_classes(source)
-            run.read_parent(stage, place_of(one, name), options.base, own_classes=own_classes)
+            stages.read_parent(stage, place_of(one, name), options.base, own_classes=own_classes)
 
 
 def _check_own_settings(options: argparse.Namespace) -> None:
@@ -313,8 +313,8 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
     if options.stage != ALL:
         return (options.stage,)
     if has_own_classes(source_of(options)):
-        return tuple(name for name, stage in run.STAGES.items() if stage.classes == "new")
-    return tuple(run.STAGES)
+        return tuple(name for name, stage in stages.STAGES.items() if stage.classes == "new")
+    return tuple(stages.STAGES)
 
 
 def each_run(options: argparse.Namespace) -> list[argparse.Namespace]:
@@ -334,10 +334,10 @@ def each_run(options: argparse.Namespace) -> list[argparse.Namespace]:
     ]
 
 
-def place_of(options: argparse.Namespace, data_name: str) -> run.Place:
+def place_of(options: argparse.Namespace, data_name: str) -> stages.Place:
     """Tells where the results of an experiment of `each_run` are."""
     seed = None if options.seeds is None else options.seed
-    return run.Place(options.output_dir / data_name, options.train_fraction[0], seed)
+    return stages.Place(options.output_dir / data_name, options.train_fraction[0], seed)
 
 
 def choose_recipe(options: argparse.Namespace) -> Recipe:
@@ -366,9 +366,9 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         if stage not in (ALL, other) or is_given_anew:
             values[name] = None
     values |= changes
-    if stage != ALL and run.STAGES[stage].classes == "old":
+    if stage != ALL and stages.STAGES[stage].classes == "old":
         values["train_fraction"] = (1.0,)
-    if stage != ALL and not run.takes_base(stage):
+    if stage != ALL and not stages.takes_base(stage):
         values["base"] = None
     parser = make_parser()
     words = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cifar_tl.command.console import called, say
 from cifar_tl.errors import RunWarning, first_line
-from cifar_tl.experiment.run import COMPARISON_PICTURES, MODEL, PICTURES, Place
+from cifar_tl.experiment.stages import COMPARISON_PICTURES, MODEL, PICTURES, Place
 from cifar_tl.names import count, printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
@@ -22,10 +22,10 @@ Experiment: TypeAlias = tuple[Place, Results]  # of one seed and one fraction
 
 def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
     """Compares the stages, of all seeds and fractions, in files and in print."""
-    from cifar_tl.experiment.comparison import compare, comparison_text
-    from cifar_tl.experiment.files import read_pictures, save_comparison, save_report
-    from cifar_tl.experiment.report import report
-    from cifar_tl.experiment.summary import summarize, summary_text
+    from cifar_tl.experiment.findings.comparison import compare, comparison_text
+    from cifar_tl.experiment.findings.page import report
+    from cifar_tl.experiment.findings.summary import summarize, summary_text
+    from cifar_tl.experiment.folder import read_pictures, save_comparison, save_report
 
     sizes: dict[float, list[Experiment]] = {}
     for place, results in experiments:
@@ -48,8 +48,8 @@ def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
 
 def say_spreads(experiments: Sequence[Experiment]) -> None:
     """Says mean and spread of the stages of several seeds that are not compared."""
-    from cifar_tl.experiment.summary import percent
-    from cifar_tl.experiment.uncertainty import spread
+    from cifar_tl.experiment.findings.summary import percent
+    from cifar_tl.experiment.findings.uncertainty import spread
 
     accuracies: dict[tuple[str, float], list[float]] = {}
     for _, results in experiments:
@@ -77,7 +77,7 @@ def draw_comparison(places: Sequence[Place], stages: Sequence[str], *, several_s
 
 def plots() -> ModuleType:
     """Imports what draws, which needs matplotlib."""
-    from cifar_tl.experiment import plots
+    from cifar_tl.experiment.findings import plots
 
     return plots
 

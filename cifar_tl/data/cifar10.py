@@ -14,8 +14,8 @@ import torch
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, Chosen, choose_classes, split_suffix
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.source import ARCHIVES, BATCH, OFFICIAL, TRAIN
+from cifar_tl.disk import locked
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
-from cifar_tl.lock import locked
 
 NETWORK_TIMEOUT = 30.0  # seconds without a single byte
 

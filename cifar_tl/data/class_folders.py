@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from cifar_tl.data.classes import Chosen
-from cifar_tl.data.duplicates import find_duplicates
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
-from cifar_tl.data.find_images import find_classes
-from cifar_tl.data.image_files import READING_RULES, read_images
+from cifar_tl.data.pictures.duplicates import find_duplicates
+from cifar_tl.data.pictures.find import find_classes
+from cifar_tl.data.pictures.read import READING_RULES, read_images
 from cifar_tl.data.source import OFFICIAL, PARTS, SHAPES, TEST, TRAIN, VALIDATION, results_name
 from cifar_tl.errors import DataError, ImageError
 from cifar_tl.names import portable

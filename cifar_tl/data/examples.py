@@ -1,7 +1,6 @@
 """Labelled images, and what is done to them: classes, split, views."""
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_tl.data.classes import BASE_CLASSES, NEW_CLASSES
-from cifar_tl.data.shifts import shift_by
 from cifar_tl.errors import DataError
 
 SIZE = 32  # height and width of CIFAR-10's images, for which the network is made
@@ -133,33 +131,6 @@ def stratified_prefix(examples: LabeledImages, fraction: float) -> LabeledImages
         of_class = (examples.labels == label).nonzero().flatten()
         kept[of_class[: max(1, round(fraction * len(of_class)))]] = True
     return LabeledImages(examples.images[kept], examples.labels[kept])
-
-
-def make_views(images: Tensor, *, mirror: bool, shift: int = 0) -> Tensor:
-    """Stacks the equally valid versions of each image.
-
-    Args:
-        images: ``(N, 3, 32, 32)``.
-        mirror: Add the mirror images.
-        shift: Add the images, and mirror images, shifted by so many pixels in eight directions.
-
-    Returns:
-        ``(V, N, 3, 32, 32)``, the images themselves first; V is 1 or 2, with shifts 9 or 18, and so
-        is the memory that they take.
-
-    Raises:
-        ValueError: If the images have no more pixels than that.
-    """
-    steps = (0, -shift, shift) if shift else (0,)
-    versions = list(itertools.product((False, True) if mirror else (False,), steps, steps))
-    if len(versions) == 1:
-        return images[None]
-    views = images.new_empty(len(versions), *images.shape)
-    for view, (mirrored, down, right) in zip(views, versions, strict=True):
-        # All at once would take the memory of a further view.
-        for part, batch in zip(view.split(1000), images.split(1000), strict=True):
-            part.copy_(shift_by(batch.flip(-1) if mirrored else batch, down, right))
-    return views
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

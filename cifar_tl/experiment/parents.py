@@ -9,9 +9,9 @@ from cifar_tl.checkpoint import load_model_and_settings
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import CheckpointError, RunError, RunWarning
-from cifar_tl.experiment import run
-from cifar_tl.model import CifarNet
+from cifar_tl.experiment import stages
 from cifar_tl.names import printable
+from cifar_tl.network import CifarNet
 
 
 class Parent(NamedTuple):
@@ -24,7 +24,7 @@ class Parent(NamedTuple):
 
 def load_parent(
     stage: str,
-    place: run.Place,
+    place: stages.Place,
     data: Data,
     base: str | Path | None = None,
 ) -> Parent | None:
@@ -38,11 +38,13 @@ def load_parent(
         RunError: If there is no such model, or it is damaged, or was made by another stage, or from
             other images than these, or a base that is named maybe from these.
     """
-    if base is not None and not run.takes_base(stage):
+    if base is not None and not stages.takes_base(stage):
         raise ValueError(f"only a transfer takes another base model, not {stage}")
-    if run.STAGES[stage].parent is None:
+    if stages.STAGES[stage].parent is None:
         return None
-    path, content, remedy = run.read_parent(stage, place, base, own_classes=data.needs_other_base)
+    path, content, remedy = stages.read_parent(
+        stage, place, base, own_classes=data.needs_other_base
+    )
     try:
         model, settings = load_model_and_settings(path, content)
     except CheckpointError as error:
@@ -62,15 +64,15 @@ def _check(
     named: bool,
 ) -> None:
     """Refuses a model of another stage, of other classes, or whose images may be among these."""
-    parent = run.STAGES[stage].parent
+    parent = stages.STAGES[stage].parent
     assert parent is not None
     wanted: dict[str, Any] = {"stage": parent}
-    if not run.takes_base(stage):
+    if not stages.takes_base(stage):
         wanted["train_fraction"] = train_fraction
-    if run.takes_base(stage) and data.needs_other_base:
+    if stages.takes_base(stage) and data.needs_other_base:
         _check_images(path, settings, data)
     else:
-        wanted["classes"] = list(run.stage_classes(parent, data))
+        wanted["classes"] = list(stages.stage_classes(parent, data))
         if not named:  # a base that is named may be of other images, if they are of other classes
             wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:

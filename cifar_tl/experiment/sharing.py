@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
+from cifar_tl.disk import locked, write_atomically
 from cifar_tl.distributed import check_same, gather_objects
 from cifar_tl.errors import RunError
-from cifar_tl.experiment import files, run
-from cifar_tl.lock import locked
-from cifar_tl.sealed import write_atomically
+from cifar_tl.experiment import folder as files
+from cifar_tl.experiment import stages
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -73,7 +73,7 @@ def _copy_progress(
     source = of_all.index(most)
     content: list[dict[str, bytes]] = [{}]
     if group.rank() == source:
-        paths = (folder / name for name in run.FILES)
+        paths = (folder / name for name in stages.FILES)
         content = [{path.name: path.read_bytes() for path in paths if path.exists()}]
     of_source = distributed.get_global_rank(group, source)
     distributed.broadcast_object_list(content, of_source, group=group)
@@ -85,7 +85,7 @@ def _copy_progress(
 
 def _digest(folder: Path) -> str:
     """Tells which run a folder holds, of several that have gone as far."""
-    contents = [folder / name for name in (run.LAST, run.MODEL)]
+    contents = [folder / name for name in (stages.LAST, stages.MODEL)]
     return hashlib.sha256(
         b"".join(path.read_bytes() for path in contents if path.exists())
     ).hexdigest()

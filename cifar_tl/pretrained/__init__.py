@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from cifar_tl.disk import read_sealed
 from cifar_tl.errors import CheckpointError
-from cifar_tl.sealed import read_sealed
 
 PRETRAINED = ("cifar5", "cifar10")  # README.md beside this file says what they are
 DEFAULT_MODEL = "cifar10"  # the base of classes of one's own, and what predict asks

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import CIFAR10
 
-from tests.processes import one_line
+from tests.forked import one_line
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from PIL import Image
 from cifar_tl.__main__ import COMMANDS
 from cifar_tl.checkpoint import save_model
 from cifar_tl.data.shapes import CLASS_NAMES
-from cifar_tl.model import CifarNet
-from tests.processes import CLOSED_PIPE, ROOT, Command, one_line
+from cifar_tl.network import CifarNet
+from tests.forked import CLOSED_PIPE, ROOT, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 

@@ -9,10 +9,10 @@ from cifar_tl.command.evaluate import main
 from cifar_tl.data.examples import select_classes
 from cifar_tl.data.source import load_data
 from cifar_tl.evaluation import evaluate
-from cifar_tl.experiment.results import class_lines
-from cifar_tl.experiment.stages import run_stage
+from cifar_tl.experiment.findings.results import class_lines
+from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import TUNED
-from tests.processes import ROOT
+from tests.forked import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.export import main
-from cifar_tl.model import CifarNet
+from cifar_tl.network import CifarNet
 
 SETTINGS = {"classes": [5, 6], "class_names": ["dog", "\u00e9t\u00e9\n"]}
 

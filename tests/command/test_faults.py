@@ -20,10 +20,10 @@ from torchvision.datasets import CIFAR10
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.command.train import main
 from cifar_tl.data.cifar10 import download_cifar10
-from cifar_tl.experiment import run
-from cifar_tl.experiment.run import STAGES
-from cifar_tl.lock import locked
-from tests.processes import ROOT, Command, one_line
+from cifar_tl.disk import locked
+from cifar_tl.experiment import stages
+from cifar_tl.experiment.stages import STAGES
+from tests.forked import ROOT, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -59,9 +59,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
         for stage in STAGES:
             folder = output_dir / "small.npz" / stage
             whole = Path("whole/small.npz") / stage
-            for name in (run.MODEL, run.LAST):
+            for name in (stages.MODEL, stages.LAST):
                 assert (folder / name).read_bytes() == (whole / name).read_bytes()
-            rows = (folder / run.HISTORY).read_text().splitlines()[1:]
+            rows = (folder / stages.HISTORY).read_text().splitlines()[1:]
             assert [row.split(",")[0] for row in rows] == ["1", "2", "3"]
             names = {path.name for path in folder.iterdir()}
             assert names == {path.name for path in whole.iterdir()}
@@ -72,10 +72,16 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     ("number", "code", "saving", "epoch", "saved"),
     [
         # A file is synced, then its folder: the history of the first of three epochs, ...
-        (signal.SIGINT, 130, 1, 1, {run.HISTORY, run.LAST}),
-        (signal.SIGTERM, 143, 3, 1, {run.HISTORY, run.LAST}),
+        (signal.SIGINT, 130, 1, 1, {stages.HISTORY, stages.LAST}),
+        (signal.SIGTERM, 143, 3, 1, {stages.HISTORY, stages.LAST}),
         # ... and after all epochs the model.
-        (signal.SIGINT, 130, 13, 3, {run.HISTORY, run.LAST, run.MODEL, run.RESULT, run.RESULTS}),
+        (
+            signal.SIGINT,
+            130,
+            13,
+            3,
+            {stages.HISTORY, stages.LAST, stages.MODEL, stages.RESULT, stages.RESULTS},
+        ),
     ],
 )
 def test_a_signal_during_a_save_lets_it_complete(
@@ -114,11 +120,13 @@ def test_a_write_error_keeps_what_was_there(
     arguments += ["--stage", "base"]
     stop_after_an_epoch(zygote, arguments)
     folder = Path("runs/small.npz/base")
-    before = (folder / run.LAST).read_bytes()
+    before = (folder / stages.LAST).read_bytes()
     errors = Command(zygote, ["train", *arguments], file_size=100_000).end(1)
-    assert f"{folder / run.LAST}: {os.strerror(errno.EFBIG)}; what was finished is saved" in errors
-    assert (folder / run.LAST).read_bytes() == before
-    assert {path.name for path in folder.iterdir()} == {run.LAST, run.HISTORY}
+    assert (
+        f"{folder / stages.LAST}: {os.strerror(errno.EFBIG)}; what was finished is saved" in errors
+    )
+    assert (folder / stages.LAST).read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == {stages.LAST, stages.HISTORY}
     assert main(arguments) == 0
 
 

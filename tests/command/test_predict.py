@@ -7,8 +7,8 @@ from PIL import Image
 
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.predict import main
-from cifar_tl.model import CifarNet
-from tests.processes import one_line
+from cifar_tl.network import CifarNet
+from tests.forked import one_line
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
 

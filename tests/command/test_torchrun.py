@@ -16,7 +16,7 @@ import torch
 
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.command.train import main
-from tests.processes import ROOT, Command
+from tests.forked import ROOT, Command
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="finds the processes in /proc"

@@ -22,9 +22,9 @@ from torchvision.datasets import CIFAR10
 import cifar_tl
 from cifar_tl.command import evaluate, predict
 from cifar_tl.command.train import main
-from cifar_tl.experiment.run import STAGES
+from cifar_tl.experiment.stages import STAGES
 from tests.command.conftest import remedy
-from tests.processes import ROOT, Command, one_line
+from tests.forked import ROOT, Command, one_line
 
 FAST = ["--epochs", "2", "--batch-size", "50"]
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from cifar_tl.data.examples import LabeledImages
-from cifar_tl.data.image_files import READING_RULES, read_image
+from cifar_tl.data.pictures.read import READING_RULES, read_image
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DataWarning
 

@@ -6,13 +6,13 @@ from cifar_tl.data.classes import BASE_CLASSES, NEW_CLASSES
 from cifar_tl.data.examples import (
     LabeledImages,
     channel_statistics,
-    make_views,
     select_classes,
     split_validation,
     stratified_prefix,
 )
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.data.source import load_data
+from cifar_tl.data.views import make_views
 
 
 def test_halves_have_the_documented_labels_and_sizes() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from cifar_tl.data.image_files import read_image, read_images
 from cifar_tl.data.metadata import without_metadata
+from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.errors import ImageError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

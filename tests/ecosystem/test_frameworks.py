@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.evaluation import evaluate, extract_features
-from cifar_tl.model import CifarNet, freeze, transfer_model
+from cifar_tl.freezing import freeze, transfer_model
+from cifar_tl.network import CifarNet
 from cifar_tl.recipe import ORIGINAL
 from cifar_tl.training import fit
-from tests.processes import ROOT
+from tests.forked import ROOT
 
 pytestmark = pytest.mark.filterwarnings("default")  # of the frameworks themselves
 

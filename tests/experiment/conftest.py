@@ -10,8 +10,8 @@ import pytest
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.data.source import load_data
-from cifar_tl.experiment.run import STAGES
-from cifar_tl.experiment.stages import run_stage
+from cifar_tl.experiment.run import run_stage
+from cifar_tl.experiment.stages import STAGES
 from cifar_tl.recipe import TUNED
 
 SMALL = dataclasses.replace(

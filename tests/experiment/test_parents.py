@@ -11,8 +11,8 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning, RunError
-from cifar_tl.experiment.files import discard
-from cifar_tl.experiment.stages import run_stage
+from cifar_tl.experiment.folder import discard
+from cifar_tl.experiment.run import run_stage
 from tests.experiment.conftest import SMALL, copy_run
 
 

@@ -1,599 +1,255 @@
-import csv
 import dataclasses
-import importlib.metadata
-import itertools
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from cifar_tl.checkpoint import load_checkpoint, load_model
-from cifar_tl.data.classes import NEW_CLASSES
-from cifar_tl.data.examples import (
-    Data,
-    channel_statistics,
-    make_views,
-    select_classes,
-    split_validation,
-)
+from cifar_tl.data.examples import Data
 from cifar_tl.data.source import load_data
-from cifar_tl.errors import DataError, RunError, RunWarning, TrainingError
-from cifar_tl.evaluation import evaluate, extract_features
-from cifar_tl.experiment.comparison import compare
-from cifar_tl.experiment.run import STAGES, Stage
-from cifar_tl.experiment.stages import run_stage
-from cifar_tl.first_layer import separate_first_layer
-from cifar_tl.model import CifarNet, transfer_model
-from cifar_tl.recipe import ORIGINAL, TUNED, Recipe
-from cifar_tl.training import derive_seed, fit, seeded
-from tests.experiment.conftest import (
-    SMALL,
-    StopError,
-    contents,
-    copy_run,
-    damage_checkpoint,
-    stop_at,
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", [ORIGINAL, TUNED], ids=lambda recipe: recipe.name)
-def test_shapes_show_what_real_images_show(recipe: Recipe, tmp_path: Path) -> None:
-    """With wide margins around the figures of docs/data.md."""
-    shapes = load_data("shapes")
-    results = {stage: run_stage(stage, shapes, recipe, output_dir=tmp_path) for stage in STAGES}
-    accuracies = {stage: result["val_accuracy"] for stage, result in results.items()}
-    assert 0.65 < accuracies["base"] < 0.92
-    assert accuracies["transfer"] < accuracies["scratch"] - 0.01
-    assert abs(accuracies["finetune"] - accuracies["scratch"]) < 0.05
-    assert results["transfer"]["seconds_total"] < 0.3 * results["scratch"]["seconds_total"]
-    few = {
-        stage: run_stage(stage, shapes, recipe, output_dir=tmp_path, train_fraction=0.02)
-        for stage in ("transfer", "scratch")
-    }
-    assert few["transfer"]["val_accuracy"] > few["scratch"]["val_accuracy"] + 0.1
-
-
-def test_a_stage_leaves_the_promised_files(finished: Path) -> None:
-    for stage in STAGES:
-        assert set(contents(finished / stage)) == {
-            *("model.pt", "last.pt", "history.csv", "result.json", "results.txt")
-        }
+from cifar_tl.errors import RunError, RunWarning
+from cifar_tl.experiment.run import run_stage
+from cifar_tl.experiment.stages import STAGES, check_settings, recipe_values, run_settings
+from cifar_tl.recipe import NEUTRAL, ORIGINAL, Recipe
+from tests.experiment.conftest import SMALL, StopError, contents, damage_checkpoint, stop_at
 
 
 @pytest.mark.parametrize(
-    ("stage", "epochs", "total", "trainable", "classes"),
+    ("change", "message"),
     [
-        ("base", 2, 119_581, 119_581, [0, 1, 2, 3, 4]),
-        ("transfer", 2, 120_226, 103_818, [5, 6, 7, 8, 9]),
-        ("finetune", 2, 120_226, 120_226, [5, 6, 7, 8, 9]),
-        ("scratch", 2, 120_226, 120_226, [5, 6, 7, 8, 9]),
+        ({"recipe": dataclasses.replace(SMALL, lr=0.01)}, r"lr 0\.04 there, 0\.01 now"),
+        ({"recipe": dataclasses.replace(SMALL, epochs=3)}, r"epochs 2 there, 3 now"),
+        ({"seed": 1}, r"seed 0 there, 1 now"),
+        (
+            {"recipe": ORIGINAL},
+            r"settings \(recipe tuned there, original now\)",
+        ),
     ],
 )
-def test_result_and_history_hold_the_promised_figures(
-    finished: Path, stage: str, epochs: int, total: int, trainable: int, classes: list[int]
+def test_other_settings_are_refused_with_the_choice(
+    finished: Path, small_data: Data, change: dict[str, Any], message: str
 ) -> None:
-    result = json.loads((finished / stage / "result.json").read_text())
-    for key, value in {
-        "stage": stage,
-        "data": "small.npz",
-        "recipe": "tuned",
-        "epochs": epochs,
-        "seed": 0,
-        "classes": classes,
-        "parameters_total": total,
-        "parameters_trainable": trainable,
-    }.items():
-        assert result[key] == value, key
-    with (finished / stage / "history.csv").open() as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    assert [row["epoch"] for row in rows] == list(range(1, epochs + 1))
-    assert rows[-1]["val_accuracy"] == result["val_accuracy"]
-    assert 0 <= result["test_accuracy"] <= 1
-    parts = [result[f"seconds_{part}"] for part in ("train", "validation", "features")]
-    assert parts[0] == pytest.approx(sum(row["seconds_train"] for row in rows))
-    assert result["seconds_total"] > sum(parts)
-    assert (result["seconds_features"] > 0) is (stage == "transfer")
-    assert result["environment"]["torch"] == importlib.metadata.version("torch")
-    assert result["environment"]["threads"] == torch.get_num_threads()
-    correct = [row[label] for row, label in zip(result["val_confusion"], classes, strict=True)]
-    assert sum(map(sum, result["val_confusion"])) == result["images_validation"]
-    sizes = map(sum, result["val_confusion"])
-    accuracies = [count / size for count, size in zip(correct, sizes, strict=True)]
-    assert result["val_class_accuracies"] == accuracies
-    name, _, share = result["val_most_confused"][0]
-    number = result["class_names"].index(name)
-    row = result["val_confusion"][number]
-    assert share == max(row[: classes[number]] + row[classes[number] + 1 :]) / sum(row)
-    assert sum(correct) / result["images_validation"] == pytest.approx(result["val_accuracy"])
-    text = (finished / stage / "results.txt").read_text()
-    assert f"Stage {stage} on small.npz" in text
-    assert f"{total:,} parameters: {trainable:,} trained" in text
-    assert text.count("validation: loss") == epochs
+    before = contents(finished / "base")
+    arguments = {"recipe": SMALL, "output_dir": finished.parent, **change}
+    with pytest.raises(RunError, match=message) as error:
+        run_stage("base", small_data, **arguments)
+    assert "another output folder" in str(error.value)
+    assert error.value.remedy == {"stage": "base", "restart": True}
+    assert contents(finished / "base") == before
 
 
-def test_damaged_test_images_cost_no_epoch(small_npz: Path, tmp_path: Path) -> None:
-    content = small_npz.read_bytes()
-    damaged = bytearray(content)
-    damaged[content.index(b"x_test.npy") + 5_000] ^= 1
-    path = tmp_path / small_npz.name
-    path.write_bytes(damaged)
-    recipe = dataclasses.replace(SMALL, epochs=2)
-    with pytest.raises(DataError, match="CRC"):
-        run_stage("base", load_data(path), recipe, output_dir=tmp_path / "runs")
-    path.write_bytes(content)
-    lines: list[str] = []
-    run_stage("base", load_data(path), recipe, output_dir=tmp_path / "runs", log=lines.append)
-    assert "going on after epoch 2" in lines[0]
-    assert len(lines) == 1
-
-
-def test_bf16_reaches_every_forward_pass_of_a_stage(small_data: Data, tmp_path: Path) -> None:
-    outputs: list[torch.dtype] = []
-
-    def note(module: nn.Module, _: object, output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d | nn.Linear) and len(output) > 1:  # 1: the layer table
-            outputs.append(output.dtype)
-
-    recipe = dataclasses.replace(SMALL, epochs=1, precision="bf16")
-    handle = register_module_forward_hook(note)
-    try:
-        for stage in ("base", "transfer"):
-            run_stage(stage, small_data, recipe, output_dir=tmp_path)
-    finally:
-        handle.remove()
-    assert set(outputs) == {torch.bfloat16}
-
-
-def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(
-    small_data: Data, tmp_path: Path
-) -> None:
-    """And the model keeps its documented dropout."""
-    rates: list[float] = []
-
-    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if isinstance(module, nn.Dropout) and module.training:
-            rates.append(round(float((output[inputs[0] != 0] == 0).float().mean()), 1))
-
-    recipe = dataclasses.replace(SMALL, epochs=1, dropout=0.0, transfer_dropout=0.9, batch_size=160)
-    results = {}
-    handle = register_module_forward_hook(note)
-    try:
-        for stage in ("base", "transfer"):
-            rates.clear()
-            results[stage] = run_stage(stage, small_data, recipe, output_dir=tmp_path)
-            assert set(rates) == ({0.0} if stage == "base" else {0.9})
-    finally:
-        handle.remove()
-    assert [result["shift"] for result in results.values()] == [2, 2]
-    plain = dataclasses.replace(recipe, shift=0)
-    unshifted = run_stage("base", small_data, plain, output_dir=tmp_path / "plain")
-    assert unshifted["val_loss"] != results["base"]["val_loss"]
-    for stage in ("base", "transfer"):
-        assert "dropout" not in load_checkpoint(tmp_path / "small.npz" / stage / "model.pt")
-
-
-def test_accuracies_are_those_of_the_saved_model(finished: Path, small_data: Data) -> None:
-    for stage in ("transfer", "finetune", "scratch"):
-        model = load_model(finished / stage / "model.pt")
-        result = json.loads((finished / stage / "result.json").read_text())
-        _, validation = split_validation(select_classes(small_data.train, NEW_CLASSES))
-        test = select_classes(small_data.test, NEW_CLASSES)
-        assert evaluate(model, *test).accuracy == result["test_accuracy"]
-        assert evaluate(model, *validation).accuracy == result["val_accuracy"]
-
-
-def test_frozen_layers_are_the_base_models_bit_for_bit_and_the_rest_moved(finished: Path) -> None:
-    base, transfer, finetune, scratch = (
-        load_model(finished / stage / "model.pt").state_dict() for stage in STAGES
-    )
-    for key, value in base.items():
-        if not key.startswith("classifier."):
-            assert torch.equal(value, transfer[key]), key
-        if key.startswith("features."):
-            assert not torch.equal(finetune[key], transfer[key]), key
-            assert not torch.equal(scratch[key], transfer[key]), key
-    # The first epochs of a head that never moved would leave its biases at zero.
-    assert all(transfer[f"classifier.linear{n}.bias"].any() for n in (1, 2))
-
-
-def test_preprocessing_belongs_to_the_model(finished: Path, small_data: Data) -> None:
-    models = {stage: load_model(finished / stage / "model.pt") for stage in STAGES}
-    for stage in ("transfer", "finetune"):
-        assert torch.equal(models[stage].mean, models["base"].mean)
-        assert torch.equal(models[stage].std, models["base"].std)
-    train, _ = split_validation(select_classes(small_data.train, NEW_CLASSES))
-    mean, _ = channel_statistics(train.images)
-    assert torch.equal(models["scratch"].mean, mean)
-    assert not torch.equal(models["base"].mean, mean)
-    inputs = models["scratch"].preprocess(train.images)
-    torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(inputs.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
-
-
-def test_original_recipe_divides_by_255_and_nothing_more(small_data: Data, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(ORIGINAL, epochs=1)
-    run_stage("base", small_data, recipe, output_dir=tmp_path)
-    model = load_model(tmp_path / "small.npz" / "base" / "model.pt")
-    assert not model.mean.any()
-    assert (model.std == 1).all()
-
-
-def test_first_layer_starts_with_the_components_of_its_own_images(
-    small_data: Data, tmp_path: Path
-) -> None:
-    recipe = dataclasses.replace(SMALL, epochs=1, lr=1e-12)  # the weights stay where they start
-    train, _ = split_validation(select_classes(small_data.train, NEW_CLASSES))
-    for first_layer in ("whitened", "random"):
-        recipe = dataclasses.replace(recipe, first_layer=first_layer)
-        run_stage("scratch", small_data, recipe, output_dir=tmp_path / first_layer)
-        model = load_model(tmp_path / first_layer / "small.npz" / "scratch" / "model.pt")
-        with torch.no_grad():
-            outputs = model.features.get_submodule("conv1")(model.preprocess(train.images))
-        moments = outputs.square().mean((0, 2, 3))
-        is_whitened = torch.allclose(moments, torch.ones(32), atol=1e-3)
-        assert is_whitened is (first_layer == "whitened")
-
-
-def test_a_frozen_first_layer_stays_as_it_was_separated_and_the_others_start_at_half(
-    small_data: Data, tmp_path: Path
-) -> None:
-    def trained(folder: str, stage: str = "scratch", **changes: Any) -> dict[str, Tensor]:
-        recipe = dataclasses.replace(SMALL, **{"epochs": 1, "first_layer": "separated", **changes})
-        run_stage(stage, small_data, recipe, output_dir=tmp_path / folder)
-        return load_model(tmp_path / folder / "small.npz" / stage / "model.pt").state_dict()
-
-    start = trained("start", lr=1e-12, first_layer="whitened")
-    half = trained("half", lr=1e-12)
-    for name in [name for name in start if name.endswith("weight") and "conv1" not in name]:
-        assert torch.allclose(half[name], start[name] / 2, rtol=1e-4, atol=1e-7), name
-    train, _ = split_validation(select_classes(small_data.train, NEW_CLASSES))
-    expected = CifarNet(10)
-    expected.mean, expected.std = channel_statistics(train.images)
-    separate_first_layer(expected, train.images)
-    after = trained("after")
-    kernels = after["features.conv1.weight"]
-    assert torch.equal(kernels, expected.get_parameter("features.conv1.weight"))
-    assert not after["features.conv1.bias"].any()
-    assert not torch.equal(after["features.conv2.weight"], half["features.conv2.weight"])
-    # Finetuning trains all layers, whatever base did.
-    base, _, last = [trained("chain", stage) for stage in ("base", "transfer", "finetune")]
-    assert not torch.equal(last["features.conv1.weight"], base["features.conv1.weight"])
-
-
-def test_few_images_and_their_shifts_are_what_transfer_learns_from(
-    finished: Path, small_data: Data
-) -> None:
-    recipe = SMALL.for_stage("transfer", 160)
-    train, _ = small_data.train_and_validation(NEW_CLASSES)
-    assert (len(train.labels), recipe.shift) == (160, 2)
-    views = make_views(train.images, mirror=True, shift=2)
-    with seeded(derive_seed(0, "transfer", "weights"), torch.device("cpu")):
-        model = transfer_model(load_model(finished / "base" / "model.pt"), 10)
-    setattr(model.classifier.get_submodule("dropout"), "p", recipe.dropout)  # noqa: B010
-    features = extract_features(model.forward_features, views.flatten(0, 1))
-    features = features.unflatten(0, views.shape[:2])
-    seed = derive_seed(0, "transfer")
-    fit(model.classifier, features, train.labels, None, None, recipe, seed=seed)
-    found = load_model(finished / "transfer" / "model.pt").state_dict()
-    for name, value in model.state_dict().items():
-        assert torch.equal(found[name], value), name
-
-
-def test_same_seed_same_bytes_another_seed_others(
-    finished: Path, small_data: Data, tmp_path: Path
-) -> None:
-    for seed in (0, 1):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path / str(seed), seed=seed)
-    same, other = (contents(tmp_path / str(seed) / "small.npz" / "base") for seed in (0, 1))
-    for name in ("model.pt", "last.pt"):
-        assert same[name] == (finished / "base" / name).read_bytes()
-        assert other[name] != same[name]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("after", [0, 1])
-def test_interrupted_stage_goes_on_and_ends_with_the_same_bytes(
-    finished: Path, small_data: Data, tmp_path: Path, stage: str, after: int
-) -> None:
-    for parent in ("base", "transfer"):
-        if parent != stage:
-            copy_run(finished / parent, tmp_path / "small.npz" / parent)
-    expected = contents(finished / stage)
-
-    stop = stop_at("epoch 1/2" if after else "training and")
-    with pytest.raises(StopError):
-        run_stage(stage, small_data, SMALL, output_dir=tmp_path, log=stop)
-    folder = tmp_path / "small.npz" / stage
-    assert not (folder / "result.json").exists()
-    lines: list[str] = []
-    result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, log=lines.append)
-    found = contents(folder)
-    assert any("going on after epoch 1" in line for line in lines) is (after == 1)
-    assert found["model.pt"] == expected["model.pt"]
-    assert found["last.pt"] == expected["last.pt"]
-    history = [line.split(b",")[:5] for line in found["history.csv"].splitlines()]
-    assert history == [line.split(b",")[:5] for line in expected["history.csv"].splitlines()]
-    assert result["seconds_total"] > result["seconds_train"]
-
-
-def test_interrupted_with_a_frozen_first_layer_it_ends_with_the_same_bytes(
-    small_data: Data, tmp_path: Path
-) -> None:
-    recipe = dataclasses.replace(SMALL, first_layer="separated")
-    whole = run_stage("base", small_data, recipe, output_dir=tmp_path / "whole")
-    assert whole["parameters_trainable"] == whole["parameters_total"] - 2432
-    with pytest.raises(StopError):
-        run_stage("base", small_data, recipe, output_dir=tmp_path, log=stop_at("epoch 1/2"))
-    run_stage("base", small_data, recipe, output_dir=tmp_path)
-    found, expected = (contents(root / "small.npz/base") for root in (tmp_path, tmp_path / "whole"))
-    for name in ("model.pt", "last.pt"):
-        assert found[name] == expected[name]
-
-
-def test_times_of_all_contributing_runs_count_and_lost_epochs_do_not(
+def test_unfinished_run_with_other_settings_or_data_is_refused(
     small_data: Data, tmp_path: Path
 ) -> None:
     stop = stop_at("epoch 1/2")
     with pytest.raises(StopError):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path, seconds_reading=1000.0, log=stop)
-    # A lost epoch: its row was written, but the process died before its checkpoint.
-    history = tmp_path / "small.npz" / "base" / "history.csv"
-    history.write_text(history.read_text() + "2,0,0,0,0,500,500,0,9999\n")
-    result = run_stage("base", small_data, SMALL, output_dir=tmp_path, seconds_reading=100.0)
-    assert 1100 < result["seconds_total"] < 1200
-    assert result["seconds_train"] < 100
-    assert len(history.read_text().splitlines()) == 3
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, log=stop)
+    with pytest.raises(RunError, match="seed 0 there, 2 now"):
+        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, seed=2)
+    changed = dataclasses.replace(small_data, fingerprint="other")
+    with pytest.raises(RunError, match=r"other settings \(other data\)"):
+        run_stage("scratch", changed, SMALL, output_dir=tmp_path)
 
 
-def test_divergence_keeps_the_last_good_epoch(small_data: Data, tmp_path: Path) -> None:
-    with pytest.raises(StopError):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path, log=stop_at("epoch 1/2"))
-    folder = tmp_path / "small.npz" / "base"
-    weights = load_checkpoint(folder / "last.pt")["model"]
-    weights["classifier.linear2.weight"].fill_(1e38)
-    damage_checkpoint(folder, model=weights)
-    before = contents(folder)
-    with pytest.raises(TrainingError, match=r"became (nan|inf) in epoch 2 with lr 0\.04"):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path)
-    assert contents(folder) == before
+def settings_of(data: Data, recipe: Recipe = SMALL, stage: str = "base") -> dict[str, Any]:
+    return run_settings(stage, data, recipe.for_stage(stage, 160), 0, 1.0, None)
 
 
-def test_times_are_not_negative_when_the_clock_is_set_back(
-    small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    return dataclasses.replace(recipe, **values)
+
+
+def listed(stage: str) -> dict[str, Any]:
+    """The values that change nothing, as settings of before listed them."""
+    return {name: NEUTRAL[name] for name in recipe_values(stage, ORIGINAL) if name in NEUTRAL}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_values_that_change_nothing_are_no_part_of_the_settings(
+    small_data: Data, stage: str
 ) -> None:
-    clock = itertools.count(2e9, -1000)
-    monkeypatch.setattr("time.time", lambda: next(clock))
-    result: dict[str, Any] = {**run_stage("base", small_data, SMALL, output_dir=tmp_path)}
-    parts = [value for key, value in result.items() if key.startswith("seconds_")]
-    assert len(parts) == 5
-    assert all(0 <= seconds < 100 for seconds in parts)
+    assert not NEUTRAL.keys() & settings_of(small_data, ORIGINAL, stage).keys()
+    assert settings_of(small_data, changed(ORIGINAL, NEUTRAL), stage) == settings_of(
+        small_data, ORIGINAL, stage
+    )
+    recipe = dataclasses.replace(SMALL, precision="bf16", first_layer="whitened")
+    found = settings_of(small_data, recipe, stage)
+    for name, value in recipe_values(stage, recipe.for_stage(stage, 160)).items():
+        if value != NEUTRAL.get(name):
+            assert found[name] == value
+    assert {"schedule", "mirror", "weight_decay", "precision"} < found.keys()
+    assert ("first_layer" in found) is (stage in ("base", "scratch"))
 
 
-def test_a_fraction_of_the_images_trains_and_all_validate(
-    finished: Path, small_data: Data, tmp_path: Path
-) -> None:
-    copy_run(finished / "base", tmp_path / "small.npz" / "base")
-    for stage in ("transfer", "finetune", "scratch"):
-        result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, train_fraction=0.25)
-        images = [result["images_train"], result["images_validation"], result["images_test"]]
-        assert images == [40, 40, 50]
-        assert (tmp_path / "small.npz" / stage / "fraction-0.25" / "model.pt").exists()
-    with pytest.raises(RunError, match=r"no transfer model .*fraction-0\.5.model\.pt") as error:
-        run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
-    assert error.value.remedy["stage"] == "transfer"
-    stranger = tmp_path / "small.npz" / "transfer" / "fraction-0.5"
-    copy_run(tmp_path / "small.npz" / "transfer" / "fraction-0.25", stranger)
-    with pytest.raises(RunError, match=r"for train_fraction 0\.25 and not for .* 0\.5"):
-        run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
-    with pytest.raises(RunError, match=r"train_fraction 0\.25 there, 0\.5 now"):
-        run_stage("transfer", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
-    with pytest.raises(ValueError, match="base trains on all images"):
-        run_stage("base", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
-    with pytest.raises(ValueError, match="above 0 and at most 1, not 2"):
-        run_stage("scratch", small_data, SMALL, output_dir=tmp_path / "x", train_fraction=2)
-
-
-def test_finetuning_starts_from_the_transfer_model_and_trains_with_dropout(
-    finished: Path, small_data: Data, tmp_path: Path
-) -> None:
-    copy_run(finished / "transfer", tmp_path / "small.npz" / "transfer")
-    still = dataclasses.replace(ORIGINAL, finetune_lr=1e-12, finetune_epochs=1)
-    result = run_stage("finetune", small_data, still, output_dir=tmp_path)
-    transfer = load_model(tmp_path / "small.npz" / "transfer" / "model.pt").state_dict()
-    finetune = load_model(tmp_path / "small.npz" / "finetune" / "model.pt").state_dict()
-    for key, value in transfer.items():
-        torch.testing.assert_close(finetune[key], value)
-    assert result["parent_stage"] == "transfer"
-
-
-def test_seed_decides_the_fresh_weights_and_stages_draw_their_own(
+def test_another_precision_is_refused_with_the_flag_that_goes_on(
     small_data: Data, tmp_path: Path
 ) -> None:
-    still = dataclasses.replace(ORIGINAL, lr=1e-12, epochs=1)
-    weights = []
-    for seed, stage in ((0, "base"), (1, "base"), (0, "scratch")):
-        run_stage(stage, small_data, still, output_dir=tmp_path / str(seed), seed=seed)
-        model = load_model(tmp_path / str(seed) / "small.npz" / stage / "model.pt")
-        weights.append(model.get_parameter("features.conv1.weight"))
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert (weights[one] - weights[other]).abs().max() > 0.01
-
-
-def test_generators_of_the_caller_are_left_alone(small_data: Data, tmp_path: Path) -> None:
-    state = torch.get_rng_state()
+    """As on a machine where "auto" means another one."""
     run_stage("base", small_data, SMALL, output_dir=tmp_path)
-    assert torch.equal(torch.get_rng_state(), state)
+    other = dataclasses.replace(SMALL, precision="bf16")
+    with pytest.raises(
+        RunError, match=r"precision float32 there, bf16 now\): .*, or go on with"
+    ) as error:
+        run_stage("base", small_data, other, output_dir=tmp_path)
+    assert error.value.remedy == {"stage": "base", "precision": "float32"}
 
 
-def test_mirror_images_are_used_if_the_recipe_says_so(
-    finished: Path, small_data: Data, tmp_path: Path
+def test_auto_is_resolved_before_settings_are_compared(
+    small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(SMALL, mirror=False)
-    run_stage("base", small_data, recipe, output_dir=tmp_path)
-    plain = load_model(tmp_path / "small.npz" / "base" / "model.pt").state_dict()
-    mirrored = load_model(finished / "base" / "model.pt").state_dict()
-    assert not torch.equal(plain["features.conv1.weight"], mirrored["features.conv1.weight"])
-
-
-@pytest.mark.parametrize("wanted", [None, True, False])
-def test_the_data_say_whether_mirror_images_show_the_same_unless_the_recipe_does(
-    small_data: Data, own_classes: Path, tmp_path: Path, wanted: bool | None
-) -> None:
-    recipe = dataclasses.replace(SMALL, epochs=1, mirror=wanted)
-    assert ORIGINAL.mirror is False
-    for data, of_data in ((small_data, True), (load_data(own_classes), False)):
-        result = run_stage("scratch", data, recipe, output_dir=tmp_path)
-        used = of_data if wanted is None else wanted
-        assert result["mirror"] is used
-        text = (tmp_path / data.name / "scratch" / "results.txt").read_text()
-        assert f"mirror {used}" in text
-        lines: list[str] = []
-        settings = load_checkpoint(tmp_path / data.name / "scratch" / "model.pt")["settings"]
-        assert settings.get("mirror", False) is used
-        run_stage(
-            "scratch",
-            data,
-            dataclasses.replace(recipe, mirror=used),
-            output_dir=tmp_path,
-            log=lines.append,
+    recipe = dataclasses.replace(SMALL, precision="auto")
+    for capabilities, precision in (({"amx_bf16": True}, "bf16"), ({}, "float32")):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False
         )
-        assert "finished before" in lines[0]
+        result = run_stage("base", small_data, recipe, output_dir=tmp_path / precision)
+        assert result["precision"] == precision
+    with pytest.raises(RunError, match="bf16 there, float32 now"):
+        run_stage("base", small_data, recipe, output_dir=tmp_path / "bf16")
 
 
-def test_signs_that_turn_left_and_right_are_told_apart(tmp_path: Path) -> None:
-    for number in range(40):
-        for name in ("left", "right"):
-            sign = Image.new("L", (32, 32), 40 + number)
-            sign.paste(255, (4, 14, 28, 18))
-            tip = 4 if name == "left" else 22
-            sign.paste(255, (tip, 8, tip + 6, 24))
-            path = tmp_path / "signs" / "train" / name / f"{number:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sign.save(path)
-    signs = load_data(tmp_path / "signs")
-    recipe = dataclasses.replace(SMALL, epochs=5)
-    result = run_stage("scratch", signs, recipe, output_dir=tmp_path)
-    assert result["val_accuracy"] == 1
-    mirrored = dataclasses.replace(recipe, mirror=True)
-    mirrored_result = run_stage("scratch", signs, mirrored, output_dir=tmp_path / "mirrored")
-    assert mirrored_result["val_loss"] > 0.4 > 0.1 > result["val_loss"]
+def test_every_neutral_value_is_one_of_the_recipe() -> None:
+    values = dataclasses.asdict(changed(SMALL, NEUTRAL))
+    assert {name: values[name] for name in NEUTRAL} == NEUTRAL
 
 
-def test_wrong_arguments_are_refused(small_data: Data, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no stage 'Base': choose among base, transfer"):
-        run_stage("Base", small_data, SMALL, output_dir=tmp_path)
-    with pytest.raises(ValueError, match="only a transfer takes another base model"):
-        run_stage("scratch", small_data, SMALL, output_dir=tmp_path, base=tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_own_classes_have_outputs_of_their_own_and_maybe_no_test_images(
-    finished: Path, own_classes: Path, tmp_path: Path
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_may_list_what_changes_nothing_or_not(
+    small_data: Data, tmp_path: Path, stage: str, recipe: Recipe
 ) -> None:
-    own = load_data(own_classes)
-    base = finished / "base" / "model.pt"
-    for stage in list(STAGES)[1:]:
-        result = run_stage(
-            stage, own, SMALL, output_dir=tmp_path, base=base if stage == "transfer" else None
-        )
-        assert (result["num_classes"], result["classes"]) == (3, [0, 1, 2])
-        assert (result["images_train"], result["images_validation"]) == (32, 8)
-        assert (result["test_accuracy"], result["images_test"]) == (None, 0)
-        folder = tmp_path / "own" / stage
-        assert "Test:" not in (folder / "results.txt").read_text()
-        assert load_model(folder / "model.pt").class_names == {
-            0: "Birch",
-            1: "ash",
-            2: "cedar tree",
-        }
-    features = load_model(base).features.state_dict()
-    for key, value in load_model(tmp_path / "own/transfer/model.pt").features.state_dict().items():
-        assert torch.equal(value, features[key])
+    without = settings_of(small_data, recipe, stage)
+    with_all = {**listed(stage), **without}
+    assert len(with_all) > len(without)
+    check_settings(tmp_path, with_all, without)
+    check_settings(tmp_path, without, with_all)
+    check_settings(tmp_path, without, without)
+    check_settings(tmp_path, with_all, with_all)
 
 
-def test_own_classes_make_a_base_for_others_and_never_for_themselves(
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("schedule", "one-cycle", "schedule {} there, {} now"),
+        ("mirror", True, "mirror {} there, {} now"),
+        ("weight_decay", 0.2, "weight_decay {} there, {} now"),
+        ("shift", 1, "shift {} there, {} now"),
+    ],
+)
+def test_a_value_that_changes_something_is_refused_with_both_values(
+    small_data: Data, tmp_path: Path, name: str, value: object, written: str
+) -> None:
+    plain = settings_of(small_data, ORIGINAL)
+    other = settings_of(small_data, changed(ORIGINAL, {name: value}))
+    for there, now in ((plain, other), (other, plain)):
+        for found in (there, {**listed("base"), **there}):
+            for wanted in (now, {**listed("base"), **now}):
+                values = (found.get(name, NEUTRAL[name]), wanted.get(name, NEUTRAL[name]))
+                with pytest.raises(RunError) as error:
+                    check_settings(tmp_path, found, wanted)
+                assert f"other settings ({written.format(*values)}):" in str(error.value)
+                assert error.value.remedy == {"stage": "base", "restart": True}
+
+
+def test_an_ingredient_that_one_side_does_not_know_makes_another_run(
+    small_data: Data, tmp_path: Path
+) -> None:
+    settings = settings_of(small_data)
+    # What a later version has used and this one does not know: had it changed nothing, it would not
+    # be listed.
+    with pytest.raises(RunError, match=r"\(sharpness 0\.5 there, None now\)"):
+        check_settings(tmp_path, {**settings, "sharpness": 0.5}, settings)
+    # What a later version wants and an older run has not had.
+    with pytest.raises(RunError, match=r"\(sharpness None there, 0\.5 now\)"):
+        check_settings(tmp_path, settings, {**settings, "sharpness": 0.5})
+
+
+def whole_and_begun(data: Data, tmp_path: Path, recipe: Recipe) -> tuple[Path, Path]:
+    """Runs base whole, and elsewhere to the end of its first epoch; returns both folders."""
+    run_stage("base", data, recipe, output_dir=tmp_path / "whole")
+    with pytest.raises(StopError):
+        run_stage("base", data, recipe, output_dir=tmp_path / "begun", log=stop_at("epoch 1/2"))
+    whole, begun = (tmp_path / name / "small.npz" / "base" for name in ("whole", "begun"))
+    return whole, begun
+
+
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+def test_a_run_that_began_with_settings_of_before_goes_on_to_the_same_weights(
+    small_data: Data, tmp_path: Path, recipe: Recipe
+) -> None:
+    recipe = dataclasses.replace(recipe, epochs=2, batch_size=20)
+    whole, folder = whole_and_begun(small_data, tmp_path, recipe)
+    found = load_checkpoint(folder / "last.pt")["settings"]
+    damage_checkpoint(folder, settings={**listed("base"), **found})
+    lines: list[str] = []
+    arguments: dict[str, Any] = {"output_dir": tmp_path / "begun"}
+    result = run_stage("base", small_data, recipe, log=lines.append, **arguments)
+    assert "going on after epoch 1" in lines[0]
+    expected = load_model(whole / "model.pt").state_dict()
+    weights = load_model(folder / "model.pt").state_dict()
+    assert all((weights[key] == value).all() for key, value in expected.items())
+    assert run_stage("base", small_data, recipe, **arguments) == result
+
+
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+def test_a_result_lists_every_value_of_the_recipe(
+    small_data: Data, tmp_path: Path, recipe: Recipe
+) -> None:
+    recipe = dataclasses.replace(recipe, epochs=1)
+    result: dict[str, Any] = {**run_stage("base", small_data, recipe, output_dir=tmp_path)}
+    written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
+    recipe = dataclasses.replace(recipe, mirror=bool(result["mirror"])).for_images(160)
+    assert recipe.mirror is (recipe.name == "tuned")  # as small_data says
+    for name, value in recipe_values("base", recipe).items():
+        assert result[name] == written[name] == value
+    text = (tmp_path / "small.npz" / "base" / "results.txt").read_text()
+    assert f"weight_decay {recipe.weight_decay}" in text
+    assert "precision float32" in text
+
+
+def test_a_run_of_before_these_reading_rules_is_told_plainly(
     own_classes: Path, tmp_path: Path
 ) -> None:
     own = load_data(own_classes)
-    with pytest.raises(RunError, match="there is no base model") as error:
-        run_stage("transfer", own, SMALL, output_dir=tmp_path, base=tmp_path / "none.pt")
-    assert error.value.remedy == {}
-    result = run_stage("base", own, SMALL, output_dir=tmp_path)
-    assert (result["classes"], result["num_classes"]) == ([0, 1, 2], 3)
-    base = tmp_path / "own/base/model.pt"
-    result = run_stage("transfer", own, SMALL, output_dir=tmp_path)
-    assert result["parent_path"] == "cifar10"  # not its own
-    with pytest.raises(RunError, match="was trained on these very images"):
-        run_stage("transfer", own, SMALL, output_dir=tmp_path, base=base)
-    shutil.copytree(own_classes, tmp_path / "others")
-    next((tmp_path / "others/train/ash").iterdir()).unlink()
-    others = load_data(tmp_path / "others")
-    with pytest.warns(RunWarning, match="knows all classes of others by name"):
-        result = run_stage("transfer", others, SMALL, output_dir=tmp_path, base=base)
-    assert (result["parent_stage"], result["data"]) == ("base", "others")
+    now = settings_of(own, stage="scratch")
+    before = {key: value for key, value in now.items() if key != "reading_rules"}
+    before["fingerprint"] = "of pixels"
+    with pytest.raises(RunError) as error:
+        check_settings(tmp_path, before, now)
+    assert (
+        "other settings (made by a version that read image files by other rules): choose another "
+        "output folder, or replace that run"
+    ) in str(error.value)
 
 
-def test_any_classes_may_be_base_or_new(small_npz: Path, tmp_path: Path) -> None:
-    data = load_data(small_npz, base_classes="dog,3,frog", new_classes="ship,2")
-    recipe = dataclasses.replace(TUNED, epochs=30, batch_size=20)
-    results = {s: run_stage(s, data, recipe, output_dir=tmp_path) for s in STAGES}
-    base, transfer = results["base"], results["transfer"]
-    assert (base["classes"], base["num_classes"]) == ([3, 5, 6], 3)
-    assert (transfer["classes"], transfer["num_classes"]) == ([2, 8], 10)
-    for result, images in ((base, 24), (transfer, 16)):
-        folder = tmp_path / "small.npz-356-28" / result["stage"]
-        model = load_model(folder / "model.pt")
-        outputs = [0, 1, 2] if result is base else [2, 8]
-        assert model.class_names == dict(zip(outputs, result["class_names"], strict=True))
-        # The very figure, counted by hand; and what was learned by heart.
-        shares = []
-        for part in data.train_and_validation(result["classes"]):
-            truth = [outputs[result["classes"].index(label)] for label in part.labels]
-            right = int((model(part.images).argmax(1) == torch.tensor(truth)).sum())
-            shares.append(right / len(truth))
-        assert len(truth) == images
-        assert shares[1] == result["val_accuracy"]
-        assert shares[0] > 0.8
-        assert (
-            sum(row[output] for row, output in zip(result["val_confusion"], outputs, strict=True))
-            == right
-        )
-    default = load_data(small_npz)
-    path = tmp_path / "small.npz-356-28/base/model.pt"
-    with pytest.raises(RunError, match=r"was made for classes \[3, 5, 6\] and not for"):
-        run_stage("transfer", default, recipe, output_dir=tmp_path, base=path)
+def test_another_pillow_is_a_warning_and_recorded(own_classes: Path, tmp_path: Path) -> None:
+    own = load_data(own_classes)
+    recipe = dataclasses.replace(SMALL, epochs=2)
+    with pytest.raises(StopError):
+        run_stage("scratch", own, recipe, output_dir=tmp_path, log=stop_at("epoch 1/2"))
+    other = dataclasses.replace(own, software={"pillow": "99.1"})
+    version = own.software["pillow"]
+    with pytest.warns(RunWarning, match=rf"surroundings \(pillow {version} before, 99\.1 now\)"):
+        result = run_stage("scratch", other, recipe, output_dir=tmp_path)
+    assert [part["pillow"] for part in result["surroundings"]] == [version, "99.1"]
+    text = (tmp_path / "own" / "scratch" / "results.txt").read_text()
+    assert f"pillow {version}\n" in text
+    assert "pillow 99.1\n" in text
 
 
-def test_a_base_of_all_classes_leaves_none(small_npz: Path, tmp_path: Path) -> None:
-    data = load_data(small_npz, base_classes="all")
-    result = run_stage("base", data, SMALL, output_dir=tmp_path)
-    assert (result["data"], result["num_classes"], result["images_train"]) == (
-        ("small.npz-all", 10, 320)
-    )
-    for stage in ("transfer", "scratch"):
-        with pytest.raises(ValueError, match=f"there is no stage {stage} on small.npz-all"):
-            run_stage(stage, data, SMALL, output_dir=tmp_path)
-
-
-def test_another_stage_is_a_line_in_the_table(
-    finished: Path, small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("recipe", [SMALL, ORIGINAL], ids=lambda recipe: recipe.name)
+def test_a_file_of_before_that_notes_no_peak_goes_on_to_the_same_weights(
+    small_data: Data, tmp_path: Path, recipe: Recipe
 ) -> None:
-    monkeypatch.setitem(STAGES, "direct", Stage("base", "new", "everything"))
-    monkeypatch.setitem(STAGES, "head", Stage("direct", "new", "the classifier"))
-    shutil.copytree(finished, tmp_path / "small.npz")
-    results = {s: run_stage(s, small_data, SMALL, output_dir=tmp_path) for s in STAGES}
-    assert results["direct"]["num_classes"] == 10
-    assert results["direct"]["parameters_trainable"] == 120_226
-    assert results["head"]["parameters_trainable"] == 103_818
-    first, second = (load_model(tmp_path / f"small.npz/{s}/model.pt") for s in ("direct", "head"))
-    assert torch.equal(*(m.get_parameter("features.conv3.weight") for m in (first, second)))
-    assert not torch.equal(*(m.get_parameter("classifier.linear1.weight") for m in (first, second)))
-    ways = compare(results)["ways"]
-    assert list(ways) == ["transfer", "transfer+finetune", "scratch", "direct", "direct+head"]
+    recipe = dataclasses.replace(recipe, epochs=2, batch_size=20)
+    whole, folder = whole_and_begun(small_data, tmp_path, recipe)
+    state = load_checkpoint(folder / "last.pt")["optimizer"]
+    for group in state["param_groups"]:
+        del group["initial_lr"]
+        group["lr"] *= 0.3  # as the schedule left it
+    damage_checkpoint(folder, optimizer=state)
+    run_stage("base", small_data, recipe, output_dir=tmp_path / "begun")
+    for name in ("model.pt", "last.pt"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()

@@ -1,0 +1,1 @@
+"""People's picture files: which there are, and what is seen in one."""

@@ -1,0 +1,48 @@
+"""The documented layer table of a model."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from cifar_tl.freezing import count_parameters
+from cifar_tl.network import IMAGE_SHAPE, CifarNet
+
+
+class Layer(NamedTuple):
+    """One row of the documented layer table."""
+
+    number: int
+    name: str
+    shape: tuple[int, ...]  # of the output for one image
+    parameters: int
+    trainable: bool  # False also for a layer without parameters
+
+
+def layers(model: CifarNet) -> list[Layer]:
+    """Lists the eight documented layers, with the shapes that they really put out."""
+    rows: list[Layer] = []
+    output = model.preprocess(torch.zeros(1, *IMAGE_SHAPE, device=model.mean.device))
+    with torch.no_grad():
+        for module in (*model.features, *model.classifier):
+            output = module(output)
+            if isinstance(module, nn.ReLU):
+                weighted = max(i for i, row in enumerate(rows) if row.parameters)
+                rows[weighted] = rows[weighted]._replace(name=rows[weighted].name + " + ReLU")
+                continue
+            parameters = count_parameters(module)
+            trainable = count_parameters(module, trainable_only=True) > 0
+            shape = tuple(output.shape[1:])
+            rows.append(Layer(len(rows) + 1, _describe(module), shape, parameters, trainable))
+    return rows
+
+
+def _describe(module: nn.Module) -> str:
+    if isinstance(module, nn.Conv2d):
+        height, width = module.kernel_size
+        return f"Conv {height}x{width}"
+    if isinstance(module, nn.MaxPool2d):
+        return f"MaxPool {module.kernel_size}x{module.kernel_size}"
+    if isinstance(module, nn.Dropout):
+        return f"Dropout {module.p}"
+    return type(module).__name__

@@ -1,0 +1,204 @@
+"""One page to show: the comparison, its pictures and all that it depends on, in a single file."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cifar_tl.checkpoint import outputs_of
+from cifar_tl.experiment.findings import comparison as of_one_seed
+from cifar_tl.experiment.findings import summary as of_several
+from cifar_tl.experiment.findings.results import class_rows, confused_lines, doubt, recipe_line
+from cifar_tl.experiment.stages import STAGES
+from cifar_tl.names import count, printable
+
+# Nothing may be loaded from elsewhere, and nothing can run.
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #ccc; --soft: #f3f3f3; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --line: #555; --soft: #2a2a2a; }} }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
+h1, h2, h3 {{ line-height: 1.2; margin: 1.6em 0 0.5em; break-after: avoid; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; margin: 0.5em 0; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 0.2em 0.7em; border-bottom: 1px solid var(--line); text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }}
+img {{ max-width: 100%; height: auto; background: white; break-inside: avoid; }}
+figure {{ margin: 1em 0; break-inside: avoid; }}
+figcaption, small {{ opacity: 0.8; }}
+code {{ background: var(--soft); padding: 0.1em 0.3em; overflow-wrap: anywhere; }}
+p, li, dd {{ overflow-wrap: anywhere; }}
+dt {{ font-weight: bold; }}
+@media print {{ body {{ max-width: none; font-size: 11px; }} .wide {{ overflow: visible; }} }}
+</style>
+</head>
+<body>
+"""
+
+_STAGE_WORDS = {
+    "base": "The network learns the old classes.",
+    "transfer": "The base model's convolutional layers are frozen; only a new classifier learns.",
+    "finetune": "The transfer model goes on, with nothing frozen.",
+    "scratch": "The control: the same network learns from fresh weights.",
+}
+_PICTURES = {  # what each shows, for those who cannot see it
+    "comparison.png": "Validation accuracy against seconds of training, for transfer, transfer and "
+    "finetuning, and training from scratch",
+    "images.png": "Validation accuracy against the number of labelled training images, for the "
+    "same three ways",
+    "curves.png": "Loss and accuracy by epoch, on training and validation images",
+    "confusion.png": "Which class is taken for which, in percent of each class's validation images",
+    "samples.png": "Validation images with predicted and true class, the most confident mistakes "
+    "first",
+}
+
+
+def report(
+    comparison: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+    pictures: Mapping[str, bytes],
+    command: str,
+) -> str:
+    """Writes the page, in HTML that needs nothing else: no other file, no network, no script.
+
+    Args:
+        comparison: The content of ``comparison.json``, from `compare` or `summarize`.
+        results: The content of ``result.json`` of each stage, of the first of several seeds and
+            the largest of several fractions.
+        pictures: PNG files by name: ``comparison.png``, ``images.png``, ``transfer/samples.png``
+            and the like, as far as there are any.
+        command: What made all this.
+    """
+    title = f"What transfer saves and costs: {printable(comparison['data'])}"
+    parts = [
+        _HEAD.format(title=html.escape(title)),
+        f"<h1>{html.escape(title)}</h1>\n",
+        *_question(comparison, results),
+        *_comparison(comparison),
+        *(_figure(pictures, name, name) for name in ("comparison.png", "images.png")),
+    ]
+    if not pictures:
+        parts.append(
+            "<p>There are no pictures: <code>pip install matplotlib</code>, then the same command "
+            "again.</p>\n"
+        )
+    for stage, result in results.items():
+        parts += _stage(stage, result, pictures)
+    parts += _circumstances(results, command)
+    return "".join(parts) + "</body>\n</html>\n"
+
+
+def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    scratch = results["scratch"]
+    old = results.get("base", {}).get("class_names")
+    names = _listed(scratch["class_names"])
+    start = f"a small network that knows {_listed(old)}" if old else "a base model of other classes"
+    if not old and (path := results["transfer"].get("parent_path")):
+        start += f", <code>{_text(path)}</code>"
+    notes = "".join(f"<li>{_text(note)}</li>\n" for note in scratch.get("data_notes", ()))
+    return [
+        f"<p>How much does {start} help to learn new classes: {names}? Data: "
+        f"{_text(comparison['data_description'])}, {scratch['images_train']:,} training, "
+        f"{scratch['images_validation']:,} validation and {scratch['images_test']:,} test images "
+        f"of the new classes. {_seeds(comparison)}</p>\n",
+        f"<p>About the data:</p>\n<ul>\n{notes}</ul>\n" if notes else "",
+    ]
+
+
+def _seeds(comparison: Mapping[str, Any]) -> str:
+    if "seeds" not in comparison:
+        return f"One run, seed {comparison['seed']}."
+    seeds = comparison["seeds"]
+    return f"{count(len(seeds), 'seed')}, from {seeds[0]} on."
+
+
+def _comparison(comparison: Mapping[str, Any]) -> list[str]:
+    if "sizes" not in comparison:
+        stages = comparison["stages"]
+        lines = [" ".join(lines) for lines in of_one_seed.way_sentences(comparison)]
+        lines += of_one_seed.first_layer_lines(stages["scratch"]["parameters_frozen"])
+        return [_table(of_one_seed.stage_rows(stages)), _paragraphs(lines)]
+    parts = []
+    for size in comparison["sizes"]:
+        parts += [
+            f"<h2>{size['images_train']:,} training images of the new classes</h2>\n",
+            _table(of_several.way_rows(size["ways"])),
+            _paragraphs(of_several.difference_lines(size, len(comparison["seeds"]))),
+            _paragraphs(of_one_seed.first_layer_lines(size["scratch_frozen"])),
+            _table(of_several.seed_rows(comparison["seeds"], size["ways"])),
+        ]
+    return [
+        *parts,
+        "<p><small>Accuracies and seconds: means and standard deviations; differences: means and "
+        "standard errors, seed by seed.</small></p>\n",
+    ]
+
+
+def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> list[str]:
+    names = result["class_names"]
+    outputs = outputs_of(result["classes"], result["num_classes"])
+    tested = result["test_accuracy"]
+    return [
+        f"<h2>{_text(stage)}</h2>\n<p>{_STAGE_WORDS.get(stage, '')} Seed {result['seed']}: "
+        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}"
+        + ("" if tested is None else f", test accuracy {tested:.2%}")
+        + f", {result['seconds_total']:.1f} s in all.</p>\n",
+        _table(class_rows(result["val_confusion"], outputs, names)),
+        _paragraphs(["; ".join(confused_lines(result["val_confusion"], outputs, names))]),
+        *(
+            _figure(pictures, f"{stage}/{name}", name)
+            for name in ("curves.png", "confusion.png", "samples.png")
+        ),
+    ]
+
+
+def _circumstances(results: Mapping[str, Mapping[str, Any]], command: str) -> list[str]:
+    environment = results["scratch"]["environment"]
+    settings = {stage: recipe_line(result) for stage, result in results.items()}
+    machine = ", ".join(f"{key} {value}" for key, value in environment.items())
+    listed = {**settings, "machine and versions": machine}
+    return [
+        f"<h2>How it was made</h2>\n<p><code>{_text(command)}</code></p>\n<dl>\n",
+        *(f"<dt>{_text(key)}</dt>\n<dd>{_text(value)}</dd>\n" for key, value in listed.items()),
+        "</dl>\n<p><small>Validation images choose, test images are used once, at the end. Times "
+        "compare only if nothing else ran on the machine.</small></p>\n",
+    ]
+
+
+def _figure(pictures: Mapping[str, bytes], path: str, name: str) -> str:
+    if path not in pictures:
+        return ""
+    encoded = base64.b64encode(pictures[path]).decode("ascii")
+    stage = path.partition("/")[0] if path != name else ""
+    alt = f"{stage}: {_PICTURES[name]}" if stage in STAGES else _PICTURES[name]
+    return (
+        f'<figure><img alt="{_text(alt)}" src="data:image/png;base64,{encoded}">'
+        f"<figcaption>{_text(alt)}</figcaption></figure>\n"
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = ["".join(f"<th>{_text(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in body]
+    inner = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table>\n{inner}\n</table></div>\n'
+
+
+def _paragraphs(lines: Sequence[str]) -> str:
+    return "".join(f"<p>{_text(line)}</p>\n" for line in lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(_text(name) for name in names)
+
+
+def _text(text: object) -> str:
+    return html.escape(printable(str(text)))

@@ -1,0 +1,407 @@
+"""Pictures of finished runs, drawn from their files with matplotlib, an optional extra.
+
+Colours are those of Okabe and Ito (2008, "Color Universal Design"), which colour-blind people can
+tell apart; lines differ in markers and dashes, too, so that they can be told apart in grey.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cifar_tl.checkpoint import load_model, outputs_of
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
+from cifar_tl.data.examples import Data, renumber
+from cifar_tl.disk import locked, write_atomically
+from cifar_tl.evaluation import extract_features
+from cifar_tl.experiment import stages
+from cifar_tl.experiment.folder import HistoryRow, read_history
+from cifar_tl.names import printable
+from cifar_tl.network import CifarNet
+from cifar_tl.training import EpochRecord
+
+BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#777777"
+STYLES: dict[str, dict[str, Any]] = {  # of the ways to a model of the new classes, by its stage
+    "transfer": {"color": BLUE, "marker": "o"},
+    "finetune": {"color": ORANGE, "marker": "^"},
+    "scratch": {"color": BLACK, "marker": "s"},
+}
+# Validation accuracy and seconds of the documented run: its transfer, and its base before that.
+DOCUMENTED_ACCURACY, DOCUMENTED_SECONDS, DOCUMENTED_BASE_SECONDS = 0.7606, 409, 974
+SAMPLES = (5, 8)  # rows and columns
+DOTS_PER_INCH = 120
+SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+
+
+def draw_stage(folder: Path, data: Data) -> None:
+    """Draws the pictures of a finished stage into its folder, over those that are there."""
+    result, rows = _read(folder)
+    model = load_model(folder / stages.MODEL)
+    _, validation = data.train_and_validation(result["classes"])
+    outputs = outputs_of(result["classes"], result["num_classes"])
+    logits = extract_features(model, validation.images)[:, outputs]
+    labels = renumber(validation.labels, result["classes"], range(len(outputs)))
+    names = result["class_names"]
+    title = f"{result['stage']} on {printable(result['data'])}"
+    with _drawing(), locked(folder, wait=True):
+        figures = (
+            curves(rows, title),
+            confusion(result["val_confusion"], outputs, names, title),
+            samples(validation.images, labels, logits, names, title),
+            filters(model, title),
+        )
+        for name, figure in zip(stages.PICTURES, figures, strict=True):
+            save(figure, folder / name)
+
+
+def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> None:
+    """Draws the comparison of some stages, of one seed or several, into the data's folder.
+
+    A folder of a base may be there that has nothing to do with the others: it is not among them.
+    """
+    read = [{stage: _read(place.of(stage)) for stage in names} for place in places]
+    result = read[0]["scratch"][0]
+    histories = {
+        stage: [found[stage][1] for found in read] for stage in read[0] if stages.way_to(stage)
+    }
+    bases = [found["base"][0]["seconds_total"] for found in read if "base" in found]
+    is_documented = (
+        result["train_fraction"] == 1
+        and result["classes"] == list(NEW_CLASSES)
+        and tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
+    )
+    seeds = f"seed {result['seed']}" if len(places) == 1 else f"{len(places)} seeds"
+    title = (
+        f"{printable(result['data'])}, recipe {result['recipe']}, {seeds}, "
+        f"{result['images_train']:,} images"
+    )
+    folder = places[0].folder
+    with _drawing(), locked(folder, wait=True):
+        figure = comparison(
+            histories,
+            statistics.mean(bases) if bases else None,
+            title,
+            seconds_reading=result.get("seconds_reading", 0.0),  # runs of before lack it
+            documented=is_documented,
+        )
+        save(figure, folder / stages.COMPARISON_PICTURES[0])
+
+
+def draw_images(folder: Path) -> None:
+    """Draws accuracy against the number of images into the data's folder, by its comparison."""
+    content = json.loads((folder / stages.COMPARISON[0]).read_text(encoding="utf-8"))
+    with _drawing(), locked(folder, wait=True):
+        figure = images(content["sizes"], f"{printable(content['data'])}, {content['recipe']}")
+        save(figure, folder / stages.COMPARISON_PICTURES[1])
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG file, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    write_atomically(path, buffer.getvalue())
+
+
+def curves(records: Sequence[EpochRecord], title: str) -> Figure:
+    """Draws loss and accuracy by epoch, training and validation."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, 2)
+    epochs = [record.epoch for record in records]
+    for part, name, style in (
+        ("train", "training (with dropout, while weights move)", {"color": ORANGE, "marker": "^"}),
+        ("val", "validation", {"color": BLUE, "marker": "o"}),
+    ):
+        if len(epochs) > 30:
+            style["marker"] = ""
+        style["linestyle"] = "--" if part == "train" else "-"
+        losses = [getattr(record, f"{part}_loss") for record in records]
+        accuracies = [getattr(record, f"{part}_accuracy") for record in records]
+        axes[0].plot(epochs, losses, label=name, **style)
+        axes[1].plot(epochs, accuracies, label=name, **style)
+    axes[0].set_ylabel("loss (cross-entropy)")
+    label_accuracy(axes[1], "accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        plain(ax)
+    return figure
+
+
+def confusion(
+    counts: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str], title: str
+) -> Figure:
+    """Draws which class is taken for which, in percent of each class.
+
+    ``counts`` has a row for each class, whose output is at the same place, and a column for each
+    output of the model.
+    """
+    table = torch.tensor(counts, dtype=torch.float64)
+    columns = [_short(name, 20) for name in names]
+    shown = table[:, list(outputs)]
+    others = table.sum(1, keepdim=True) - shown.sum(1, keepdim=True)
+    if others.any():  # outputs that were never trained
+        shown, columns = torch.cat([shown, others], 1), [*columns, "another output"]
+    shares = 100 * shown / table.sum(1, keepdim=True).clamp_min(1)
+    size = min(2.2 + 0.62 * len(names), 12)
+    figure = Figure(figsize=(size + 0.5, size), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    for row, values in enumerate(shares.tolist() if len(names) <= 20 else ()):
+        for column, share in enumerate(values):
+            text = f"{share:.0f}" if share >= 0.5 else ""
+            color = "white" if share > 55 else "black"
+            ax.text(column, row, text, ha="center", va="center", color=color)
+    step = math.ceil(len(columns) / 60)  # more names than that could not be read
+    places = range(0, len(columns), step)
+    small: dict[str, Any] = {"fontsize": 10 if len(columns) <= 20 else 6}
+    slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(places, columns[::step], **slanted, **small)
+    ax.set_yticks(places[: len(names)], columns[: len(names) : step], **small)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    ax.set_title(f"{title}\nvalidation, percent of each class", fontsize="medium")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return figure
+
+
+def samples(
+    images: Tensor, labels: Tensor, logits: Tensor, names: Sequence[str], title: str
+) -> Figure:
+    """Draws images with predicted and true names: mistakes in orange, the most confident first.
+
+    If there is room, the least certain of the right answers follow in blue. Images are uint8
+    ``(N, 3, 32, 32)``, labels ``(N,)`` are columns of the logits ``(N, K)``.
+    """
+    confidences, predicted = logits.double().softmax(1).max(1)
+    mistaken = predicted != labels
+    order = torch.where(mistaken, -1 - confidences, confidences).argsort()
+    columns = SAMPLES[1]
+    chosen = order[: SAMPLES[0] * columns].tolist()
+    rows = math.ceil(len(chosen) / columns)
+    figure = Figure(figsize=(1.15 * columns, 1.5 * rows + 0.6))
+    counted = f"{int(mistaken.sum()):,} of {len(labels):,} validation images are mistaken"
+    figure.suptitle(f"{title}: {counted}\n(predicted class, its probability, true class)")
+    ax = figure.add_axes((0.01, 0, 0.98, 1 - 0.6 / figure.get_figheight()))
+    corners = _tiles(ax, images[chosen], columns, gap=0.08, gap_above=0.4)
+    for (left, top), number in zip(corners, chosen, strict=True):
+        name, truth = (_short(names[int(which[number])]) for which in (predicted, labels))
+        text = f"{name} {confidences[number]:.0%}\ntrue: {truth}"
+        color = ORANGE if mistaken[number] else BLUE
+        ax.text(left + 0.5, top - 0.04, text, ha="center", va="bottom", fontsize=8, color=color)
+    return figure
+
+
+def filters(model: CifarNet, title: str) -> Figure:
+    """Draws the kernels of the first layer; grey is zero, the largest weight has full colour."""
+    kernels = model.get_parameter("features.conv1.weight").detach()
+    scaled = 0.5 + kernels / kernels.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12) / 2
+    columns = 8
+    figure = Figure(figsize=(columns, math.ceil(len(kernels) / columns) + 0.5))
+    figure.suptitle(f"{title}: first-layer kernels, grey is zero")
+    ax = figure.add_axes((0.01, 0.01, 0.98, 0.98 - 0.5 / figure.get_figheight()))
+    _tiles(ax, scaled, columns, gap=0.1)
+    return figure
+
+
+def comparison(
+    histories: Mapping[str, Sequence[Sequence[HistoryRow]]],
+    seconds_base: float | None,
+    title: str,
+    *,
+    seconds_reading: float = 0.0,
+    documented: bool = False,
+) -> Figure:
+    """Draws validation accuracy against time for transfer, transfer and finetuning, and scratch.
+
+    Args:
+        histories: The epochs of the stages on the new classes, in their order, for each seed.
+        seconds_base: How long the base model took, or None if it was there before.
+        title: What they are of.
+        seconds_reading: What each stage's time has of reading, which is needed only once.
+        documented: Mark the documented result.
+    """
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    ax = figure.subplots()
+    ways: dict[str, list[tuple[float, float]]] = {}  # to each stage, on from the one before it
+    for stage, of_seeds in histories.items():
+        rows = _mean(of_seeds)
+        before = [ways[other][-1] for other in stages.way_to(stage)[-2:-1]]
+        start = before[0][0] - seconds_reading if before else 0.0
+        ways[stage] = before + [
+            (row.seconds_total_so_far + start, row.val_accuracy) for row in rows
+        ]
+    names = {stage: "+".join(stages.way_to(stage)) for stage in ways}
+    styles: dict[str, dict[str, Any]] = {}
+    for stage, points in ways.items():
+        accuracy = f"{points[-1][1]:.1%}{_draw_spread(ax, stage, points, histories[stage])}"
+        last = f"{accuracy} in {_seconds(points[-1][0])}"
+        styles[stage] = {**STYLES.get(stage, {}), "markevery": math.ceil(len(points) / 20)}
+        ax.plot(*zip(*points, strict=True), label=f"{names[stage]}: {last}", **styles[stage])
+    first = _mean(histories["transfer"])[0]
+    features_end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
+    features = (features_end - first.seconds_features_so_far, features_end)
+    low = min(accuracy for points in ways.values() for _, accuracy in points)
+    computed = f"transfer's features, computed once: {_seconds(features[1] - features[0])}"
+    bar: dict[str, Any] = {"color": BLUE, "linewidth": 6, "alpha": 0.4, "solid_capstyle": "butt"}
+    ax.plot(features, (low, low), label=computed, **bar)
+    if seconds_base is not None:
+        ax.axvline(seconds_base, color=GREY, linestyle=":", linewidth=1)
+        trained = f"base trained: {_seconds(seconds_base)}"
+        at_foot = (seconds_base, ax.get_ylim()[0])
+        ax.annotate(trained, at_foot, xytext=(-11, 4), **SMALL, color=GREY, rotation=90)
+        for stage in (stage for stage in ways if stages.takes_base(stages.way_to(stage)[0])):
+            start = seconds_base - seconds_reading
+            later = [(start + seconds, accuracy) for seconds, accuracy in ways[stage]]
+            label = f"{names[stage]}, and its base before: {_seconds(later[-1][0])}"
+            hollow: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"}
+            ax.plot(*zip(*later, strict=True), label=label, **styles[stage], **hollow)
+    ax.set_xlim(0)
+    if documented:
+        _mark_documented(ax)
+    ax.set_xlabel("seconds to the end of each epoch, from the start, reading and features included")
+    label_accuracy(ax, "validation accuracy, new classes")
+    ax.set_title(f"What transfer saves and costs: {title}")
+    plain(ax)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _mean(histories: Sequence[Sequence[HistoryRow]]) -> list[HistoryRow]:
+    """Averages the epochs of several seeds."""
+    names = [field.name for field in dataclasses.fields(HistoryRow)]
+    return [
+        HistoryRow(**{name: statistics.mean(getattr(row, name) for row in rows) for name in names})
+        for rows in zip(*histories, strict=True)
+    ]
+
+
+def _draw_spread(
+    ax: Axes,
+    stage: str,
+    points: Sequence[tuple[float, float]],
+    histories: Sequence[Sequence[HistoryRow]],
+) -> str:
+    """Draws the standard deviation over the seeds around a stage's epochs; returns the last."""
+    if len(histories) == 1:
+        return ""
+    spreads = [
+        statistics.stdev(row.val_accuracy for row in rows) for rows in zip(*histories, strict=True)
+    ]
+    own = points[-len(spreads) :]  # the first may be the end of the stage before it
+    seconds = [second for second, _ in own]
+    low, high = (
+        [accuracy + sign * spread for (_, accuracy), spread in zip(own, spreads, strict=True)]
+        for sign in (-1, 1)
+    )
+    style = {"color": STYLES.get(stage, {}).get("color", GREY)}
+    ax.fill_between(seconds, low, high, alpha=0.15, linewidth=0, **style)
+    return f" +- {100 * spreads[-1]:.1f}"
+
+
+def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draws validation accuracy against the number of labelled training images.
+
+    ``sizes`` are those of `summarize`; drawn are means and standard deviations.
+    """
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    ax = figure.subplots()
+    numbers = [size["images_train"] for size in sizes]
+    for stage, style in STYLES.items():
+        way = "+".join(stages.way_to(stage))
+        found = [size["ways"][way]["val_accuracy"] for size in sizes]
+        spreads = [accuracy["deviation"] or 0 for accuracy in found]
+        means = [accuracy["mean"] for accuracy in found]
+        ax.errorbar(numbers, means, spreads, label=way, capsize=3, **style)
+    ax.set_xscale("log")
+    ax.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.set_xlabel("labelled training images of the new classes (logarithmic)")
+    label_accuracy(ax, "validation accuracy")
+    ax.set_title(f"Where transfer pays: {title}")
+    ax.legend(frameon=False, loc="lower right")
+    plain(ax)
+    return figure
+
+
+def _mark_documented(ax: Axes) -> None:
+    """Marks the documented result, at the right edge if it lies beyond it."""
+    seconds = min(DOCUMENTED_SECONDS, ax.get_xlim()[1])
+    marker = "*" if seconds == DOCUMENTED_SECONDS else ">"
+    place = (seconds, DOCUMENTED_ACCURACY)
+    ax.plot(*place, color=BLUE, marker=marker, markersize=9, clip_on=False)
+    total = DOCUMENTED_SECONDS + DOCUMENTED_BASE_SECONDS
+    mark = (
+        f"documented transfer: {DOCUMENTED_ACCURACY:.1%}\n"
+        f"in {DOCUMENTED_SECONDS} s, {total:,} s with its base"
+    )
+    ax.annotate(mark, place, xytext=(-8, 0), **SMALL, color=BLUE, ha="right", va="center")
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[HistoryRow]]:
+    result = json.loads((folder / stages.RESULT).read_text(encoding="utf-8"))
+    return result, read_history(folder / stages.HISTORY, result["epochs"])
+
+
+def _tiles(
+    ax: Axes, images: Tensor, columns: int, *, gap: float, gap_above: float | None = None
+) -> list[tuple[float, float]]:
+    """Shows images ``(N, 3, height, width)`` in rows, each one unit wide; returns their corners."""
+    above = gap if gap_above is None else gap_above
+    corners = [
+        (place % columns * (1 + gap), place // columns * (1 + above))
+        for place in range(len(images))
+    ]
+    for (left, top), image in zip(corners, images, strict=True):
+        ax.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + 1, top))
+    rows = math.ceil(len(images) / columns)
+    ax.set_xlim(0, columns * (1 + gap) - gap)
+    ax.set_ylim(rows * (1 + above) - above, gap - above)
+    ax.set_axis_off()
+    return corners
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.{0 if seconds >= 9.95 else 1}f} s"
+
+
+def _short(name: str, most: int = 14) -> str:
+    name = printable(name)
+    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
+
+
+def label_accuracy(ax: Axes, label: str) -> None:
+    """Labels the vertical axis, after the data is there: it ends at 100 %."""
+    ax.set_ylabel(label)
+    ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+    ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
+
+
+def plain(ax: Axes) -> None:
+    """Leaves of the frame only two axes and a light grid."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """The names of classes and folders may hold any character, dollar signs among them."""
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # shown as boxes
+        yield

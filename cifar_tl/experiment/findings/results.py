@@ -1,0 +1,290 @@
+"""What a stage's results say, for people and for programs."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from cifar_tl.checkpoint import outputs_of
+from cifar_tl.experiment.findings.layers import Layer
+from cifar_tl.experiment.findings.uncertainty import wilson_interval
+from cifar_tl.names import numbered, printable
+from cifar_tl.recipe import Recipe
+from cifar_tl.training import EpochRecord
+
+FEW_IMAGES = 1000  # fewer make an accuracy uncertain by some points
+
+
+class StageResult(TypedDict, total=False):
+    """The content of ``result.json``: what a stage was and what came out; and its recipe's values.
+
+    ``val_confusion`` has a row for each class and a column for each output. Accuracies are
+    fractions, None without images; seconds of reading are those of the last run alone.
+    """
+
+    stage: str
+    data: str
+    data_description: str
+    data_notes: list[str]
+    classes: list[int]
+    class_names: list[str]
+    fingerprint: str
+    parent_stage: str | None
+    parent: str | None
+    parent_path: str | None
+    recipe: str
+    optimizer: str
+    lr: float
+    schedule: str
+    normalize: bool
+    first_layer: str
+    mirror: bool
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    momentum: float
+    warmup: float
+    precision: str
+    dropout: float | None
+    shift: int
+    seed: int
+    train_fraction: float
+    num_classes: int
+    images_train: int
+    images_validation: int
+    images_test: int
+    parameters_total: int
+    parameters_trainable: int
+    val_accuracy: float
+    val_loss: float
+    val_confusion: list[list[int]]
+    val_class_accuracies: list[float | None]
+    val_most_confused: list[tuple[str, str, float]]
+    test_accuracy: float | None
+    test_loss: float | None
+    seconds_train: float
+    seconds_validation: float
+    seconds_features: float
+    seconds_reading: float
+    seconds_total: float
+    environment: dict[str, Any]
+    surroundings: list[dict[str, Any]]
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """Says in one line what happened in one of so many epochs."""
+    return (
+        f"epoch {record.epoch:{len(str(epochs))}}/{epochs}"
+        f"  training: loss {record.train_loss:.4f}, accuracy {record.train_accuracy:7.2%}"
+        f"  validation: loss {record.val_loss:.4f}, accuracy {record.val_accuracy:7.2%}"
+        f"  {record.seconds_train:.2f} s + {record.seconds_validation:.2f} s"
+    )
+
+
+def is_shown(epoch: int, epochs: int) -> bool:
+    """Tells whether a person wants to see an epoch: the first, about twenty more, and the last."""
+    return epoch in (1, epochs) or epoch % math.ceil(epochs / 20) == 0
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Says in one line what came out of a stage, by the content of its ``result.json``."""
+    accuracy = result["test_accuracy"]
+    tested = "no test images" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    return (
+        f"{result['stage']} on {printable(result['data'])}: "
+        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}, "
+        f"{tested}, {result['seconds_total']:.1f} s in all"
+    )
+
+
+def doubt(result: Mapping[str, Any]) -> str:
+    """Says how uncertain the validation accuracy is, where few images judge."""
+    if result["images_validation"] >= FEW_IMAGES:
+        return ""
+    low, high = wilson_interval(result["val_accuracy"], result["images_validation"])
+    return f" ({low:.0%} to {high:.0%}: {result['images_validation']} images)"
+
+
+def results_text(
+    result: Mapping[str, Any], records: Sequence[EpochRecord], layers: Sequence[Layer]
+) -> str:
+    """Writes the report of one stage by the content of its ``result.json``."""
+    lines = [
+        *_what_was_trained(result),
+        "",
+        *_layer_lines(result, layers),
+        "",
+        *(epoch_line(record, result["epochs"]) for record in records),
+        "(training figures are those seen while training, with dropout and shifts, if any; "
+        "times are training + validation)",
+        "",
+        *_what_came_out(result),
+        "",
+        f"Total time {result['seconds_total']:.1f} s: training {result['seconds_train']:.1f} s, "
+        f"validation {result['seconds_validation']:.1f} s,",
+        f"frozen features {result['seconds_features']:.1f} s, the rest reading, testing, saving",
+        *_what_it_was_measured_with(result),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
+    classes = dict(zip(result["classes"], result["class_names"], strict=True))
+    return [
+        f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
+        recipe_line(result),
+        f"Seed {result['seed']}",
+        *_where_it_started(result),
+        f"Classes {numbered(classes)}",
+        f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
+        f"{result['images_test']:,} test images",
+        *(
+            f"NOTE: {printable(note)}" for note in result.get("data_notes", ())
+        ),  # runs of before have none
+    ]
+
+
+def recipe_line(result: Mapping[str, Any]) -> str:
+    """Lists the values that a stage used of its recipe."""
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name in result]
+    return f"Recipe {result['recipe']}: {', '.join(f'{name} {result[name]}' for name in names)}"
+
+
+def _where_it_started(result: Mapping[str, Any]) -> list[str]:
+    if not result.get("parent_path"):  # runs of before do not say it
+        return []
+    return [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
+
+
+def _layer_lines(result: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
+    table = [("#", "layer", "output", "parameters", "trained")]
+    for layer in layers:
+        trained = "" if layer.parameters == 0 else "yes" if layer.trainable else "no, frozen"
+        shape = " x ".join(map(str, layer.shape))
+        table.append((str(layer.number), layer.name, shape, f"{layer.parameters:,}", trained))
+    total, trainable = result["parameters_total"], result["parameters_trainable"]
+    return [
+        *align(table, "><<><"),
+        f"{total:,} parameters: {trainable:,} trained, {total - trainable:,} frozen",
+    ]
+
+
+def _what_came_out(result: Mapping[str, Any]) -> list[str]:
+    classes, names = result["classes"], result["class_names"]
+    outputs = outputs_of(classes, result["num_classes"])
+    lines = []
+    for name, key in (("Validation", "val"), ("Test", "test")):
+        if images := result[f"images_{'validation' if key == 'val' else key}"]:
+            accuracy = result[f"{key}_accuracy"]
+            low, high = wilson_interval(accuracy, images)
+            lines.append(
+                f"{f'{name}:':12}accuracy {accuracy:.2%}, loss {result[f'{key}_loss']:.4f}; "
+                f"so many images leave {low:.1%} to {high:.1%} possible (*)"
+            )
+    lines.append("(*) the interval of 95 % of Wilson (1927), for other images of the same kind")
+    lines += ["", *class_lines(result["val_confusion"], outputs, names)]
+    if result["num_classes"] > len(classes):
+        lines.append(
+            f"The model has {result['num_classes']} outputs, but knows only the {len(classes)} "
+            "classes above."
+        )
+    return lines
+
+
+def _what_it_was_measured_with(result: Mapping[str, Any]) -> list[str]:
+    lines = ["Measured with"]
+    lines += [f"  {key}: {value}" for key, value in result["environment"].items()]
+    if len(result["surroundings"]) > 1:
+        lines += [
+            f"  from epoch {part['from_epoch']} on: "
+            + ", ".join(f"{key} {value}" for key, value in part.items() if key != "from_epoch")
+            for part in result["surroundings"]
+        ]
+    return lines
+
+
+def class_accuracies(
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int]
+) -> list[float | None]:
+    """Computes the accuracy of each class, None for a class without images.
+
+    ``confusion`` has a row of counts for each class, whose output is at the same place, and a
+    column for each output of the model.
+    """
+    return [
+        row[output] / sum(row) if sum(row) else None
+        for row, output in zip(confusion, outputs, strict=True)
+    ]
+
+
+def most_confused(
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str], most: int = 3
+) -> list[tuple[str, str, float]]:
+    """Finds which classes are taken for which most often; see `class_accuracies`.
+
+    Returns:
+        The true class, the predicted one, and the fraction of the true one's images.
+    """
+    named = dict(zip(outputs, names, strict=True))
+    shares = [
+        (count / sum(row), name, named.get(column, f"output {column}"))
+        for row, output, name in zip(confusion, outputs, names, strict=True)
+        for column, count in enumerate(row)
+        if column != output and count
+    ]
+    return [(name, other, share) for share, name, other in sorted(shares, reverse=True)[:most]]
+
+
+def class_lines(
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
+) -> list[str]:
+    """Says how well each class is known, and which are taken for which most often."""
+    rows = class_rows(confusion, outputs, names)
+    return align(rows, "<>>") + confused_lines(confusion, outputs, names)
+
+
+def class_rows(
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Lists the number of images and the accuracy of each class, below a head."""
+    rows = [("class", "images", "accuracy")]
+    accuracies = class_accuracies(confusion, outputs)
+    for name, row, accuracy in zip(names, confusion, accuracies, strict=True):
+        rows.append((name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}"))
+    return rows
+
+
+def confused_lines(
+    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
+) -> list[str]:
+    """Says which classes are taken for which most often."""
+    return [
+        f"{share:.1%} of {printable(name)} are taken for {printable(other)}"
+        for name, other, share in most_confused(confusion, outputs, names)
+    ]
+
+
+def table(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
+    """Makes a table in Markdown, to be pasted into a report; see `align`."""
+    lines = [f"| {line} |" for line in align(rows, alignments, between=" | ", strip=False)]
+    rules = [
+        f"{'-' * (len(cell) - 1)}{'-' if alignment == '<' else ':'}"
+        for cell, alignment in zip(lines[0][2:-2].split(" | "), alignments, strict=True)
+    ]
+    return [lines[0], f"| {' | '.join(rules)} |", *lines[1:]]
+
+
+def align(
+    rows: Sequence[Sequence[str]], alignments: str, between: str = "  ", *, strip: bool = True
+) -> list[str]:
+    """Makes lines of a table's rows; ``alignments`` has ``<`` or ``>`` for each column."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        between.join(
+            f"{cell:{alignment}{width}}"
+            for cell, alignment, width in zip(row, alignments, widths, strict=True)
+        )
+        for row in rows
+    ]
+    return [line.rstrip() for line in lines] if strip else lines

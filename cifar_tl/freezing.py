@@ -1,0 +1,119 @@
+"""Freeze a part of any module; make a transfer model from a base model."""
+
+import copy
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import nn
+
+from cifar_tl.network import CifarNet
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | None = None) -> Module:
+    """Makes a transfer model: everything of a base model frozen, under a new classifier.
+
+    The base model is left as it is: it is copied.
+
+    Args:
+        base: A `CifarNet`, a model of timm, or any other.
+        num_classes: Number of outputs of the new classifier.
+        classifier: For a model without ``reset_classifier``: the name of its last layer, a
+            ``Linear``, such as ``"fc"`` of a torchvision ResNet.
+
+    Returns:
+        A model of the same class and in the same mode, in which only the new classifier is trained.
+
+    Raises:
+        ValueError: If it is not to be known what the classifier is.
+    """
+    model = copy.deepcopy(base)
+    if isinstance(model, CifarNet):  # both are of what the base was trained on
+        model.class_names, model.white = {}, {}
+    new: Any
+    if isinstance(model, CifarNet) and classifier is None:
+        model.reset_classifier(num_classes)
+        freeze(model.features)
+        return model
+    if classifier is not None:
+        new = _replace_linear(model, classifier, num_classes)
+        if hasattr(model, "num_classes"):
+            model.num_classes = num_classes  # type: ignore[assignment]
+    elif hasattr(model, "reset_classifier"):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+        new = model.get_classifier()  # type: ignore[operator]
+    else:
+        raise ValueError(
+            f"{type(base).__name__} does not say what its classifier is: name its last layer, such "
+            'as classifier="fc"'
+        )
+    freeze(model)
+    for part in new if isinstance(new, tuple | list) else (new,):  # distilled models have two
+        unfreeze(part)
+    model.train(base.training)
+    return model
+
+
+def _replace_linear(model: nn.Module, name: str, num_classes: int) -> nn.Module:
+    parent, _, last = name.rpartition(".")
+    old = dict(model.named_modules()).get(name)
+    if not isinstance(old, nn.Linear):
+        linear = [known for known, part in model.named_modules() if isinstance(part, nn.Linear)]
+        what = "is missing" if old is None else f"is a {type(old).__name__}"
+        raise ValueError(
+            f"the classifier {name!r} {what}: name a Linear, such as {linear[-1:] or 'none here'}"
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    new.to(old.weight.device, old.weight.dtype)
+    setattr(model.get_submodule(parent), last, new)
+    return new
+
+
+def freeze(module: Module) -> Module:
+    """Freezes a module in place: no gradients, and evaluation mode that survives ``train()``.
+
+    Evaluation mode matters for layers that change or draw when they train, such as batch
+    normalisation and dropout. All modules inside are frozen with it, and so are copies. `unfreeze`
+    undoes it, and so does whoever makes parameters trainable again: whether a part is frozen, that
+    is, has no trainable parameter, is looked at when ``train()`` is called. A part without any
+    parameters follows the one that holds it, unless it has statistics and was frozen by itself.
+
+    Returns:
+        The same module.
+    """
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None  # an optimizer would still apply a stale gradient
+    for submodule in module.modules():
+        submodule.eval()
+        # A partial, unlike a closure, follows the module when it is copied or pickled.
+        submodule.__dict__["train"] = partial(_train_unless_frozen, submodule, False)
+    if next(module.parameters(), None) is None and next(module.buffers(), None) is not None:
+        # Only statistics, such as of a batch normalisation without weights.
+        module.__dict__["train"] = partial(_train_unless_frozen, module, True)
+    return module
+
+
+def unfreeze(module: Module) -> Module:
+    """Undoes `freeze` in place; the module stays in evaluation mode until ``train()`` is called."""
+    module.requires_grad_(True)
+    for submodule in module.modules():
+        submodule.__dict__.pop("train", None)
+    return module
+
+
+def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
+    """Counts the scalar weights of a module, those that are frozen included unless told not to."""
+    counted = [p for p in module.parameters() if p.requires_grad or not trainable_only]
+    return sum(parameter.numel() for parameter in counted)
+
+
+def _train_unless_frozen(module: Module, by_itself: bool, mode: bool = True) -> Module:
+    trainable = [parameter.requires_grad for parameter in module.parameters()]
+    module.training = mode and (any(trainable) or not (trainable or by_itself))
+    for child in module.children():  # not all need be frozen: one may have been put in later
+        child.train(module.training)
+    return module

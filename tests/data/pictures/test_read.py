@@ -1,0 +1,519 @@
+import contextlib
+import os
+import signal
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+
+from cifar_tl.data.pictures.read import read_image, read_images
+from cifar_tl.errors import ImageError
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def colour(image: torch.Tensor) -> tuple[int, ...]:
+    """The colour of an image that has only one."""
+    assert (image == image[:, :1, :1]).all()
+    return tuple(image[:, 0, 0].tolist())
+
+
+def test_image_of_the_right_size_is_taken_as_it_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    image = read_image(save(Image.fromarray(pixels), tmp_path / "a.png"))
+    assert (image.dtype, image.is_contiguous()) == (torch.uint8, True)
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (8, 5), (1, 1), (3000, 40)])
+def test_shape_is_kept_and_the_middle_is_cropped(tmp_path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    image = Image.new("RGB", size, RED)
+    if width > height:  # a mark outside the square in the middle
+        image.paste((0, 0, 255), (0, 0, (width - height) // 4, height))
+    elif height > width:
+        image.paste((0, 0, 255), (0, 0, width, (height - width) // 4))
+    assert read_image(save(image, tmp_path / "a.png")).shape == (3, 32, 32)
+    if min(size) > 8:
+        assert colour(read_image(tmp_path / "a.png")) == RED
+
+
+def test_a_circle_stays_a_circle(tmp_path: Path) -> None:
+    y, x = np.mgrid[:200, :320]
+    circle = ((x - 160) ** 2 + (y - 100) ** 2 < 80**2).astype(np.uint8) * 255
+    image = read_image(save(Image.fromarray(circle), tmp_path / "a.png")) > 127
+    assert image[0, 16].sum() == pytest.approx(25.6, abs=1)
+    assert image[0, :, 16].sum() == pytest.approx(25.6, abs=1)
+
+
+def test_image_is_turned_as_its_exif_data_says(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), WHITE)
+    image.paste(RED, (0, 0, 64, 32))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    seen = read_image(save(image, tmp_path / "a.png", exif=exif))
+    assert tuple(seen[:, 4, 16].tolist()) == WHITE
+    assert tuple(seen[:, 28, 16].tolist()) == RED
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (40, 40), 77), (77, 77, 77)),
+        (Image.new("1", (40, 40), 1), WHITE),
+        (Image.new("I;16", (40, 40), 0x8080), (128, 128, 128)),
+        (Image.new("RGBA", (40, 40), (*RED, 255)), RED),
+        (Image.new("RGBA", (40, 40), (*RED, 0)), WHITE),
+        (Image.new("LA", (40, 40), (0, 0)), WHITE),
+        (Image.new("RGB", (40, 40), RED).convert("P"), RED),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
+)
+def test_every_mode_becomes_colours(
+    tmp_path: Path, image: Image.Image, expected: tuple[int, ...]
+) -> None:
+    assert colour(read_image(save(image, tmp_path / "a.png"))) == expected
+
+
+def test_cmyk_and_transparent_palettes(tmp_path: Path) -> None:
+    cmyk = Image.new("CMYK", (40, 40), (0, 255, 255, 0))
+    assert colour(read_image(save(cmyk, tmp_path / "a.tif"))) == RED
+    # As Photoshop writes it, with all values inverted.
+    inverted = read_image(save(cmyk, tmp_path / "a.jpg", quality=100))
+    assert inverted[0].min() > 250
+    assert inverted[1:].max() < 5
+    palette = Image.new("P", (40, 40), 0)
+    palette.putpalette([*RED] * 256)
+    assert colour(read_image(save(palette, tmp_path / "a.gif", transparency=0))) == WHITE
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.png is no readable image"):
+        read_image(path)
+
+
+def test_cut_images_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(90, 90, 3), dtype=np.uint8)
+    path = save(Image.fromarray(pixels), tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ImageError, match=r"a\.jpg is no readable image \(image file is truncated"):
+        read_image(path)
+    with pytest.raises(ImageError, match="there is no file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="is no readable image"):
+        read_image(tmp_path)
+
+
+def test_many_images_are_read_in_their_order(tmp_path: Path) -> None:
+    paths = [save(Image.new("L", (32, 32), n), tmp_path / f"{n}.png") for n in range(100, 0, -1)]
+    images = read_images(paths).images
+    assert images[:, 0, 0, 0].tolist() == list(range(100, 0, -1))
+    assert read_images([]).images.shape == (0, 3, 32, 32)
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+def test_ctrl_c_does_not_wait_for_images_that_remain(tmp_path: Path) -> None:
+    path = save(Image.effect_noise((600, 600), 50), tmp_path / "a.png")
+    read = 0
+
+    class Paths(list[Path]):
+        def __getitem__(self, number: Any) -> Any:
+            nonlocal read
+            read += 1
+            if read == 20:
+                signal.raise_signal(signal.SIGINT)
+            return super().__getitem__(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        read_images(Paths([path] * 1000))
+    assert read < 1000
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
+    y, x = np.mgrid[:2000, :3000]
+    pixels = np.stack([x * 255 // 3000, y * 255 // 2000, 0 * x], -1).astype(np.uint8)
+    large = read_image(save(Image.fromarray(pixels), tmp_path / "a.jpg", quality=95))
+    small = read_image(save(Image.fromarray(pixels).resize((96, 64)), tmp_path / "b.png"))
+    assert (large.int() - small.int()).abs().max() < 8
+
+
+# More than 8 bits of grey
+
+DEEP = np.linspace(0, 1, 32 * 32).reshape(32, 32)  # from black to white, already of the right size
+
+
+def save_deep(folder: Path, name: str, top: float, dtype: type = np.uint16) -> Path:
+    values: Any = (DEEP * top).astype(dtype)
+    return save(Image.fromarray(values), folder / name)
+
+
+def expected(white: float, top: float, dtype: type = np.uint16) -> torch.Tensor:
+    values: Any = (DEEP * top).astype(dtype)
+    return torch.from_numpy((values * (255 / white)).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_bits_are_those_of_the_file_whatever_the_brightest_pixel(
+    tmp_path: Path, suffix: str
+) -> None:
+    for top in (4200, 20000, 65535):
+        image = read_image(save_deep(tmp_path, f"{top}{suffix}", top))
+        assert torch.equal(image, expected(65535, top).expand(3, 32, 32))
+    for top in (255, 256, 4095):  # 8 to 12 bits in 16, or a dark picture
+        with pytest.raises(ImageError, match=rf"has no value above {top}, where 65535 would be"):
+            read_image(save_deep(tmp_path, f"{top}{suffix}", top))
+    # And one of 8 bits in which nothing is bright is dark.
+    dark = read_image(save(Image.new("L", (40, 40), 3), tmp_path / f"dark{suffix}"))
+    assert colour(dark) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("tops", "white"),
+    [((200, 255), 255), ((255, 256), 1023), ((3, 4000), 4095), ((9, 5000), 16383)],
+)
+def test_all_images_of_a_data_set_have_the_same_white(
+    tmp_path: Path, tops: tuple[int, int], white: int
+) -> None:
+    paths = [save_deep(tmp_path, f"{top}.png", top) for top in tops]
+    paths.append(save(Image.new("L", (40, 40), 77), tmp_path / "plain.png"))
+    found = read_images(paths)
+    assert found.white == {"integers": white}
+    for image, top in zip(found.images[:2], tops, strict=True):
+        assert torch.equal(image, expected(white, top).expand(3, 32, 32))
+    assert colour(found.images[2]) == (77, 77, 77)
+    # One of them alone, as the model that was trained on them is asked about it.
+    assert torch.equal(read_image(paths[0], found.white), found.images[0])
+    with pytest.raises(ImageError, match=rf"values up to 65535, where {white} is white"):
+        read_image(save_deep(tmp_path, "bright.png", 65535), found.white)
+    # What a trained model takes for white decides, and not what it is asked about.
+    model = read_images(paths[:1], white=found.white)
+    assert torch.equal(model.images, found.images[:1])
+    if white <= 4095:
+        with pytest.raises(ImageError, match="whether it is dark or has fewer bits nobody can te"):
+            read_images(paths, white={})
+
+
+@pytest.mark.parametrize(
+    ("top", "white"), [(1, 1), (0.3, 1), (1.0000001, 1), (1.05, 1), (255, 255), (60000, 65535)]
+)
+def test_floats_have_one_white_too(tmp_path: Path, top: float, white: float) -> None:
+    path = save_deep(tmp_path, "a.tif", top, np.float32)
+    found = read_images([path, save_deep(tmp_path, "dark.tif", top / 9, np.float32)])
+    assert found.white == {"floats": white}
+    difference = found.images[0, 0].int() - expected(white, min(top, white), np.float32).int()
+    assert difference.abs().max() <= (1 if top <= white else 13)  # rounding; beyond white is white
+    if white == 1:
+        assert torch.equal(read_image(path), found.images[0])
+    else:
+        with pytest.raises(ImageError, match=r"where 1 is white in what the model was trained on"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("top", [1.5, 10, 300, 2000])
+def test_floats_of_which_nobody_can_tell_are_refused(tmp_path: Path, top: float) -> None:
+    path = save_deep(tmp_path, "a.tif", top, np.float32)
+    with pytest.raises(ImageError, match=rf"largest floating-point value is {top:g}, in .*a\.tif"):
+        read_images([path])
+
+
+def test_depths_that_differ_within_a_data_set_are_named(tmp_path: Path) -> None:
+    paths = [save_deep(tmp_path, f"{top}.png", top) for top in (65535, 60000, 4095)]
+    (note,) = read_images(paths).notes
+    assert "1 image of 3 that hold integers, such as " in note
+    assert "4095.png, have no value above 4096, where 65535 is white: if they have fewer" in note
+    assert read_images(paths[:2]).notes == []  # 65,535 is what the files say
+
+
+def test_floats_from_0_to_1_look_like_their_copies_of_8_bits(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
+    plain = save(Image.fromarray(levels), tmp_path / "a.png")
+    floats = save(Image.fromarray(levels.astype(np.float32) / 255), tmp_path / "a.tif")
+    assert torch.equal(read_images([floats]).images, read_images([plain]).images)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([-1.0, 1.0]), "has values from -1 to 1, of which nobody can tell"),
+        (np.array([0, np.nan]), "has values from nan to nan"),
+        (np.array([0, np.inf]), "has values from 0 to inf"),
+        (np.array([0, 80000.0]), "has values from 0 to 80000"),
+        (np.array([-5, 9], np.int32), "has whole numbers of 32 bits, which is not read"),
+    ],
+)
+def test_what_nobody_can_tell_is_refused_with_its_range(
+    tmp_path: Path, values: Any, message: str
+) -> None:
+    values = values.astype(np.float32) if values.dtype == np.float64 else values
+    path = save(Image.fromarray(np.resize(values, (40, 40))), tmp_path / "a.tif")
+    for read in (read_image, lambda path: read_images([path])):
+        with pytest.raises(ImageError, match=message):
+            read(path)
+
+
+def save_deep_colours(path: Path, values: Any) -> Path:
+    """Writes a PNG with 16 bits a colour, which Pillow only reads."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_colours_of_which_16_levels_would_be_left_are_refused(tmp_path: Path) -> None:
+    values: Any = np.random.default_rng(0).integers(4096, size=(32, 32, 3))
+    low = save_deep_colours(tmp_path / "low.png", values)
+    high = save_deep_colours(tmp_path / "high.png", values * 16)
+    with pytest.raises(ImageError, match=r"low\.png, and 0 more, have 16 bits a colour"):
+        read_images([low])
+    with pytest.raises(ImageError, match=r"low\.png, and 0 more, have 16 bits a colour"):
+        read_image(low)
+    images = read_images([low, high]).images  # 16 bits are used
+    assert torch.equal(images[1], torch.from_numpy(values // 16).byte().permute(2, 0, 1))
+
+
+# Nothing but a picture
+
+
+def test_what_claims_to_be_an_image_starts_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/trace\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\nshowpage\n%%EOF\n")
+    with contextlib.suppress(OSError), Image.open(path) as opened:  # what Pillow does by itself
+        opened.load()
+    assert (tmp_path / "trace").exists()
+    (tmp_path / "trace").unlink()
+    with pytest.raises(ImageError, match=r"a\.jpg is no readable image \(none of JPEG, PNG"):
+        read_image(path)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("suffix", [".tga", ".ico", ".psd", ".xbm", ".pcx", ".sgi", ".jp2"])
+def test_other_formats_are_not_opened_whatever_their_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    try:
+        Image.new("L", (32, 32), 9).save(path)
+    except (ValueError, KeyError, OSError):
+        path.write_bytes(b"8BPS\0\1" + bytes(40))
+    path = path.rename(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="is no readable image"):
+        read_image(path)
+
+
+def test_what_counts_is_the_size_that_would_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400_000)
+    image = Image.new("RGB", (3000, 2000), RED)
+    large = read_image(save(image, tmp_path / "a.jpg", quality=95))
+    assert large[0].min() > 240
+    assert large[1:].max() < 15
+    with pytest.raises(
+        ImageError, match=r"a\.png is too large, with too many pixels: scale it down"
+    ):
+        read_image(save(image, tmp_path / "a.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # somebody wants no limit
+    assert colour(read_image(tmp_path / "a.png")) == RED
+
+
+def strange_images(folder: Path) -> list[Path]:
+    """Good pictures of which Pillow warns."""
+    image = Image.new("RGB", (64, 64), WHITE)
+    image.paste(RED, (0, 0, 64, 32))
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 9, 274, 3, 1, 3, 0)  # 9 entries, and one
+    palette = image.convert("P")
+    return [
+        save(image, folder / "exif.jpg", exif=exif),
+        save(image, folder / "exif.png", exif=exif),
+        save(palette, folder / "palette.png", transparency=bytes([255] * 256)),
+    ]
+
+
+def test_pillow_warns_of_none_and_nothing_of_the_process_changes(tmp_path: Path) -> None:
+    paths = strange_images(tmp_path)
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    images = read_images(paths).images  # in tests, a warning is an error
+    for image in images[:2]:  # turned as the damaged data still say
+        assert tuple(image[:, 4, 16].tolist()) == WHITE
+        assert image[1, 28, 16] < 10
+    after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    assert before == after
+    with pytest.warns(UserWarning, match="orrupt EXIF"), Image.open(paths[0]) as opened:
+        opened.getexif().get(274)  # so there is something to warn of
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_every_orientation_is_turned_as_pillow_turns_it(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(4, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels.repeat(16, 0).repeat(16, 1))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = {"quality": 95} if suffix in (".jpg", ".webp") else {}
+    path = save(image, tmp_path / f"a{suffix}", exif=exif, **options)
+    with Image.open(path) as opened:
+        turned = ImageOps.exif_transpose(opened).convert("RGB").resize((32, 32))
+    seen = torch.from_numpy(np.array(turned)).permute(2, 0, 1)
+    assert (read_image(path).int() - seen.int()).abs().float().mean() < 8
+
+
+def test_orientation_of_xmp_and_of_imagemagick_counts_too(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), WHITE)
+    image.paste(RED, (0, 0, 64, 32))
+    xmp = PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>')
+    profile = PngImagePlugin.PngInfo()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    content = exif.tobytes()
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n")
+    for info in (xmp, profile):
+        seen = read_image(save(image, tmp_path / "a.png", pnginfo=info))
+        assert tuple(seen[:, 4, 16].tolist()) == WHITE
+        assert tuple(seen[:, 28, 16].tolist()) == RED
+
+
+def test_of_several_images_in_a_file_the_first_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, WHITE)]
+    for suffix in (".gif", ".png", ".webp", ".tif", ".mpo"):
+        path = tmp_path / f"a{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        image = read_image(path)
+        assert image[0].min() > 250
+        assert image[1:].max() < 5
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b'{"error": 404}', b"GIF89a", b"RIFF"])
+def test_what_a_server_sent_instead_of_an_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.jpg is no readable image \("):
+        read_image(path)
+
+
+def test_a_suffix_may_lie(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 40), RED).save(path, format="WEBP", lossless=True)
+    assert colour(read_image(path)) == RED
+
+
+def save_tiff(path: Path, pixels: Any, **tags: int) -> Path:
+    """Writes an uncompressed TIFF, its samples one plane after the other if there are several."""
+    planes = pixels if pixels.ndim == 3 else pixels[None]
+    count, height, width = planes.shape
+    numbers = {"photometric": 262, "format": 339}
+    bits = pixels.itemsize * 8
+    content = planes.tobytes()
+    entries = {
+        256: [width],
+        257: [height],
+        258: [bits] * count,
+        259: [1],
+        262: [2 if count > 1 else 1],
+    }
+    entries |= {277: [count], 284: [2 if count > 1 else 1]}
+    entries |= {
+        numbers[name]: [value] * (count if name == "format" else 1) for name, value in tags.items()
+    }
+    after = 8 + 2 + 12 * (len(entries) + 2) + 4
+    offsets = [after + 400 + place * len(content) // count for place in range(count)]
+    longs = {273: offsets, 279: [len(content) // count] * count}
+    directory, more = b"", b""
+    for tag, values in sorted((entries | longs).items()):
+        kind = "I" if tag in longs else "H"
+        packed = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(packed) > 4:
+            packed, more = struct.pack("<I", after + len(more)), more + packed
+        directory += struct.pack("<HHI", tag, 4 if kind == "I" else 3, len(values))
+        directory += packed.ljust(4, b"\0")
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries) + 2) + directory + bytes(4)
+    path.write_bytes(head + more.ljust(400, b"\0") + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "planes", "tags", "message"),
+    [
+        (np.uint16, 3, {}, "has planes of 16 bits, which is not read: convert it to 8 bits"),
+        (np.uint16, 1, {"photometric": 0}, "has zero for white, which is not read"),
+        (np.int8, 1, {"format": 2}, "has signed numbers of 8 bits, which is not read"),
+        (np.uint32, 1, {}, "has whole numbers of 32 bits, which is not read"),
+    ],
+)
+def test_a_tiff_that_would_come_out_as_another_picture_is_refused(
+    tmp_path: Path, dtype: type, planes: int, tags: dict[str, int], message: str
+) -> None:
+    pixels: Any = np.arange(planes * 32 * 32).reshape(planes, 32, 32).astype(dtype)
+    path = save_tiff(tmp_path / "a.tif", pixels if planes > 1 else pixels[0], **tags)
+    with pytest.raises(ImageError, match=message):
+        read_image(path)
+
+
+def test_a_tiff_of_planes_or_with_zero_for_white_is_right_with_8_bits(tmp_path: Path) -> None:
+    pixels: Any = np.random.default_rng(0).integers(256, size=(3, 32, 32), dtype=np.uint8)
+    path = save_tiff(tmp_path / "a.tif", pixels)
+    assert torch.equal(read_image(path), torch.from_numpy(pixels))
+    path = save_tiff(tmp_path / "b.tif", pixels[0], photometric=0)
+    assert torch.equal(read_image(path)[0], 255 - torch.from_numpy(pixels[0]))
+
+
+def test_deep_grey_with_transparency_is_refused(tmp_path: Path) -> None:
+    levels = Image.fromarray((DEEP * 65535).astype(np.uint16))
+    path = save(levels, tmp_path / "a.png", transparency=0)
+    with pytest.raises(ImageError, match="grey of more than 8 bits with transparency: convert it"):
+        read_image(path)
+
+
+def test_a_dark_bmp_of_16_bits_is_read(tmp_path: Path) -> None:
+    pixels = np.full((32, 32), 0b00011_000000_00000, "<u2")  # 5, 6 and 5 bits a colour
+    head = struct.pack("<2sIII", b"BM", 66 + pixels.nbytes, 0, 66)
+    head += struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 16, 3, pixels.nbytes, 0, 0, 0, 0)
+    head += struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    (tmp_path / "a.bmp").write_bytes(head + pixels.tobytes())
+    assert colour(read_image(tmp_path / "a.bmp"))[1:] == (0, 0)
+    assert 0 < colour(read_image(tmp_path / "a.bmp"))[0] < 60
+
+
+def test_orientation_may_be_a_long_number_and_stand_in_xmp_beside_exif(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), WHITE)
+    image.paste(RED, (0, 0, 64, 32))
+    long = b"Exif\0\0MM\0*" + struct.pack(">IHHHII", 8, 1, 274, 4, 1, 3) + bytes(4)
+    other = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 1, 296, 3, 1, 2, 0) + bytes(4)
+    xmp = PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>')
+    for path in (
+        save(image, tmp_path / "a.jpg", exif=long),
+        save(image, tmp_path / "b.png", exif=other, pnginfo=xmp),
+    ):
+        assert tuple(read_image(path)[:, 4, 16].tolist()) == WHITE

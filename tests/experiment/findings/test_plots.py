@@ -1,0 +1,403 @@
+"""Pictures: what they show is checked where it is a matter of figures, the rest was looked at."""
+
+import dataclasses
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from PIL import Image
+
+from cifar_tl.checkpoint import load_model
+from cifar_tl.command import train
+from cifar_tl.data.source import load_data
+from cifar_tl.evaluation import extract_features
+from cifar_tl.experiment.findings import plots
+from cifar_tl.experiment.findings.uncertainty import spread
+from cifar_tl.experiment.folder import HistoryRow, discard
+from cifar_tl.experiment.stages import PICTURES, STAGES, Place
+from cifar_tl.network import CifarNet
+from tests.forked import ROOT
+
+FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _with_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", MATPLOTLIB)
+        yield
+
+
+MATPLOTLIB = sys.modules["matplotlib"]
+
+
+@pytest.fixture(scope="module")
+def drawn(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all stages, as the command leaves it."""
+    output_dir = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", MATPLOTLIB)
+        run_all(small_npz, output_dir)
+    return output_dir / "small.npz"
+
+
+@pytest.fixture
+def copied(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to be changed; the command would go on in ``tmp_path``."""
+    return Path(shutil.copytree(drawn, tmp_path / "small.npz"))
+
+
+def run_all(small_npz: Path, output_dir: Path) -> None:
+    assert train.main(["--data", str(small_npz), "--output-dir", str(output_dir), *FAST]) == 0
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+
+
+def points(line: Line2D) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in np.asarray(line.get_xydata()).tolist()]
+
+
+def row(epoch: int, accuracy: float, total: float, features: float = 0.0) -> HistoryRow:
+    return HistoryRow(epoch, 1.0, 0.5, 0.9, accuracy, 1.0, 0.5, features, total)
+
+
+HISTORIES = {
+    "transfer": [row(1, 0.6, 4.0, 2.0), row(2, 0.7, 6.0, 2.0)],
+    "finetune": [row(1, 0.8, 5.0)],
+    "scratch": [row(1, 0.65, 10.0), row(2, 0.9, 20.0)],
+}
+ONE_SEED = {stage: [rows] for stage, rows in HISTORIES.items()}
+
+
+def test_command_leaves_readable_pictures(drawn: Path) -> None:
+    for stage in STAGES:
+        for name in PICTURES:
+            with Image.open(drawn / stage / name) as picture:
+                assert picture.format == "PNG"
+                pixels = np.asarray(picture.convert("RGB"))
+            assert min(pixels.shape[:2]) > 300
+            assert 0 < (pixels != 255).any(2).mean() < 1, name  # neither empty nor without margin
+    assert (drawn / "comparison.png").stat().st_size < 200_000
+
+
+def test_missing_pictures_are_drawn_by_the_same_command_and_the_others_left(
+    copied: Path, small_npz: Path
+) -> None:
+    (copied / "base" / "samples.png").unlink()
+    (copied / "comparison.png").unlink()
+    kept = copied / "scratch" / "curves.png"
+    before = kept.stat().st_mtime_ns
+    run_all(small_npz, copied.parent)
+    assert (copied / "base" / "samples.png").exists()
+    assert (copied / "comparison.png").exists()
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_restart_deletes_pictures(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "runs")
+    discard(tmp_path / "runs", [tmp_path / "runs" / "transfer"])
+    assert not list((tmp_path / "runs" / "transfer").iterdir())
+    assert not (tmp_path / "runs" / "comparison.png").exists()
+
+
+def test_damaged_history_costs_pictures_and_nothing_else(
+    drawn: Path, small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(drawn / "base", tmp_path / "small.npz" / "base")
+    (tmp_path / "small.npz" / "base" / "history.csv").unlink()
+    (tmp_path / "small.npz" / "base" / "curves.png").unlink()
+    arguments = ["--data", str(small_npz), "--output-dir", str(tmp_path), *FAST[:4]]
+    assert train.main([*arguments, "--stage", "base"]) == 0
+    assert "warning: no pictures in" in capsys.readouterr().err
+
+
+def test_without_matplotlib_one_line_says_how_to_get_pictures(
+    small_npz: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from cifar_tl.command.train import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, str(ROOT), "--stage", "base", "--epochs", "1"]
+    process = subprocess.run(
+        [*command, "--data", str(small_npz)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stderr == ""
+    assert process.stdout.splitlines()[-1].startswith("For pictures of all this: pip install")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_curves_show_every_epoch() -> None:
+    figure = plots.curves(HISTORIES["scratch"], "title")
+    lines = {line.get_label(): points(line) for line in figure.axes[1].lines}
+    assert lines["validation"] == [(1, 0.65), (2, 0.9)]
+    assert len(lines) == 2
+
+
+def test_confusion_is_in_percent_of_each_class_with_other_outputs_only_if_they_occur() -> None:
+    figure = plots.confusion([[0, 0, 3, 1], [0, 0, 0, 8]], [2, 3], ["dog", "frog"], "title")
+    shares = figure.axes[0].images[0].get_array()
+    assert shares is not None
+    assert shares.tolist() == [[75, 25], [0, 100]]
+    figure = plots.confusion([[2, 0, 1, 1], [0, 0, 0, 8]], [2, 3], ["dog", "frog"], "title")
+    shares = figure.axes[0].images[0].get_array()
+    assert shares is not None
+    assert shares.tolist() == [[25, 25, 50], [0, 100, 0]]
+    assert "another output" in texts(figure)
+
+
+def test_most_confident_mistakes_come_first() -> None:
+    logits = torch.tensor([[9.0, 0], [1, 0], [0, 2], [5, 0], [0, 0.5]])
+    labels = torch.tensor([0, 1, 0, 1, 1])  # right, wrong, wrong, wrong, right
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 32, 32)
+    figure = plots.samples(images, labels, logits, ["ash", "oak"], "title")
+    shown = [int(np.asarray(image.get_array()).max()) for image in figure.axes[0].images]
+    assert shown == [3, 2, 1, 4, 0]
+    assert "3 of 5 validation images are mistaken" in texts(figure)
+    captions = [text.get_text() for text in figure.axes[0].texts]
+    assert captions[0] == "ash 99%\ntrue: oak"
+    assert captions[-1] == "ash 100%\ntrue: ash"
+
+
+def test_filters_show_every_kernel_with_grey_as_zero() -> None:
+    model = CifarNet(5)
+    with torch.no_grad():
+        model.get_parameter("features.conv1.weight")[3].zero_()
+    images = plots.filters(model, "title").axes[0].images
+    assert len(images) == 32
+    arrays = [np.asarray(image.get_array()) for image in images]
+    assert (arrays[3] == 0.5).all()
+    for array in arrays[:3] + arrays[4:]:
+        assert abs(array - 0.5).max() == pytest.approx(0.5)
+
+
+def test_comparison_counts_what_came_before() -> None:
+    figure = plots.comparison(ONE_SEED, 30.0, "title", documented=True)
+    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
+    assert lines["scratch: 90.0% in 20 s"] == [(10, 0.65), (20, 0.9)]
+    assert lines["transfer: 70.0% in 6.0 s"] == [(4, 0.6), (6, 0.7)]
+    assert lines["transfer+finetune: 80.0% in 11 s"] == [(6, 0.7), (11, 0.8)]
+    assert lines["transfer, and its base before: 36 s"] == [(34, 0.6), (36, 0.7)]
+    assert lines["transfer+finetune, and its base before: 41 s"] == [(36, 0.7), (41, 0.8)]
+    features = lines["transfer's features, computed once: 2.0 s"]
+    assert [seconds for seconds, _ in features] == [0.5, 2.5]
+    assert "documented transfer: 76.1%\nin 409 s, 1,383 s with its base" in texts(figure)
+    alone = plots.comparison(ONE_SEED, None, "title")
+    assert len(alone.axes[0].lines) == 4
+    assert "documented" not in texts(alone)
+
+
+def test_a_base_that_was_not_used_is_in_no_comparison(own_classes: Path, tmp_path: Path) -> None:
+    """A folder of one's own may have made a base, for other folders."""
+    arguments = ["--data", str(own_classes), "--epochs", "2", "--output-dir", str(tmp_path)]
+    assert train.main(arguments) == 0
+    folder = tmp_path / own_classes.name
+    before = {name: (folder / name).read_bytes() for name in ("comparison.png", "report.html")}
+    assert train.main([*arguments, "--stage", "base"]) == 0
+    assert train.main(arguments) == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_only_cifar10_is_compared_with_the_documented_run(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn, tmp_path / "runs")
+    before, after = drawn / "comparison.png", tmp_path / "runs" / "comparison.png"
+    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
+    assert after.read_bytes() == before.read_bytes()
+    path = tmp_path / "runs" / "scratch" / "result.json"
+    path.write_text(path.read_text().replace('"dog"', '"wolf"'))
+    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
+    assert after.read_bytes() != before.read_bytes()
+
+
+def test_several_seeds_are_a_mean_with_its_spread() -> None:
+    others = {
+        stage: [dataclasses.replace(row, val_accuracy=row.val_accuracy - 0.2) for row in rows]
+        for stage, rows in HISTORIES.items()
+    }
+    histories = {stage: [rows, others[stage]] for stage, rows in HISTORIES.items()}
+    figure = plots.comparison(histories, None, "title")
+    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
+    deviation = statistics.stdev([0.9, 0.7])
+    scratch = lines[f"scratch: 80.0% +- {100 * deviation:.1f} in 20 s"]
+    assert np.array(scratch) == pytest.approx(np.array([(10, 0.55), (20, 0.8)]))
+    bands = [np.asarray(band.get_paths()[0].vertices) for band in figure.axes[0].collections]
+    assert len(bands) == 3
+    assert max(float(band[:, 1].max()) for band in bands) == pytest.approx(0.8 + deviation)
+
+
+def test_several_sizes_are_points_with_their_spread() -> None:
+    def size(images: int, **accuracies: list[float]) -> dict[str, Any]:
+        ways = zip(("transfer", "transfer+finetune", "scratch"), accuracies.values(), strict=True)
+        spreads = {way: {"val_accuracy": spread(values)._asdict()} for way, values in ways}
+        return {"images_train": images, "ways": spreads}
+
+    sizes = [size(200, a=[0.7, 0.8], b=[0.7, 0.7], c=[0.5, 0.5]), size(2000, a=[0.9], b=[1], c=[0])]
+    figure = plots.images(sizes, "title")
+    lines = [points(line) for line in figure.axes[0].lines]
+    assert [(200, 0.75), (2000, 0.9)] in lines
+    assert [(200, 0.5), (2000, 0)] in lines
+    assert "2,000" in texts(figure)
+
+
+def test_long_histories_have_no_markers() -> None:
+    rows = [dataclasses.replace(HISTORIES["scratch"][0], epoch=n) for n in range(1, 41)]
+    for line in plots.curves(rows, "title").axes[0].lines:
+        assert line.get_marker() == ""
+
+
+def test_pictures_show_the_validation_images_and_known_outputs(
+    drawn: Path, small_npz: Path, tmp_path: Path
+) -> None:
+    model = load_model(drawn / "transfer" / "model.pt")
+    _, validation = load_data(small_npz).train_and_validation(range(5, 10))
+    logits = extract_features(model, validation.images)[:, 5:]
+    names = list(model.class_names.values())
+    figure = plots.samples(
+        validation.images, validation.labels - 5, logits, names, "transfer on small.npz"
+    )
+    plots.save(figure, tmp_path / "expected.png")
+    expected = (tmp_path / "expected.png").read_bytes()
+    assert (drawn / "transfer" / "samples.png").read_bytes() == expected
+
+
+def test_samples_need_no_more_room_than_they_fill() -> None:
+    few, many = (
+        plots.samples(
+            torch.zeros(count, 3, 32, 32, dtype=torch.uint8),
+            torch.zeros(count, dtype=torch.int64),
+            torch.zeros(count, 2),
+            ["ash", "oak"],
+            "title",
+        )
+        for count in (3, 100)
+    )
+    assert few.get_figheight() < many.get_figheight() / 2
+    assert len(many.axes[0].images) == 40
+
+
+def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
+    names = [f"class {number} with a very long name indeed" for number in range(300)]
+    figure = plots.confusion(torch.eye(300).tolist(), range(300), names, "title")
+    assert max(figure.get_size_inches()) < 15
+    assert len(figure.axes[0].get_xticks()) <= 60
+    assert "class 0 with a very\u2026" in texts(figure)
+    plots.save(figure, tmp_path / "confusion.png")
+
+
+def test_names_may_hold_dollar_signs_and_any_script(
+    own_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for new, old in (("$_$", "ash"), ("\u6728", "Birch"), ("oak $x$", "cedar tree")):
+        shutil.copytree(own_classes / "train" / old, tmp_path / "$_$" / "train" / new)
+    arguments = ["--stage", "scratch", "--epochs", "1", "--output-dir", str(tmp_path / "runs")]
+    assert train.main([*arguments, "--data", str(tmp_path / "$_$")]) == 0
+    assert (tmp_path / "runs" / "$_$" / "scratch" / "samples.png").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_names_may_be_no_utf_8_and_hold_line_breaks(
+    own_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = (os.fsdecode(b"\xe9t\xe9"), "a\nb", "tab\t")  # as old archives are unzipped
+    folder = tmp_path / os.fsdecode(b"\xe9")
+    for new, old in zip(strange, ("ash", "Birch", "cedar tree"), strict=True):
+        shutil.copytree(own_classes / "train" / old, folder / "train" / new)
+    command = ["--stage", "scratch", "--epochs", "1", "--output-dir", str(tmp_path / "runs")]
+    command += ["--data", str(folder)]
+    assert train.main(command) == 0
+    run = tmp_path / "runs" / folder.name / "scratch"
+    assert {name for name in PICTURES if (run / name).exists()} == {*PICTURES}
+    text = (run / "results.txt").read_text("ascii")
+    assert "\nClasses 0 a\\nb, 1 tab\\t, 2 \\udce9t\\udce9\n" in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("%")][-3:] == [
+        *("a\\nb", "tab\\t", "\\udce9t\\udce9")
+    ]
+    assert load_model(run / "model.pt").class_names[2] == strange[0]
+    assert train.main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_accents_where_nothing_is_utf_8(own_classes: Path, tmp_path: Path) -> None:
+    shutil.copytree(own_classes, tmp_path / "pictures")
+    (tmp_path / "pictures/train/ash").rename(tmp_path / "pictures/train/\u00e9t\u00e9")
+    command = [sys.executable, str(ROOT / "train.py"), "--stage", "scratch", "--epochs", "1"]
+    process = subprocess.run(
+        [*command, "--data", "pictures"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert (tmp_path / "runs/pictures/scratch/confusion.png").exists()
+
+
+def test_whatever_drawing_raises_costs_pictures_and_one_warning(
+    copied: Path,
+    small_npz: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UnicodeEncodeError("utf-8", "a", 0, 1, "something\nof matplotlib")
+
+    (copied / "base" / "curves.png").unlink()
+    monkeypatch.setattr(Figure, "savefig", fail)
+    capsys.readouterr()
+    run_all(small_npz, copied.parent)
+    monkeypatch.undo()
+    errors = capsys.readouterr().err.splitlines()
+    for line, folder in zip(errors, (copied / "base", copied), strict=True):  # and the comparison
+        assert f"warning: no pictures in {folder}: 'utf-8' codec can't encode" in line
+
+
+def test_a_new_comparison_or_result_is_drawn_anew(
+    drawn: Path, copied: Path, small_npz: Path
+) -> None:
+    (copied / "base" / "result.json").unlink()
+    before = (copied / "comparison.png").read_bytes()
+    (copied / "base" / "curves.png").write_bytes(b"of the run before")
+    run_all(small_npz, copied.parent)  # with another total time of base
+    assert (copied / "comparison.png").read_bytes() != before
+    assert (copied / "base" / "curves.png").read_bytes() == (drawn / "base/curves.png").read_bytes()
+
+
+def test_broken_matplotlib_costs_pictures_and_nothing_else(small_npz: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('numpy is too new\\nfor this')")
+    command = [sys.executable, str(ROOT / "train.py"), "--stage", "base", "--epochs", "1"]
+    process = subprocess.run(
+        [*command, "--data", str(small_npz)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stderr.endswith("small.npz/base: numpy is too new\n")
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_reading_is_counted_once() -> None:
+    figure = plots.comparison(ONE_SEED, 30.0, "title", seconds_reading=1.5)
+    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
+    assert lines["transfer+finetune: 80.0% in 9.5 s"] == [(6, 0.7), (9.5, 0.8)]
+    assert lines["transfer, and its base before: 34 s"] == [(32.5, 0.6), (34.5, 0.7)]
+    assert lines["transfer+finetune, and its base before: 38 s"] == [(34.5, 0.7), (38, 0.8)]

@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+
+from cifar_tl.experiment.findings.uncertainty import (
+    accuracy_difference_is_clear,
+    difference,
+    spread,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "low", "high"),
+    [  # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I
+        (81 / 263, 263, 0.2553, 0.3662),
+        (15 / 148, 148, 0.0624, 0.1605),
+        (0 / 20, 20, 0.0, 0.1611),
+        (1 / 29, 29, 0.0061, 0.1718),
+    ],
+)
+def test_the_interval_is_the_published_one(
+    accuracy: float, images: int, low: float, high: float
+) -> None:
+    assert wilson_interval(accuracy, images) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_the_interval_holds_what_it_should_in_most_cases() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = (torch.rand(2000, 24, generator=generator) < 0.8).double().mean(1).tolist()
+    held = sum(low <= 0.8 <= high for low, high in (wilson_interval(a, 24) for a in found))
+    assert 0.93 < held / 2000 < 0.98
+
+
+def test_few_images_cannot_tell_accuracies_apart() -> None:
+    assert not accuracy_difference_is_clear(20 / 24, 16 / 24, 24)
+    assert accuracy_difference_is_clear(0.86, 0.80, 5000)
+    assert accuracy_difference_is_clear(0.80, 0.86, 5000)
+    assert not accuracy_difference_is_clear(0.8, 0.8, 5000)
+    # Newcombe 1998, "Interval estimation for the difference", table II, (a): 0.0524 to 0.3339,
+    # of 56/70 and 48/80; here with as many images on both sides.
+    assert accuracy_difference_is_clear(56 / 70, 42 / 70, 70)
+    assert not accuracy_difference_is_clear(56 / 70, 48 / 70, 70)
+
+
+def test_spread_of_one_value_is_unknown() -> None:
+    assert spread([0.5]) == (0.5, None, [0.5])
+    assert spread([0.4, 0.6])[:2] == pytest.approx((0.5, 0.1 * math.sqrt(2)))
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    found = difference([0.5, 0.7, 0.9], [0.4, 0.6, 0.8])  # far apart, and always by 0.1
+    assert found.mean == pytest.approx(0.1)
+    assert found.is_clear
+    assert found.standard_error == pytest.approx(0, abs=1e-9)
+    mixed = difference([0.5, 0.7, 0.9], [0.4, 0.75, 0.8])
+    assert mixed.mean == pytest.approx(0.05)
+    assert mixed.standard_error == pytest.approx(0.05)  # of 0.1, -0.05, 0.1
+    assert not mixed.is_clear
+    alone = difference([0.9], [0.1])
+    assert alone.mean == pytest.approx(0.8)
+    assert (alone.standard_error, alone.is_clear) == (None, False)
+    # Two seeds would have to agree very well: Student's quantile is 12.7.
+    assert not difference([0.55, 0.57], [0.5, 0.5]).is_clear
+    assert difference([0.55, 0.551], [0.5, 0.5]).is_clear

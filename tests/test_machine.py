@@ -1,0 +1,92 @@
+"""Precision, memory of a device, memory of the process."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_tl.machine import autocast, choose_precision, fits, to_device_if_it_fits
+from tests.forked import ROOT
+
+CPU = torch.device("cpu")
+
+# glibc unmaps a block when it is freed if it mapped it for this block alone: bit 1 of the size that
+# it keeps before the block.
+PROGRAM = """
+import ctypes, sys
+sys.path.insert(0, {root!r})
+import cifar_tl
+{prepare}
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+block = libc.malloc(ctypes.c_size_t(31 << 20))
+size = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
+print(bool(size & 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "avx512_f": True}, "float32"),
+        ({"architecture": "aarch64", "bf16": True}, "float32"),  # not tried
+        (None, "float32"),  # torch 2.6
+    ],
+)
+def test_auto_is_what_the_processor_has_instructions_for(
+    monkeypatch: pytest.MonkeyPatch, capabilities: Any, chosen: str
+) -> None:
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert choose_precision("auto", CPU) == chosen
+    assert choose_precision("float32", CPU) == "float32"
+    assert choose_precision("bf16", CPU) == "bf16"
+    expected = {"bf16": torch.bfloat16, "float32": torch.float32}[chosen]
+    with autocast("auto", CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+
+
+def test_what_is_not_known_computes_in_float32() -> None:
+    assert choose_precision("auto", torch.device("meta")) == "float32"
+
+
+def test_data_may_take_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 10_000))  # free, and in all
+    assert fits(500, torch.device("cuda"))
+    assert not fits(501, torch.device("cuda"))
+    assert fits(10**15, torch.device("cpu"))
+    images = torch.zeros(501, dtype=torch.uint8)
+    assert to_device_if_it_fits(images, torch.device("cuda")) is images
+
+
+def test_data_goes_to_a_device_where_it_fits() -> None:
+    moved = to_device_if_it_fits(torch.zeros(3), torch.device("meta"))
+    assert moved.device.type == "meta"
+
+
+def returns_memory(folder: Path, prepare: str = "") -> bool:
+    program = PROGRAM.format(root=str(ROOT), prepare=prepare)
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+    return {"True": True, "False": False}[output.splitlines()[-1]]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc")
+def test_freed_memory_is_kept_by_the_command_and_on_request_only(
+    tmp_path: Path, small_npz: Path
+) -> None:
+    assert returns_memory(tmp_path)  # importing the package changes nothing
+    assert not returns_memory(tmp_path, "assert cifar_tl.keep_freed_memory()")
+    options = ["--data", str(small_npz), "--stage", "base", "--epochs", "1"]
+    assert not returns_memory(
+        tmp_path, f"from cifar_tl.command import train; assert train.main({options}) == 0"
+    )
