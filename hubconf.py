@@ -5,7 +5,7 @@ dependencies = ["torch", "numpy", "tqdm"]
 # Whatever has no underscore here is offered by torch.hub.list.
 from pathlib import Path as _Path
 
-from cifar_tl.checkpoint import load_model_and_settings as _load_model_and_settings
+from cifar_tl.checkpoint import read_model as _read_model
 from cifar_tl.errors import CheckpointError as _CheckpointError
 from cifar_tl.experiment.stages import STAGES as _STAGES
 from cifar_tl.network import CifarNet as _CifarNet
@@ -24,7 +24,7 @@ def base_net(weights: str | _Path | None = None) -> _CifarNet:
     Raises:
         CheckpointError: If the file is missing, damaged or of another stage.
     """
-    return _CifarNet(num_classes=5) if weights is None else _load(weights, "old")
+    return _CifarNet(num_classes=5) if weights is None else _load(weights, "base")
 
 
 def transfer_net(weights: str | _Path | None = None) -> _CifarNet:
@@ -43,9 +43,9 @@ def transfer_net(weights: str | _Path | None = None) -> _CifarNet:
     return _CifarNet(num_classes=10) if weights is None else _load(weights, "new")
 
 
-def _load(weights: str | _Path, classes: str) -> _CifarNet:
-    model, settings = _load_model_and_settings(_Path(weights))
-    stages = [name for name, stage in _STAGES.items() if stage.classes == classes]
+def _load(weights: str | _Path, learns: str) -> _CifarNet:
+    model, settings, _ = _read_model(_Path(weights))
+    stages = [name for name, stage in _STAGES.items() if stage.learns == learns]
     if settings.get("stage") not in stages:
         raise _CheckpointError(
             f"{weights} is a model of the stage {settings.get('stage')!r} and not of "

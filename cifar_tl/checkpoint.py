@@ -1,11 +1,10 @@
 """Files that hold a model: tensors and plain values, read only if undamaged; they run no code."""
 
-import contextlib
 import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from cifar_tl.disk import read_sealed, write_sealed
 from cifar_tl.errors import CheckpointError
 from cifar_tl.network import DROPOUT, CifarNet
+from cifar_tl.outputs import Outputs, outputs_of
 from cifar_tl.pretrained import read_model_file
 
 
@@ -136,16 +136,23 @@ def load_model(path: str | Path) -> CifarNet:
     Raises:
         CheckpointError: If the file is missing, damaged or holds no model.
     """
-    model, _ = load_model_and_settings(path)
-    return model
+    return read_model(path).model
 
 
-def load_model_and_settings(
-    path: str | Path, sealed: bytes | None = None
-) -> tuple[CifarNet, dict[str, Any]]:
-    """Rebuilds a model as `load_model` does and returns the settings stored with it, too.
+class SavedModel(NamedTuple):
+    """What a ``model.pt`` holds."""
 
-    ``sealed`` is the file's content, from `read_model_file`, where it has been read before.
+    model: CifarNet
+    settings: dict[str, Any]
+    outputs: Outputs | None  # None: the settings do not name the model's classes
+
+
+def read_model(path: str | Path, sealed: bytes | None = None) -> SavedModel:
+    """Reads a model as `load_model` does, with its settings and its outputs.
+
+    Args:
+        path: The file, or the name of a model that comes with the package.
+        sealed: The content of the file, from `read_model_file`. None: it is read here.
     """
     content = _unpack(path, read_model_file(path) if sealed is None else sealed)
     if "network" not in content:
@@ -156,49 +163,42 @@ def load_model_and_settings(
             "use another"
         )
     try:
-        outputs = content["state_dict"].get("classifier.linear2.bias", torch.empty(0))
-        if outputs.shape != (content["num_classes"],) or not outputs.is_contiguous():
-            raise TypeError  # before memory is taken for as many as it says
-        with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
-            model = CifarNet(content["num_classes"], content.get("dropout", DROPOUT))
-        for name, value in model.state_dict().items():
-            if content["state_dict"][name].dtype != value.dtype:
-                raise TypeError
-        model.load_state_dict(content["state_dict"])
-        settings = dict(content["settings"])
+        model, settings = _build(content), dict(content["settings"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not hold what a model.pt of this program holds: use another"
         ) from error
     white = settings.get("white")
     model.white = white if isinstance(white, dict) else {}
-    with contextlib.suppress(CheckpointError):  # not every model says it
-        model.class_names = known_classes(path, model, settings)
-    return model.eval(), settings
+    outputs = outputs_of(settings, model.num_classes)
+    model.class_names = outputs.named if outputs else {}
+    return SavedModel(model.eval(), settings, outputs)
 
 
-def known_classes(path: str | Path, model: CifarNet, settings: dict[str, Any]) -> dict[int, str]:
-    """Finds out which outputs of a model were trained on which classes.
+def read_named_model(path: str | Path) -> tuple[CifarNet, dict[str, Any], Outputs]:
+    """Reads a model that names its classes, with its settings and its outputs.
 
     Raises:
-        CheckpointError: If the settings do not tell.
+        CheckpointError: If it does not name them, and as for `load_model`.
     """
-    labels, names = settings.get("classes"), settings.get("class_names")
-    if isinstance(labels, list) and isinstance(names, list):
-        outputs = outputs_of(labels, model.num_classes)
-        known = set(outputs) <= set(range(model.num_classes))
-        if known and 0 < len(set(outputs)) == len(labels) == len(names):
-            return dict(zip(outputs, names, strict=True))
-    raise CheckpointError(f"{path} does not say which classes it knows: use another")
+    model, settings, outputs = read_model(path)
+    if outputs is None:
+        raise CheckpointError(f"{path} does not say which classes it knows: use another")
+    return model, settings, outputs
 
 
-def outputs_of(classes: Sequence[int], num_classes: int) -> list[int]:
-    """Tells which outputs of a model are for some classes, by their numbers in the data.
-
-    A model that has as many outputs as classes has one for each, in their order; one that has more
-    has an output for every class of the data.
-    """
-    return list(range(num_classes)) if len(classes) == num_classes else list(classes)
+def _build(content: dict[str, Any]) -> CifarNet:
+    """Builds a model from the content of its file."""
+    bias = content["state_dict"].get("classifier.linear2.bias", torch.empty(0))
+    if bias.shape != (content["num_classes"],) or not bias.is_contiguous():
+        raise TypeError  # before memory is taken for the number that the file claims
+    with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
+        model = CifarNet(content["num_classes"], content.get("dropout", DROPOUT))
+    for name, value in model.state_dict().items():
+        if content["state_dict"][name].dtype != value.dtype:
+            raise TypeError
+    model.load_state_dict(content["state_dict"])
+    return model
 
 
 def _canonical(content: Any) -> Any:

@@ -1,8 +1,8 @@
-"""How to train: one dataclass, two instances of it."""
+"""How to train: a `Recipe` is what was asked, a `Plan` is what is done."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, overload
 
 Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
@@ -10,60 +10,89 @@ Precision = Literal["float32", "bf16", "auto"]
 FirstLayer = Literal["random", "whitened", "separated"]
 
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
-FINETUNE_SHARE = 0.4  # of the epochs of the other stages, if nobody says how many
-SMALLEST_BATCH = 50  # up to twice that with more images: steps cost time, too
-FEW_SHIFT = 2  # pixels by which few images are shifted to be more
-FEW_TO_SHIFT = USUAL_IMAGES // 9  # whose nine versions are no more than usual
-# Up to which what training the first layer gains, if anything, is not worth a third of the time.
+FINETUNE_SHARE = 0.4  # finetune's epochs, as a part of the other stages' epochs
+SMALLEST_BATCH = 50  # twice that from 20,000 images on: small batches cost time
+FEW_SHIFT = 2  # pixels: few images are shifted to make more of them
+FEW_TO_SHIFT = USUAL_IMAGES // 9  # their nine versions are no more than the usual images
+# In a short training, a trained first layer gains too little for a third of the time.
 SHORT_EPOCHS, FEW_EXAMPLES = 5, 60_000
 MAX_SHIFT = 16  # half an image
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides how a model is trained, apart from the data and the seed.
+class Plan:
+    """What is done in one stage on one number of images: a recipe with every field decided.
 
-    The defaults are those of the documented recipe: ``Recipe(lr=0.1)`` trains a head.
-    ``dataclasses.replace(TUNED, lr=0.1)`` makes a variation, here of base and scratch: transfer and
-    finetuning have learning rates of their own.
-
-    What is of images or of layers, from ``normalize`` to ``mirror``, ``dropout`` and ``shift``, is
-    done by the stages, not by `fit`.
+    `Recipe.for_stage` makes it. `Recipe` explains the fields, and these are different:
 
     Attributes:
-        name: How results call it.
+        normalize: False also where the stage starts from a model, and keeps its preprocessing.
+        first_layer: ``"random"`` also where the stage starts from a model, and keeps its layers.
+        precision: ``"auto"`` is left for the device to decide: `choose_precision`.
+        shift: The largest random shift of each training image, in pixels.
+        view_shift: The fixed shift of the further views of each image, in pixels: `make_views`.
+    """
+
+    name: str
+    optimizer: Optimizer
+    lr: float
+    schedule: Schedule
+    normalize: bool
+    first_layer: FirstLayer
+    mirror: bool
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    momentum: float
+    warmup: float
+    precision: Precision
+    dropout: float | None
+    shift: int
+    view_shift: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, apart from the data and the seed. Fields that are None are decided later.
+
+    The defaults are those of the documented recipe: ``Recipe(lr=0.1)`` trains a head.
+    ``dataclasses.replace(TUNED, lr=0.1)`` makes a variation. Its ``lr`` is for base and scratch,
+    since transfer and finetune have learning rates of their own.
+
+    The stages use ``normalize``, ``first_layer``, ``mirror``, ``dropout`` and ``shift``. `fit` does
+    not: they concern images and layers.
+
+    Attributes:
+        name: The recipe's name in results.
         optimizer: ``"adam"``, ``"sgd"`` (with Nesterov momentum) or ``"muon"`` (see `Muon`).
-        lr: The learning rate; the peak, if there is a schedule.
-        schedule: ``"constant"`` or ``"one-cycle"``, up linearly and down to zero.
-        normalize: Bring each colour channel to mean 0 and deviation 1; else only divide by 255.
-        first_layer: What it starts as in base and scratch: ``"random"``, as documented;
-            ``"whitened"``, as principal components (`whiten_first_layer`); or ``"separated"``, as
-            independent ones, which stay and save a third of the time (`separate_first_layer`).
-            None: separated in up to five epochs, or 60,000 examples, which are images times epochs;
-            else whitened.
-        mirror: Train on mirror images, too; None: if `Data.mirror` says that they show the same.
-        epochs: How often each example is seen; None: as `epochs_for` computes it.
+        lr: The learning rate. With a schedule it is the peak.
+        schedule: ``"constant"`` or ``"one-cycle"``: up linearly, then down to zero linearly.
+        normalize: Bring each colour channel to mean 0 and deviation 1. False: divide by 255 only.
+        first_layer: How the first layer starts in base and scratch. ``"random"``: as documented.
+            ``"whitened"``: as principal components (`whiten_first_layer`). ``"separated"``: as
+            independent components, which stay frozen and save a third of the time
+            (`separate_first_layer`). None: separated if ``epochs <= 5`` or
+            ``images * epochs <= 60_000``, else whitened.
+        mirror: Train on mirror images, too. None: if the data allow it (`Data.mirror`).
+        epochs: How often each example is seen. None: `epochs_for`.
         batch_size: Examples in a step.
-        weight_decay: An L2 penalty; for muon of weights only, apart from the gradient.
-        momentum: Of the optimizer; for adam beta 1.
+        weight_decay: An L2 penalty. With muon it is for weights only, apart from the gradient.
+        momentum: Of the optimizer. With adam it is beta 1.
         warmup: The part of a one-cycle schedule in which the learning rate rises.
-        precision: ``"float32"``, ``"bf16"``: autocast to bfloat16, or ``"auto"``: bfloat16 where
-            the device has instructions for it.
-        dropout: The rate of layer 6 while it trains; None: the network's own, as documented.
-        shift: By how many pixels at most images are shifted at random while all of the network
-            trains on them (`shift_randomly`); None: by one in up to ten epochs of 20,000 images or
-            more, else by two. In a recipe of the stage transfer: its ``transfer_shift``.
-        by_size: Take ``batch_size``, ``lr`` and ``weight_decay`` as meant for ten epochs of 20,000
-            images, and change them for fewer: `for_images`.
-        num_images: The training images that `for_images` has made it for; None: for any number.
-        transfer_lr: The learning rate of the stage transfer.
+        precision: ``"float32"``; ``"bf16"``: autocast to bfloat16; ``"auto"``: bfloat16 if the
+            device has instructions for it, else float32.
+        dropout: The rate of layer 6 in training. None: the network's own, as documented.
+        shift: The largest random shift of an image in pixels, where the whole network trains
+            (`shift_randomly`). None: 1 if ``images >= 20_000`` and ``epochs <= 10``, else 2.
+        by_size: ``batch_size``, ``lr`` and ``weight_decay`` are for ten epochs of 20,000 images,
+            and change with fewer: `for_images`.
+        transfer_lr: The learning rate of transfer.
         transfer_batch_size: Its batch size.
         transfer_dropout: Its rate of dropout.
-        transfer_shift: By how many pixels its images are shifted to be further views of themselves,
-            in eight directions (`make_views`); None: by two for up to 2,222 images, whose nine
-            versions are no more than the usual 20,000, else by none.
-        finetune_epochs: The epochs of the stage finetune; None: two fifths of the others.
-        finetune_lr: Its learning rate; None: as `finetune_lr_for` computes it.
+        transfer_shift: It also learns from images that are shifted by this many pixels in eight
+            directions (`make_views`). None: 2 for up to 2,222 images, else 0.
+        finetune_epochs: The epochs of finetune. None: two fifths of the others'.
+        finetune_lr: Its learning rate. None: `finetune_lr_for`.
     """
 
     name: str = "own"
@@ -82,7 +111,6 @@ class Recipe:
     dropout: float | None = None
     shift: int | None = 0
     by_size: bool = False
-    num_images: int | None = None
     transfer_lr: float = 1e-3
     transfer_batch_size: int = 100
     transfer_dropout: float | None = None
@@ -122,118 +150,143 @@ class Recipe:
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
 
-    def for_stage(self, stage: str, num_images: int | None = None) -> "Recipe":
-        """Returns the recipe with the stage's own values, if it has any, in place of the others.
+    @overload
+    def for_stage(self, stage: str) -> "Recipe": ...
 
-        For ``"finetune"``, ``finetune_lr`` becomes ``lr``. Base and scratch have none of their own.
+    @overload
+    def for_stage(self, stage: str, num_images: int, *, mirror: bool = ...) -> Plan: ...
+
+    def for_stage(
+        self, stage: str, num_images: int | None = None, *, mirror: bool = False
+    ) -> "Recipe | Plan":
+        """Takes the values of a stage, and decides all that is open.
 
         Args:
-            stage: One of `STAGES`.
-            num_images: The training images, for what depends on them: `for_images`. Without it
-                that stays open, for `fit` to decide.
+            stage: ``"base"`` or ``"scratch"`` take the plain values, ``"transfer"`` and
+                ``"finetune"`` their own.
+            num_images: The number of training images. None: what depends on it stays open.
+            mirror: Mirror images show the same class. It counts if the recipe leaves that open.
+
+        Returns:
+            The plan, or a `Recipe` if there is no number.
 
         Raises:
-            ValueError: If something that only the stage knows depends on the number of images, and
-                it is None; or if the recipe has been made for a number of images already.
+            ValueError: If there is no such stage, or it needs the number of images.
         """
-        self._check_plain()
-        if stage == "finetune":
-            return self._for_finetuning(num_images)
-        prefix = f"{stage}_"
-        values = {
-            name.removeprefix(prefix): value
-            for name, value in asdict(self).items()
-            if name.startswith(prefix)
-        }
-        recipe = replace(self, **values)
-        if stage == "transfer" and recipe.shift is None:
+        if stage not in STAGES_WITH_VALUES:
+            known = ", ".join(STAGES_WITH_VALUES)
+            raise ValueError(f"a recipe has no values for a stage {stage!r}: choose among {known}")
+        recipe, share = self, 1.0
+        if stage == "transfer":
+            recipe = self._for_transfer(num_images)
+        elif stage == "finetune":
+            recipe, share = self._for_finetune(num_images), FINETUNE_SHARE
+        if num_images is None:
+            return recipe
+        plan = recipe._decide(num_images, share, mirror)
+        if stage == "transfer":
+            assert recipe.transfer_shift is not None  # decided above
+            plan = replace(plan, view_shift=recipe.transfer_shift)
+        return plan
+
+    def for_images(self, num_images: int) -> Plan:
+        """Makes the plan of base and scratch: `for_stage` without mirror images."""
+        return self._decide(num_images, 1.0, mirror=False)
+
+    def _for_transfer(self, num_images: int | None) -> "Recipe":
+        shift = self.transfer_shift
+        if shift is None:
             if num_images is None:
                 raise ValueError("what transfer does depends on num_images: say it")
-            recipe = replace(recipe, shift=FEW_SHIFT if num_images <= FEW_TO_SHIFT else 0)
-        return recipe if num_images is None else recipe.for_images(num_images)
+            shift = FEW_SHIFT if num_images <= FEW_TO_SHIFT else 0
+        return replace(
+            self,
+            lr=self.transfer_lr,
+            batch_size=self.transfer_batch_size,
+            dropout=self.transfer_dropout,
+            shift=0,  # the frozen features of an image are computed once
+            transfer_shift=shift,
+            **_KEPT,
+        )
 
-    def _for_finetuning(self, num_images: int | None) -> "Recipe":
+    def _for_finetune(self, num_images: int | None) -> "Recipe":
         epochs, lr, others = self.finetune_epochs, self.finetune_lr, self.epochs
         if num_images is not None:
             lr = lr or finetune_lr_for(num_images)
             others = others or epochs_for(num_images)
         if epochs is None and others is not None:
             epochs = max(1, round(FINETUNE_SHARE * others))
-        if epochs is None or lr is None:
+        if epochs is None or lr is None or (self.by_size and num_images is None):
             raise ValueError("what finetune does depends on num_images: say it")
-        recipe = replace(self, epochs=epochs, lr=lr)
-        return recipe if num_images is None else recipe.for_images(num_images, FINETUNE_SHARE)
+        return replace(self, epochs=epochs, lr=lr, **_KEPT)
 
-    def for_images(self, num_images: int, share: float = 1.0) -> "Recipe":
-        """Returns the recipe with all decided that depends on the number of training images.
+    def _decide(self, num_images: int, share: float, mirror: bool) -> Plan:
+        """Decides what depends on the number of training images.
 
-        That is the number of epochs, if it is None: `epochs_for`; how far images are shifted, and
-        what the first layer starts as, if that is None; and, if the recipe goes ``by_size``:
+        If the recipe goes ``by_size``, with ``part = images * epochs / (20_000 * 10 * share)``::
 
-        - the batch size, which falls with the examples seen in all epochs, so that there are enough
-          steps, but to no less than 50, with more than 10,000 images a 200th part of them, and from
-          20,000 on 100; with its root, the learning rate;
-        - the weight decay, which rises with the fourth root of what the images are fewer.
+            batch_size = max(clamp(images / 200, 50, 100), batch_size * part), at most batch_size
+            lr = lr * sqrt(new batch_size / old batch_size)
+            weight_decay = weight_decay * max(1, 20_000 / images) ** 0.25
 
         Args:
-            num_images: The training images, at least one.
-            share: Of the epochs of other trainings, those that are usual for this one.
-
-        Raises:
-            ValueError: If there are no images, or the recipe has been made for a number of them
-                already.
+            num_images: The number of training images, at least 1.
+            share: The usual epochs of this stage, as a part of the usual ten.
+            mirror: Mirror images show the same class.
         """
-        self._check_plain()
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         epochs = self.epochs or epochs_for(num_images)
-        usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
-        shift = (1 if usual else 2) if self.shift is None else self.shift
+        is_usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
         is_short = epochs <= SHORT_EPOCHS or num_images * epochs <= FEW_EXAMPLES
-        first_layer = self.first_layer or ("separated" if is_short else "whitened")
-        recipe = replace(
-            self, epochs=epochs, shift=shift, first_layer=first_layer, num_images=num_images
-        )
-        if not self.by_size:
-            return recipe
-        part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)
-        smallest = round(SMALLEST_BATCH * min(2, max(1, 2 * num_images / USUAL_IMAGES)))
-        batch_size = min(self.batch_size, max(smallest, round(self.batch_size * part)))
-        return replace(
-            recipe,
-            batch_size=batch_size,
-            lr=self.lr * math.sqrt(batch_size / self.batch_size),
-            weight_decay=self.weight_decay * max(1, USUAL_IMAGES / num_images) ** 0.25,
-        )
+        batch_size, lr, weight_decay = self.batch_size, self.lr, self.weight_decay
+        if self.by_size:
+            part = num_images * epochs / (USUAL_IMAGES * USUAL_EPOCHS * share)
+            smallest = round(SMALLEST_BATCH * min(2, max(1, 2 * num_images / USUAL_IMAGES)))
+            batch_size = min(batch_size, max(smallest, round(batch_size * part)))
+            lr *= math.sqrt(batch_size / self.batch_size)
+            weight_decay *= max(1, USUAL_IMAGES / num_images) ** 0.25
+        same: dict[str, Any] = {f.name: getattr(self, f.name, None) for f in fields(Plan)}
+        decided: dict[str, Any] = {
+            "lr": lr,
+            "first_layer": self.first_layer or ("separated" if is_short else "whitened"),
+            "mirror": mirror if self.mirror is None else self.mirror,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "weight_decay": weight_decay,
+            "shift": (1 if is_usual else 2) if self.shift is None else self.shift,
+            "view_shift": 0,
+        }
+        return Plan(**same | decided)
 
-    def _check_plain(self) -> None:
-        if self.num_images is not None:
-            raise ValueError(
-                f"the recipe is made for {self.num_images} images: take the one before, as TUNED"
-            )
+
+# The stages whose values a recipe holds. A row of the table of stages names one of them.
+STAGES_WITH_VALUES = ("base", "scratch", "transfer", "finetune")
+
+# A stage that starts from a model keeps its preprocessing and its first layer.
+_KEPT: dict[str, Any] = {"normalize": False, "first_layer": "random"}
 
 
 def epochs_for(num_images: int) -> int:
-    """Computes how many epochs so many training images ask for, if nobody says it.
+    """Computes the default number of epochs: ``10 * sqrt(20_000 / images)``, from 10 to 150.
 
-    Ten from 20,000 on, as documented, and more for fewer, with the root of their number: ten epochs
-    of 200 images are ten steps; the 1,000 that have as many steps as 20,000 images take ten times
-    as long as these 100 and gain at most a point and a half (docs/recipe.md).
+    Few images need more epochs: ten epochs of 200 images are ten steps. With 200 images, 1,000
+    epochs have as many steps as ten epochs of 20,000 images. They take ten times as long as the
+    100 that this gives, and gain at most 1.5 points (docs/recipe.md).
     """
     return min(150, max(USUAL_EPOCHS, round(USUAL_EPOCHS * math.sqrt(USUAL_IMAGES / num_images))))
 
 
 def finetune_lr_for(num_images: int) -> float:
-    """Computes the learning rate of finetuning with Muon on so many images, if nobody says it.
+    """Computes the default rate of finetune: ``0.04 * sqrt(images / 5_000)``, at most 0.04.
 
-    That of the tuned recipe from scratch, and with fewer than 5,000 images less, with the root of
-    their number: a few would make the network forget more than they teach.
+    At a higher rate, a few images make the network forget more than they teach.
     """
     return TUNED.lr * min(1.0, math.sqrt(num_images / 5_000))
 
 
-# The ingredients, whose defaults change nothing. A run's settings leave these defaults out: what is
-# added here later changes no run without it, neither its bytes nor whether it goes on.
+# Ingredients: their defaults change nothing, and the settings of a run leave these defaults out.
+# So a new ingredient changes no older run: neither its bytes nor that it goes on.
 INGREDIENTS = (
     *("schedule", "normalize", "first_layer", "mirror", "weight_decay"),
     *("precision", "dropout", "shift"),
@@ -270,14 +323,14 @@ TUNED = Recipe(
 RECIPES = {recipe.name: recipe for recipe in (ORIGINAL, TUNED)}
 
 
-def rate_factor(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Computes what the peak learning rate is multiplied by in a step, counted from 0.
+def rate_factor(plan: Recipe | Plan, step: int, total_steps: int) -> float:
+    """Computes the factor of the peak learning rate in a step, counted from 0.
 
-    It is a plain function, so there is no state to save. The one-cycle schedule rises linearly to
-    the peak and falls linearly to zero, after Smith and Topin 2018, "Super-convergence"; a step
-    takes the value at its middle, so none is zero.
+    A plain function has no state to save. The one-cycle schedule rises linearly to the peak, then
+    falls linearly to zero (Smith and Topin 2018, "Super-convergence"). A step takes the value at
+    its middle, so that no step has rate zero.
     """
-    if recipe.schedule == "constant":
+    if plan.schedule == "constant":
         return 1.0
     position = (step + 0.5) / total_steps
-    return min(position / recipe.warmup, (1 - position) / (1 - recipe.warmup))
+    return min(position / plan.warmup, (1 - position) / (1 - plan.warmup))

@@ -25,7 +25,7 @@ from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.machine import autocast, choose_precision, to_device_if_it_fits
 from cifar_tl.muon import Muon
 from cifar_tl.progress import with_bar
-from cifar_tl.recipe import Recipe, rate_factor
+from cifar_tl.recipe import Plan, Recipe, rate_factor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -65,7 +65,7 @@ def fit(
     labels: Tensor,
     val_inputs: Tensor | None,
     val_labels: Tensor | None,
-    recipe: Recipe,
+    recipe: Recipe | Plan,
     *,
     seed: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
@@ -94,8 +94,7 @@ def fit(
             whatever it takes, a row for each example.
         val_inputs: ``(M, ...)`` validation inputs; None: there are none, and the records say nan.
         val_labels: ``(M,)``.
-        recipe: How to train. If it has not been made for a number of images, or for a stage with
-            one, it is made for N here: `Recipe.for_images`, `Recipe.for_stage`.
+        recipe: How to train. A `Recipe` is made for N examples: `Recipe.for_images`.
         seed: Decides order, views and dropout.
         optimizer: By default a new one from `make_optimizer`. One that is given keeps its own
             learning rates: what ``lr`` is at the start of an epoch is the peak, which the recipe's
@@ -133,33 +132,30 @@ def fit(
     _check_trainable(module, optimizer)
     device = next(module.parameters()).device
     views, labels = to_device_if_it_fits(views, device), labels.to(device)
-    if recipe.num_images is None:
-        recipe = recipe.for_images(len(labels))
-    # What processes of a group must have in common, whatever "auto" means to each.
-    recipe = replace(recipe, precision=choose_precision(recipe.precision, device))
-    epochs = recipe.epochs
-    assert epochs is not None  # from for_images
+    plan = recipe.for_images(len(labels)) if isinstance(recipe, Recipe) else recipe
+    # All processes of a group must compute in one precision, whatever "auto" is for each.
+    plan = replace(plan, precision=choose_precision(plan.precision, device))
     if optimizer is None:
-        optimizer = make_optimizer(module, recipe)
+        optimizer = make_optimizer(module, plan)
     records, best = list(records), _Best(keep_best)
     if group is not None:
-        _check_same(group, views, labels, val_inputs, val_labels, recipe, seed, len(records))
+        _check_same(group, views, labels, val_inputs, val_labels, plan, seed, len(records))
         copy_from_first(module, group)
     try:
-        for epoch in range(len(records) + 1, epochs + 1):
-            bar = f"{progress} {epoch}/{epochs}" if progress is not None else None
+        for epoch in range(len(records) + 1, plan.epochs + 1):
+            bar = f"{progress} {epoch}/{plan.epochs}" if progress is not None else None
             start = time.perf_counter()
             train = _train_epoch(
-                *(module, views, labels, recipe, epoch, seed, device),
+                *(module, views, labels, plan, epoch, seed, device),
                 *(optimizer, loss, transform, bar, group),
             )
             trained = time.perf_counter()
             val = Metrics(math.nan, math.nan)
             if val_inputs is not None:
-                with autocast(recipe.precision, device):
+                with autocast(plan.precision, device):
                     val = evaluate(module, val_inputs, val_labels, loss=loss, group=group)
             validated = time.perf_counter()
-            _check_finite(module, train, val if val_inputs is not None else train, epoch, recipe)
+            _check_finite(module, train, val if val_inputs is not None else train, epoch, plan)
             record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
             records.append(record)
             best.look(module, record)
@@ -190,13 +186,13 @@ class _Best:
             module.load_state_dict(self.state)
 
 
-def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Makes the recipe's optimizer for the trainable parameters of a module, and no frozen ones.
+def make_optimizer(module: nn.Module, recipe: Recipe | Plan) -> torch.optim.Optimizer:
+    """Makes the recipe's optimizer for the trainable parameters of a module.
 
     Raises:
-        ValueError: If the rates depend on a number of images that the recipe was not made for.
+        ValueError: If the rates depend on the number of images, and the recipe is no plan.
     """
-    if recipe.by_size and recipe.num_images is None:
+    if isinstance(recipe, Recipe) and recipe.by_size:
         raise ValueError(
             "the recipe's rates depend on the number of images: give recipe.for_images(N)"
         )
@@ -266,7 +262,7 @@ def _train_epoch(
     module: nn.Module,
     views: Tensor,
     labels: Tensor,
-    recipe: Recipe,
+    plan: Plan,
     epoch: int,
     seed: int,
     device: torch.device,
@@ -276,17 +272,16 @@ def _train_epoch(
     bar: str | None,
     group: "ProcessGroup | None",
 ) -> Metrics:
-    assert recipe.epochs is not None  # from fit
-    steps = math.ceil(len(labels) / recipe.batch_size)
+    steps = math.ceil(len(labels) / plan.batch_size)
     outputs, top = [], None if loss is not None else int(labels.max())
     module.train()
     with seeded(derive_seed(seed, epoch), device), _peaks(optimizer):
         rows, targets = _order(views, labels)
         if group is not None and group.rank() > 0:
             _seed_generators(derive_seed(seed, epoch, group.rank()), device)  # a dropout of its own
-        batches = with_bar(_batches(views, rows, targets, recipe.batch_size, group), bar, steps)
+        batches = with_bar(_batches(views, rows, targets, plan.batch_size, group), bar, steps)
         for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
-            factor = rate_factor(recipe, step, recipe.epochs * steps)
+            factor = rate_factor(plan, step, plan.epochs * steps)
             for param_group in optimizer.param_groups:
                 param_group["lr"] = param_group["initial_lr"] * factor
             optimizer.zero_grad()
@@ -294,7 +289,7 @@ def _train_epoch(
                 inputs, targets = inputs.to(device), targets.to(device)
                 if transform is not None:
                     inputs, targets = _transformed(transform, inputs, targets)
-                with autocast(recipe.precision, device):
+                with autocast(plan.precision, device):
                     logits = module(inputs)
                     check_logits(logits, top)
                     batch_loss = mean_loss(loss, logits, targets)
@@ -318,7 +313,7 @@ def _check_same(
     labels: Tensor,
     val_inputs: Tensor | None,
     val_labels: Tensor | None,
-    recipe: Recipe,
+    plan: Plan,
     seed: int,
     epochs_done: int,
 ) -> None:
@@ -329,7 +324,7 @@ def _check_same(
         labels=_digest(labels),
         validation_inputs=None if val_inputs is None else tuple(val_inputs.shape),
         validation_labels=None if val_labels is None else _digest(val_labels),
-        recipe=recipe,
+        recipe=plan,
         seed=seed,
         epochs_done=epochs_done,
     )
@@ -352,16 +347,14 @@ def _transformed(transform: Transform, inputs: Tensor, targets: Tensor) -> tuple
     return changed[0], changed[1]
 
 
-def _check_finite(
-    module: nn.Module, train: Metrics, val: Metrics, epoch: int, recipe: Recipe
-) -> None:
+def _check_finite(module: nn.Module, train: Metrics, val: Metrics, epoch: int, plan: Plan) -> None:
     values = {"training loss": train.loss, "validation loss": val.loss}
     values["sum of the weights"] = sum(float(p.detach().sum()) for p in module.parameters())
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {name} became {value} in epoch {epoch} with lr {recipe.lr:g} and "
-                f"weight_decay {recipe.weight_decay:g}: try a lower learning rate"
+                f"the {name} became {value} in epoch {epoch} with lr {plan.lr:g} and "
+                f"weight_decay {plan.weight_decay:g}: try a lower learning rate"
             )
 
 

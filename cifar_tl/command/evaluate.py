@@ -52,27 +52,25 @@ def check(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> int:
     """Measures and prints."""
-    from cifar_tl.checkpoint import known_classes, load_model_and_settings
-    from cifar_tl.data.examples import renumber
+    from cifar_tl.checkpoint import read_named_model
     from cifar_tl.data.source import load_data
     from cifar_tl.evaluation import confusion_matrix, evaluate
     from cifar_tl.experiment.findings.results import class_lines
     from cifar_tl.machine import autocast
 
-    model, settings = load_model_and_settings(options.model)
-    known = known_classes(options.model, model, settings)
-    classes = dict(zip(settings["classes"], known.values(), strict=True))
+    model, settings, outputs = read_named_model(options.model)
+    classes = dict(zip(outputs.classes, outputs.names, strict=True))
     data = load_data(options.data, white=model.white, progress=shows_progress())
     images, labels = select_examples(options, settings, classes, data)
-    labels = renumber(labels, list(classes), list(known))
+    labels = outputs.of(labels)
     with autocast(settings.get("precision", "float32"), images.device):  # as it was judged
         metrics = evaluate(model, images, labels)
-        confusion = confusion_matrix(model, images, labels)[list(known)].tolist()
+        confusion = confusion_matrix(model, images, labels)[list(outputs.columns)].tolist()
     say(
         f"{options.model} on {len(labels):,} {options.split} images of {data.name}: "
         f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}\n"
     )
-    say("\n".join(class_lines(confusion, list(known), list(known.values()))))
+    say("\n".join(class_lines(confusion, outputs)))
     return 0
 
 

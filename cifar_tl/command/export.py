@@ -42,19 +42,18 @@ def check(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> int:
     """Writes the files that can be written."""
-    from cifar_tl.checkpoint import known_classes, load_model_and_settings
-    from cifar_tl.export import ONNX_PACKAGES, describe_classes, export_onnx, export_pt2
+    from cifar_tl.checkpoint import read_named_model
+    from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
 
-    (model, settings), out = load_model_and_settings(options.model), options.out
-    classes = known_classes(options.model, model, settings)
-    export_pt2(model, out.with_name(f"{out.name}.pt2"), classes)
+    (model, _, outputs), out = read_named_model(options.model), options.out
+    export_pt2(model, out.with_name(f"{out.name}.pt2"))
     say(f"{out}.pt2: for torch.export.load")
     if all(find_spec(package) for package in ONNX_PACKAGES):
-        export_onnx(model, out.with_name(f"{out.name}.onnx"), classes)
+        export_onnx(model, out.with_name(f"{out.name}.onnx"))
         say(f"{out}.onnx: for any ONNX runtime")
     else:
         say(f"no {out}.onnx: pip install {' '.join(ONNX_PACKAGES)}")
-    untrained = describe_classes(model, classes)["untrained_outputs"]
-    never = f"; never trained: {', '.join(map(str, untrained))}" if untrained else ""
-    say(f"outputs: {numbered(classes)}{never}")
+    untrained = ", ".join(map(str, outputs.untrained))
+    never = f"; never trained: {untrained}" if untrained else ""
+    say(f"outputs: {numbered(outputs.named)}{never}")
     return 0

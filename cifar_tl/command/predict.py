@@ -5,7 +5,7 @@ import contextlib
 import json
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model
@@ -54,12 +54,11 @@ def check(options: argparse.Namespace) -> None:
 
 def name_images(options: argparse.Namespace) -> int:
     """Names what is in each picture; what cannot be read is reported, and the rest done."""
-    from cifar_tl.checkpoint import known_classes, load_model_and_settings
+    from cifar_tl.checkpoint import read_named_model
     from cifar_tl.data.pictures.read import read_image
     from cifar_tl.prediction import predict
 
-    model, settings = load_model_and_settings(model_of(options))
-    known = known_classes(model_of(options), model, settings)
+    model, _, outputs = read_named_model(model_of(options))
     code, (files, notes) = 0, list_image_files(options.images)
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=1)
@@ -81,7 +80,10 @@ def name_images(options: argparse.Namespace) -> int:
             named = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in predictions)
             say(f"{printable(str(path))}: {named}")
     if options.model is None and answers:
-        warn(f"{called('predict')}: {DEFAULT_MODEL} answered, which can only know {listing(known)}")
+        warn(
+            f"{called('predict')}: {DEFAULT_MODEL} answered, which can only know "
+            f"{listing(outputs.names)}"
+        )
         if own := newest_own_model(Path(OUTPUT_DIR)):
             warn(f"{called('predict')}: for your own classes add --model {shlex.quote(str(own))}")
     return code
@@ -92,9 +94,9 @@ def model_of(options: argparse.Namespace) -> Path:
     return Path(DEFAULT_MODEL) if options.model is None else options.model
 
 
-def listing(classes: Mapping[int, str]) -> str:
+def listing(classes: Sequence[str]) -> str:
     """Lists the names of classes in a sentence."""
-    *names, last = map(printable, classes.values())
+    *names, last = map(printable, classes)
     return f"{', '.join(names)} and {last}"
 
 

@@ -41,11 +41,7 @@ from cifar_tl.errors import (
     MissingDataError,
     TrainingError,
 )
-from cifar_tl.experiment.stages import (
-    STAGES,
-    stage_classes,
-    takes_base,
-)
+from cifar_tl.experiment.stages import STAGES, stage_classes, takes_base
 from cifar_tl.names import count, printable
 from cifar_tl.processes import launch
 from cifar_tl.recipe import finetune_lr_for
@@ -291,7 +287,7 @@ def run_one(
     from cifar_tl.experiment.run import num_training_images, run_stage
 
     recipe = choose_recipe(options)
-    train_fraction = options.train_fraction[0] if STAGES[stage].classes == "new" else 1.0
+    train_fraction = options.train_fraction[0] if STAGES[stage].learns == "new" else 1.0
     try:
         return run_stage(
             stage,

@@ -34,12 +34,14 @@ from cifar_tl.data.source import (
 )
 from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment import stages
+from cifar_tl.experiment.parents import read_parent
 from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained
 from cifar_tl.recipe import (
     FEW_SHIFT,
     FEW_TO_SHIFT,
     MAX_SHIFT,
     RECIPES,
+    STAGES_WITH_VALUES,
     TUNED,
     Precision,
     Recipe,
@@ -55,7 +57,7 @@ shift: Callable[[str], int] = partial(whole_number, low=0, high=MAX_SHIFT)
 OWN_SETTINGS = [
     (stage, field.name)
     for field in dataclasses.fields(Recipe)
-    for stage in stages.STAGES
+    for stage in STAGES_WITH_VALUES
     if field.name.startswith(f"{stage}_")
 ]
 
@@ -254,7 +256,7 @@ def _check_classes(options: argparse.Namespace) -> None:
         _, new = choose_classes(names, *chosen)
     except DataError as error:
         raise UsageError(str(error)) from error
-    if not new and options.stage != ALL and stages.STAGES[options.stage].classes == "new":
+    if not new and options.stage != ALL and stages.STAGES[options.stage].learns == "new":
         raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
 
 
@@ -288,7 +290,7 @@ def check_parent(options: argparse.Namespace) -> None:
     for one in each_run(options):
         with naming_commands(one):
             own_classes = has_own_classes(source)
-            stages.read_parent(stage, place_of(one, name), options.base, own_classes=own_classes)
+            read_parent(stage, place_of(one, name), options.base, own_classes=own_classes)
 
 
 def _check_own_settings(options: argparse.Namespace) -> None:
@@ -313,7 +315,7 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
     if options.stage != ALL:
         return (options.stage,)
     if has_own_classes(source_of(options)):
-        return tuple(name for name, stage in stages.STAGES.items() if stage.classes == "new")
+        return tuple(name for name, stage in stages.STAGES.items() if stage.learns == "new")
     return tuple(stages.STAGES)
 
 
@@ -366,7 +368,7 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         if stage not in (ALL, other) or is_given_anew:
             values[name] = None
     values |= changes
-    if stage != ALL and stages.STAGES[stage].classes == "old":
+    if stage != ALL and stages.STAGES[stage].learns == "base":
         values["train_fraction"] = (1.0,)
     if stage != ALL and not stages.takes_base(stage):
         values["base"] = None

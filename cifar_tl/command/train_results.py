@@ -23,32 +23,25 @@ Experiment: TypeAlias = tuple[Place, Results]  # of one seed and one fraction
 def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
     """Compares the stages, of all seeds and fractions, in files and in print."""
     from cifar_tl.experiment.findings.comparison import compare, comparison_text
-    from cifar_tl.experiment.findings.page import report
-    from cifar_tl.experiment.findings.summary import summarize, summary_text
-    from cifar_tl.experiment.folder import read_pictures, save_comparison, save_report
+    from cifar_tl.experiment.findings.page import page
+    from cifar_tl.experiment.folder import read_pictures, save_comparison, save_page
 
     sizes: dict[float, list[Experiment]] = {}
     for place, results in experiments:
         sizes.setdefault(place.train_fraction, []).append((place, results))
     largest = sizes[max(sizes)]
     place, results = largest[0]
-    if len(experiments) == 1:
-        comparison = compare(results)
-        text = comparison_text(comparison)
-    else:
-        comparison = summarize(
-            {fraction: [compare(found) for _, found in size] for fraction, size in sizes.items()}
-        )
-        text = summary_text(comparison)
+    comparison = compare({part: [found for _, found in size] for part, size in sizes.items()})
+    text = comparison_text(comparison)
     save_comparison(place.folder, comparison, text)
     draw_comparison([place for place, _ in largest], list(results), several_sizes=len(sizes) > 1)
-    save_report(place.folder, report(comparison, results, read_pictures(place), command))
+    save_page(place.folder, page(comparison, results, read_pictures(place), command))
     say(f"\n{text}\nEverything was written to {printable(str(place.folder))}")
 
 
 def say_spreads(experiments: Sequence[Experiment]) -> None:
     """Says mean and spread of the stages of several seeds that are not compared."""
-    from cifar_tl.experiment.findings.summary import percent
+    from cifar_tl.experiment.findings.comparison import percent
     from cifar_tl.experiment.findings.uncertainty import spread
 
     accuracies: dict[tuple[str, float], list[float]] = {}

@@ -1,7 +1,7 @@
 """Labelled images, and what is done to them: classes, split, views."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -88,13 +88,6 @@ def select_classes(examples: LabeledImages, classes: Iterable[int]) -> LabeledIm
     chosen = torch.isin(examples.labels, torch.tensor(list(classes))).nonzero().flatten()
     # index_select returns contiguous images whatever it is given: batches are gathered faster so.
     return LabeledImages(examples.images.index_select(0, chosen), examples.labels[chosen])
-
-
-def renumber(labels: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Gives labels ``(N,)``, each one of the old ones, the new number at the same place."""
-    table = torch.full((max(old, default=-1) + 1,), -1)
-    table[list(old)] = torch.tensor(list(new), dtype=torch.int64)
-    return table[labels]
 
 
 def num_training(num_images: int) -> int:

@@ -1,4 +1,4 @@
-"""The files of a run: read when it is finished, gone on from when it stopped, written whole."""
+"""A run's folder: finished, or to go on with; every file of it is written whole."""
 
 import contextlib
 import csv
@@ -7,13 +7,11 @@ import hashlib
 import io
 import itertools
 import json
-import signal
-import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -23,6 +21,7 @@ from cifar_tl.checkpoint import load_checkpoint, save_checkpoint, save_model
 from cifar_tl.disk import TEMPORARY, locked, write_atomically
 from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
 from cifar_tl.experiment import stages
+from cifar_tl.experiment.settings import check_settings
 from cifar_tl.network import CifarNet
 from cifar_tl.training import EpochRecord
 
@@ -31,17 +30,186 @@ DIGEST = "sha256"  # in result.json: of all the rest of it
 
 @dataclass(frozen=True)
 class HistoryRow(EpochRecord):
-    """An epoch's record and the stage's time up to its end, without epochs that were lost."""
+    """The record of an epoch, and the time of the stage until its end, without lost epochs."""
 
     seconds_features_so_far: float
     seconds_total_so_far: float
 
 
+@dataclass
+class History:
+    """What a run has done so far, and for how long.
+
+    Attributes:
+        surroundings: What the bytes depend on, such as the version of torch. Each entry says from
+            which epoch on it holds, ``from_epoch``.
+        start: When the run began, on the clock of ``time.perf_counter``: earlier, by the seconds
+            of the calls before this one.
+        seconds_features: How long the frozen features took in all calls.
+        rows: A row for each epoch.
+    """
+
+    surroundings: list[dict[str, Any]]
+    start: float
+    seconds_features: float = 0.0
+    rows: list[HistoryRow] = field(default_factory=list)
+
+    def add(self, record: EpochRecord) -> None:
+        """Adds an epoch that has just ended."""
+        self.rows.append(
+            HistoryRow(
+                **vars(record),
+                seconds_features_so_far=self.seconds_features,
+                seconds_total_so_far=time.perf_counter() - self.start,
+            )
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Lists what ``result.json`` says of the epochs and of the time."""
+        return {
+            "val_accuracy": self.rows[-1].val_accuracy,
+            "val_loss": self.rows[-1].val_loss,
+            "seconds_train": sum(row.seconds_train for row in self.rows),
+            "seconds_validation": sum(row.seconds_validation for row in self.rows),
+            "seconds_features": self.seconds_features,
+            "seconds_total": time.perf_counter() - self.start,
+        }
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder with the files of a run, and the settings that identify the run."""
+
+    path: Path
+    settings: dict[str, Any]
+
+    def finished(self) -> dict[str, Any] | None:
+        """Reads the result of a finished run.
+
+        Returns:
+            The content of ``result.json``, without its digest. None: the run is not finished, or
+            a file of its result is damaged. A warning says so: ``last.pt`` makes it anew.
+
+        Raises:
+            RunError: If the folder holds a finished run with other settings.
+        """
+        path = self.path / stages.RESULT
+        if not path.exists() or not (self.path / stages.MODEL).exists():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if result.pop(DIGEST) != _digest(result):
+                raise ValueError
+        except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, no object, or changed
+            warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=3)
+            return None
+        try:
+            found = load_checkpoint(self.path / stages.MODEL).get("settings")
+        except CheckpointError as error:
+            warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
+            return None
+        check_settings(self.path, found if isinstance(found, dict) else {}, self.settings)
+        return result
+
+    def epochs_done(self) -> int:
+        """Counts the epochs after which `resume` would go on: 0 if ``last.pt`` is damaged.
+
+        Raises:
+            RunError: If the folder holds a run with other settings.
+        """
+        try:
+            content = load_checkpoint(self.path / stages.LAST)
+            found, epoch = dict(content["settings"]), int(content["epoch"])
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            return 0
+        check_settings(self.path, found, self.settings)
+        return epoch
+
+    def resume(
+        self, model: nn.Module, optimizer: Optimizer, now: dict[str, Any], start: float
+    ) -> History:
+        """Brings model and optimizer to where an unfinished run stopped.
+
+        Args:
+            model: In place.
+            optimizer: In place.
+            now: The present surroundings. A warning says if they have changed: the bytes will then
+                differ from those of a run that never stopped.
+            start: When this call began, on the clock of ``time.perf_counter``.
+
+        Returns:
+            The history, without rows if there is nothing to go on with.
+
+        Raises:
+            RunError: If the folder holds a run with other settings, or its files are damaged.
+        """
+        path, again = self.path / stages.LAST, {"stage": self.settings["stage"], "restart": True}
+        if not path.exists():
+            return History([{"from_epoch": 1, **now}], start)
+        try:
+            content = load_checkpoint(path)
+            check_settings(self.path, dict(content["settings"]), self.settings)
+            rows = read_history(self.path / stages.HISTORY, int(content["epoch"]))
+            model.load_state_dict(content["model"])
+            _load_optimizer(optimizer, content["optimizer"])
+            surroundings = [dict(part) for part in content["surroundings"]]
+            before = surroundings[-1]
+        except RunError:  # other settings
+            raise
+        except CheckpointError as error:
+            raise RunError(f"{error}; or train again", **again) from error
+        except HistoryError as error:
+            raise RunError(f"{error}: train again", **again) from error
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RunError(
+                f"{path} does not hold an unfinished run of this version: train again", **again
+            ) from error
+        if changed := _changes(before, now):
+            warnings.warn(
+                f"going on in other surroundings ({changed}): the result will be as good, but its "
+                "bytes will differ from those of a run that never stopped",
+                RunWarning,
+                stacklevel=3,
+            )
+            surroundings.append({"from_epoch": len(rows) + 1, **now})
+        if rows:
+            start -= rows[-1].seconds_total_so_far
+        before_this_call = rows[-1].seconds_features_so_far if rows else 0.0
+        return History(surroundings, start, before_this_call, rows)
+
+    def save_epoch(self, model: nn.Module, optimizer: Optimizer, history: History) -> None:
+        """Saves all that is needed to go on after the last epoch.
+
+        ``last.pt`` holds no times: its bytes are the same with and without an interruption.
+        """
+        content = {
+            "settings": self.settings,
+            "epoch": len(history.rows),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "surroundings": history.surroundings,
+        }
+        # The history first: if only it is written, it has a row too many, which is not read.
+        _write_history(self.path / stages.HISTORY, history.rows)
+        save_checkpoint(self.path / stages.LAST, content)
+
+    def save_finished(self, model: CifarNet, result: dict[str, Any], text: str) -> None:
+        """Writes model and results, and deletes pictures of an earlier result.
+
+        ``result.json`` comes last: from then on the run is finished.
+        """
+        for name in stages.PICTURES:
+            (self.path / name).unlink(missing_ok=True)
+        save_model(self.path / stages.MODEL, model, self.settings)
+        digested = {**result, DIGEST: _digest(result)}
+        _write_pair(self.path / stages.RESULT, self.path / stages.RESULTS, digested, text)
+
+
 def discard(data_folder: Path, folders: Iterable[Path]) -> None:
-    """Deletes the files of runs, some maybe missing, the comparison of them, and nothing else.
+    """Deletes the files of runs, and the comparison of them. Other files stay.
 
     Raises:
-        LockedError: If another process is at work in one of them; then nothing is deleted.
+        LockedError: If another process is at work in one of them. Then nothing is deleted.
     """
     present = [folder for folder in folders if folder.exists()]
     with contextlib.ExitStack() as stack:
@@ -57,223 +225,31 @@ def discard(data_folder: Path, folders: Iterable[Path]) -> None:
             (data_folder / name).unlink(missing_ok=True)
 
 
-def finished_result(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Reads the result of a finished run.
-
-    Returns:
-        The content of ``result.json``, or None if the run is not finished, or if a file of its
-        result is damaged, of which a warning tells: all of them can be made anew from ``last.pt``.
-
-    Raises:
-        RunError: If the folder holds a finished run with other settings.
-    """
-    path = folder / stages.RESULT
-    if not path.exists() or not (folder / stages.MODEL).exists():
-        return None
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if result.pop(DIGEST) != _digest(result):
-            raise ValueError
-    except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, no object, or changed
-        warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=3)
-        return None
-    try:
-        found = load_checkpoint(folder / stages.MODEL).get("settings")
-    except CheckpointError as error:
-        warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
-        return None
-    stages.check_settings(folder, found if isinstance(found, dict) else {}, settings)
-    return result
-
-
-def epochs_done(folder: Path, settings: dict[str, Any]) -> int:
-    """Counts the epochs that `resume` would go on from; none if it cannot, of which it will tell.
-
-    Raises:
-        RunError: If the folder holds a run with other settings.
-    """
-    try:
-        content = load_checkpoint(folder / stages.LAST)
-        found, epoch = dict(content["settings"]), int(content["epoch"])
-    except (CheckpointError, KeyError, TypeError, ValueError):
-        return 0
-    stages.check_settings(folder, found, settings)
-    return epoch
-
-
-def resume(
-    folder: Path,
-    settings: dict[str, Any],
-    model: nn.Module,
-    optimizer: Optimizer,
-    now: dict[str, Any],
-) -> tuple[list[HistoryRow], list[dict[str, Any]]]:
-    """Brings model and optimizer to where an unfinished run stopped.
-
-    A warning tells if it was made in other surroundings than those of ``now``, since then the bytes
-    will be others than those of a run that never stopped.
-
-    Returns:
-        A row for each epoch done, none if there is nothing to go on with; and the surroundings of
-        the run so far, the present ones included, each with its ``from_epoch``.
-
-    Raises:
-        RunError: If the folder holds a run with other settings, or what it would go on from is
-            damaged.
-    """
-    path = folder / stages.LAST
-    if not path.exists():
-        return [], [{"from_epoch": 1, **now}]
-    again = {"stage": settings["stage"], "restart": True}
-    try:
-        content = load_checkpoint(path)
-        stages.check_settings(folder, dict(content["settings"]), settings)
-        rows = read_history(folder / stages.HISTORY, int(content["epoch"]))
-        model.load_state_dict(content["model"])
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(content["optimizer"])
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            if "initial_lr" not in group:  # files of before have the rate of their last step
-                group["lr"] = peak
-        surroundings = [dict(part) for part in content["surroundings"]]
-        before = surroundings[-1]
-    except RunError:  # other settings
-        raise
-    except CheckpointError as error:
-        raise RunError(f"{error}; or train again", **again) from error
-    except HistoryError as error:
-        raise RunError(f"{error}: train again", **again) from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise RunError(
-            f"{path} does not hold an unfinished run of this version: train again", **again
-        ) from error
-    both = {**dict.fromkeys(before), **now}  # what only one names, such as processes, counts, too
-    both.pop("from_epoch", None)
-    if changes := [key for key in both if before.get(key) != now.get(key)]:
-        changed = ", ".join(
-            f"{key} {before.get(key)} before, {now.get(key)} now" for key in changes
-        )
-        warnings.warn(
-            f"going on in other surroundings ({changed}): the result will be as good, but its "
-            "bytes will differ from those of a run that never stopped",
-            RunWarning,
-            stacklevel=3,
-        )
-        surroundings.append({"from_epoch": len(rows) + 1, **now})
-    return rows, surroundings
-
-
-def save_epoch(
-    folder: Path,
-    settings: dict[str, Any],
-    model: nn.Module,
-    optimizer: Optimizer,
-    rows: Sequence[HistoryRow],
-    surroundings: Sequence[dict[str, Any]],
-) -> None:
-    """Saves all that is needed to go on after the epochs done, to the end even on Ctrl-C.
-
-    ``last.pt`` holds no times, so it has the same bytes whether the run was interrupted or not.
-    """
-    content = {
-        "settings": settings,
-        "epoch": len(rows),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "surroundings": surroundings,
-    }
-
-    with _to_the_end():
-        _write_history(folder / stages.HISTORY, rows)
-        save_checkpoint(folder / stages.LAST, content)
-
-
-def save_finished(
-    folder: Path, settings: dict[str, Any], model: CifarNet, result: dict[str, Any], text: str
-) -> None:
-    """Writes model and results, to the end even on Ctrl-C; from then on the run is finished.
-
-    Pictures of an earlier result are deleted.
-    """
-    with _to_the_end():
-        for name in stages.PICTURES:
-            (folder / name).unlink(missing_ok=True)
-        save_model(folder / stages.MODEL, model, settings)
-        digested = {**result, DIGEST: _digest(result)}
-        _write_report(folder / stages.RESULT, folder / stages.RESULTS, digested, text)
-
-
 def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None:
-    """Writes a comparison of runs beside their folders, to the end even on Ctrl-C.
-
-    The pictures of an earlier comparison are deleted.
-    """
+    """Writes a comparison beside the folders of its runs, and deletes earlier pictures of it."""
     json_name, text_name = stages.COMPARISON
     with locked(folder, wait=True):
         for name in stages.COMPARISON_PICTURES:
             (folder / name).unlink(missing_ok=True)
-        with _to_the_end():
-            _write_report(folder / json_name, folder / text_name, comparison, text)
+        _write_pair(folder / json_name, folder / text_name, comparison, text)
 
 
-def save_report(folder: Path, text: str) -> None:
+def save_page(folder: Path, text: str) -> None:
     """Writes the page that shows a comparison."""
     with locked(folder, wait=True):
         write_atomically(folder / stages.REPORT, text.encode("utf-8", "backslashreplace"))
 
 
 def read_pictures(place: stages.Place) -> dict[str, bytes]:
-    """Reads the pictures of a comparison and, as ``STAGE/NAME``, of stages, as far as they are."""
+    """Reads the pictures that there are, of a comparison and, as ``STAGE/NAME``, of stages."""
     paths = {name: place.folder / name for name in stages.COMPARISON_PICTURES}
     for stage in stages.STAGES:
         paths |= {f"{stage}/{name}": place.of(stage) / name for name in stages.PICTURES}
     return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
 
 
-@contextlib.contextmanager
-def _to_the_end() -> Iterator[None]:
-    """Has Ctrl-C, and whatever else a signal is to do, wait for the end of the block.
-
-    A second signal does not wait.
-    """
-    if threading.current_thread() is not threading.main_thread():  # signals reach no other
-        yield
-        return
-    received: list[int] = []
-    waits = True
-    numbers = map(int, signal.valid_signals())
-    handlers = {n: found for n in numbers if callable(found := signal.getsignal(n))}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received or not waits:  # also where a signal has kept this handler from being removed
-            handlers[number](number, frame)
-        received.append(number)
-
-    try:
-        for number in handlers:
-            signal.signal(number, handle)
-        yield
-    finally:
-        try:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        finally:
-            waits = False
-        for number in received[:1]:
-            signal.raise_signal(number)
-
-
-def _digest(result: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(result).encode()).hexdigest()
-
-
-def _write_report(json_path: Path, text_path: Path, content: dict[str, Any], text: str) -> None:
-    write_atomically(text_path, text.encode("ascii", "backslashreplace"))
-    write_atomically(json_path, (json.dumps(content, indent=2) + "\n").encode("ascii"))
-
-
 def read_history(path: Path, epochs: int) -> list[HistoryRow]:
-    """Reads so many rows of a ``history.csv``: written before ``last.pt``, it may have one more.
+    """Reads the first rows of a ``history.csv``, one for each epoch of ``last.pt``.
 
     Raises:
         HistoryError: If it is damaged or has fewer rows.
@@ -294,6 +270,35 @@ def read_history(path: Path, epochs: int) -> list[HistoryRow]:
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
         raise HistoryError(f"{path} is damaged or lacks epochs that {stages.LAST} has")
     return rows
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        if "initial_lr" not in group:  # files of earlier versions have the rate of their last step
+            group["lr"] = peak
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Lists what has changed in the surroundings, such as ``threads 2 before, 1 now``."""
+    names = {**dict.fromkeys(before), **now}  # what only one side has counts, too
+    names.pop("from_epoch", None)
+    return ", ".join(
+        f"{name} {before.get(name)} before, {now.get(name)} now"
+        for name in names
+        if before.get(name) != now.get(name)
+    )
+
+
+def _digest(result: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result).encode()).hexdigest()
+
+
+def _write_pair(json_path: Path, text_path: Path, content: dict[str, Any], text: str) -> None:
+    """Writes findings for people, then for programs."""
+    write_atomically(text_path, text.encode("ascii", "backslashreplace"))
+    write_atomically(json_path, (json.dumps(content, indent=2) + "\n").encode("ascii"))
 
 
 def _write_history(path: Path, rows: Sequence[HistoryRow]) -> None:

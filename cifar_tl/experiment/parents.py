@@ -3,76 +3,108 @@
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cifar_tl.checkpoint import load_model_and_settings
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
-from cifar_tl.data.examples import Data
 from cifar_tl.errors import CheckpointError, RunError, RunWarning
-from cifar_tl.experiment import stages
+from cifar_tl.experiment.stages import MODEL, STAGES, Place, stage_classes, takes_base
 from cifar_tl.names import printable
-from cifar_tl.network import CifarNet
+from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained, read_model_file
+
+if TYPE_CHECKING:  # the command looks for the file before it imports torch
+    from cifar_tl.data.examples import Data
+    from cifar_tl.network import CifarNet
 
 
 class Parent(NamedTuple):
     """A model that a stage starts from."""
 
-    model: CifarNet
+    model: "CifarNet"
     path: str  # of its file, or its name
     digest: str  # SHA-256 of the file
 
 
 def load_parent(
-    stage: str,
-    place: stages.Place,
-    data: Data,
-    base: str | Path | None = None,
+    stage: str, place: Place, data: "Data", base: str | Path | None = None
 ) -> Parent | None:
     """Loads the model that a stage starts from: ``base``, or that of the stage before it.
 
     Returns:
-        The model, or None if the stage starts afresh.
+        The model. None: the stage starts from fresh weights.
 
     Raises:
-        ValueError: If a base model is given to another stage.
-        RunError: If there is no such model, or it is damaged, or was made by another stage, or from
-            other images than these, or a base that is named maybe from these.
+        ValueError: If a base model is given to a stage that takes none.
+        RunError: If there is no such model, it is damaged, or it comes from another stage or from
+            other images; or if ``base`` may have been trained on these images.
     """
-    if base is not None and not stages.takes_base(stage):
+    from cifar_tl.checkpoint import read_model
+
+    if base is not None and not takes_base(stage):
         raise ValueError(f"only a transfer takes another base model, not {stage}")
-    if stages.STAGES[stage].parent is None:
+    if STAGES[stage].parent is None:
         return None
-    path, content, remedy = stages.read_parent(
-        stage, place, base, own_classes=data.needs_other_base
-    )
+    path, content, remedy = read_parent(stage, place, base, own_classes=data.needs_other_base)
     try:
-        model, settings = load_model_and_settings(path, content)
+        model, settings, _ = read_model(path, content)
     except CheckpointError as error:
         raise RunError(f"{error}; or make it anew", **remedy) from error
     _check(path, settings, stage, data, place.train_fraction, remedy, named=base is not None)
     return Parent(model, str(path), hashlib.sha256(content).hexdigest())
 
 
+def read_parent(
+    stage: str, place: Place, base: str | Path | None = None, *, own_classes: bool
+) -> tuple[Path, bytes, dict[str, Any]]:
+    """Reads the file that a stage starts from. It needs no torch.
+
+    Args:
+        stage: A stage that has a parent.
+        place: Where the stages have their folders.
+        base: The base model, a file or a name. None: that of the stage before. For classes of
+            one's own it is `DEFAULT_MODEL`: their own base would know their images.
+        own_classes: The data have classes of the user's own.
+
+    Returns:
+        Its path, its content, and the options of ``train`` that make it anew: none for classes of
+        one's own, whose base model comes from elsewhere.
+
+    Raises:
+        RunError: If there is no such file, or it is damaged.
+    """
+    parent = STAGES[stage].parent
+    if own_classes and takes_base(stage) and base is None:
+        base = DEFAULT_MODEL
+    path = Path(base) if base is not None else place.of(str(parent)) / MODEL
+    anew = {"stage": parent, "base": None, "restart": base is None and path.exists()}
+    remedy = {} if own_classes else anew
+    if not is_pretrained(path) and not path.exists():
+        raise RunError(f"there is no {parent} model {path}: make it first", **remedy)
+    try:
+        return path, read_model_file(path), remedy
+    except CheckpointError as error:
+        raise RunError(f"{error}; or make it anew", **remedy) from error
+
+
 def _check(
     path: Path,
     settings: dict[str, Any],
     stage: str,
-    data: Data,
+    data: "Data",
     train_fraction: float,
     remedy: dict[str, Any],
     *,
     named: bool,
 ) -> None:
-    """Refuses a model of another stage, of other classes, or whose images may be among these."""
-    parent = stages.STAGES[stage].parent
+    """Refuses a model of another stage or of other classes, or one that may know these images."""
+    parent = STAGES[stage].parent
     assert parent is not None
     wanted: dict[str, Any] = {"stage": parent}
-    if not stages.takes_base(stage):
+    if not takes_base(stage):
         wanted["train_fraction"] = train_fraction
-    if stages.takes_base(stage) and data.needs_other_base:
+    if takes_base(stage) and data.needs_other_base:
         _check_images(path, settings, data)
     else:
-        wanted["classes"] = list(stages.stage_classes(parent, data))
+        wanted["classes"] = list(stage_classes(parent, data))
         if not named:  # a base that is named may be of other images, if they are of other classes
             wanted["fingerprint"] = data.fingerprint
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
@@ -88,8 +120,8 @@ def _check(
         _check_names(path, settings, data)
 
 
-def _check_names(path: Path, settings: dict[str, Any], data: Data) -> None:
-    """Refuses a base of which a class is a new one now, under whatever number it knows it."""
+def _check_names(path: Path, settings: dict[str, Any], data: "Data") -> None:
+    """Refuses a base that knows a new class, under whatever number."""
     new = [data.class_names[label] for label in data.new_classes]
     if both := [name for name in new if name in _known_names(settings)]:
         raise RunError(
@@ -103,8 +135,8 @@ def _known_names(settings: dict[str, Any]) -> set[str]:
     return {str(name) for name in names} if isinstance(names, list) else set()
 
 
-def _check_images(path: Path, settings: dict[str, Any], data: Data) -> None:
-    """Refuses a base of the same images, as far as anybody can tell, or warns of one."""
+def _check_images(path: Path, settings: dict[str, Any], data: "Data") -> None:
+    """Refuses a base that was trained on these images, or warns of one that may have been."""
     if settings.get("fingerprint") == data.fingerprint:
         raise RunError(f"{path} was trained on these very images: name a base of other data")
     known = _known_names(settings)

@@ -1,4 +1,4 @@
-"""The experiments: base, transfer, finetune and scratch, each in the same steps."""
+"""Run one stage: from images to a trained model, with its files and its result."""
 
 import contextlib
 import dataclasses
@@ -6,38 +6,35 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from cifar_tl import evaluation, training
-from cifar_tl.checkpoint import outputs_of
 from cifar_tl.data.classes import listed
 from cifar_tl.data.examples import (
     Data,
     LabeledImages,
     channel_statistics,
-    renumber,
     select_classes,
     stratified_prefix,
 )
 from cifar_tl.data.views import make_views, shift_randomly
 from cifar_tl.disk import locked
-from cifar_tl.experiment import folder as files
-from cifar_tl.experiment.findings import results
+from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
 from cifar_tl.experiment.findings.layers import layers
-from cifar_tl.experiment.parents import Parent, load_parent
-from cifar_tl.experiment.sharing import shared
-from cifar_tl.experiment.stages import (
-    STAGES,
-    Place,
-    num_outputs,
-    recipe_values,
-    run_settings,
-    stage_classes,
-    takes_base,
+from cifar_tl.experiment.findings.results import (
+    StageResult,
+    confusion_figures,
+    epoch_line,
+    is_shown,
+    results_text,
 )
+from cifar_tl.experiment.folder import History, RunFolder
+from cifar_tl.experiment.parents import Parent, load_parent
+from cifar_tl.experiment.settings import plan_values, run_settings
+from cifar_tl.experiment.sharing import shared
+from cifar_tl.experiment.stages import HEAD, STAGES, Place, stage_classes, takes_base
 from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
 from cifar_tl.freezing import count_parameters, freeze, transfer_model, unfreeze
 from cifar_tl.machine import (
@@ -47,9 +44,11 @@ from cifar_tl.machine import (
     surroundings,
     to_device_if_it_fits,
 )
-from cifar_tl.names import printable
+from cifar_tl.names import count, printable
 from cifar_tl.network import CifarNet
-from cifar_tl.recipe import Recipe
+from cifar_tl.outputs import Outputs
+from cifar_tl.recipe import Plan, Recipe
+from cifar_tl.training import EpochRecord, Transform, derive_seed, fit, make_optimizer, seeded
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -70,175 +69,138 @@ def run_stage(
     log: Callable[[str], object] = lambda _: None,
     progress: bool = False,
     group: "ProcessGroup | None" = None,
-) -> results.StageResult:
+) -> StageResult:
     """Runs one stage, goes on with an unfinished one, or reads the result of a finished one.
 
-    - base: the documented network on the base classes, 0-4, or on all of a folder of your own.
-    - transfer: the base model's features, frozen, under a new classifier, on the new classes: 5-9,
-      or all of a folder of your own, from a base model of other data.
-    - finetune: the transfer model with nothing frozen, a few epochs on, on the new classes.
-    - scratch: the transfer model's network with fresh weights, trained as in base, on the new
-      classes: the control without which nobody can say what transfer saves or costs.
+    - base: the documented network learns the base classes, 0-4, or all classes of your own.
+    - transfer: a new classifier on the base model's frozen features learns the new classes, 5-9,
+      or all classes of your own, from a base model of other data.
+    - finetune: the transfer model goes on for a few epochs, with nothing frozen.
+    - scratch: the network of transfer learns the new classes from fresh weights, as in base. It is
+      the control: without it nobody can say what transfer saves or costs.
 
     Args:
         stage: One of `STAGES`.
         data: From `load_data`.
-        recipe: How to train; the stage takes from it what it has of its own: `Recipe.for_stage`.
-        output_dir: The files of this stage, and of the one that it starts from, are in
-            ``output_dir / data.name / stage``; those of a fraction below it in ``fraction-X``.
+        recipe: How to train. The stage takes its own values from it: `Recipe.for_stage`.
+        output_dir: The files are in ``output_dir / data.name / stage``, those of a fraction below
+            it in ``fraction-X``. The stage that it starts from is in the same ``output_dir``.
         seed: Decides the fresh weights and all other randomness.
         device: Where to compute, as torch names it.
-        base: Another base model for transfer, a file or the name of one that comes with the
-            package; by default that of the stage base, and ``"cifar10"`` for classes of your own.
-        train_fraction: The part of the training images of the new classes to train on, the first
-            of each class. Base always has all of its own.
-        seed_folder: Keep the files still one folder below, in ``seed-N``, one of several seeds.
-        seconds_reading: How long reading the data took: a part of the stage's total time.
+        base: Another base model for transfer: a file, or the name of one that comes with the
+            package. None: the model of the stage base, or ``"cifar10"`` for classes of your own.
+        train_fraction: The part of the training images of the new classes, the first of each
+            class. Base always has all of its images.
+        seed_folder: Keep the files one folder below, in ``seed-N``.
+        seconds_reading: How long reading the data took. It counts for the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
-        group: Processes that share the work: all call this with the same arguments, but for the
-            device, and one on each machine, or for all of a shared folder, writes the files. None:
-            this process alone.
+        group: Processes that share the work. All call this with the same arguments, but for the
+            device. One on each machine, or one for a shared folder, writes the files. None: this
+            process alone.
 
     Returns:
-        The content of ``result.json``, but for its checksum.
+        The content of ``result.json``, without its checksum.
 
     Raises:
-        ValueError: If there is no such stage, or not for this data, or the fraction is out of range
-            or not 1 for base.
+        ValueError: If there is no such stage, or not for these data, or the fraction is not above
+            0 and at most 1, or not 1 for base.
         RunError: If the stage that it starts from is missing or damaged, or the folder holds
             another run or a damaged one.
         LockedError: If another process is at work in the folder.
-        DataError: If the test images are damaged; the epochs are kept, and the same call goes on.
         TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
+    start, on = time.perf_counter() - seconds_reading, torch.device(device)
     _check(stage, data, train_fraction)
-    start = time.perf_counter() - seconds_reading
-    recipe = recipe.for_stage(stage, num_training_images(stage, data, train_fraction))
-    recipe = dataclasses.replace(
-        recipe,
-        mirror=data.mirror if recipe.mirror is None else recipe.mirror,
-        precision=choose_precision(recipe.precision, torch.device(device)),
-    )
-    place = Place(
-        Path(output_dir) / data.name, float(train_fraction), int(seed) if seed_folder else None
-    )
-    folder = place.of(stage)
+    plan = _plan(stage, data, recipe, train_fraction, on)
+    outputs = _outputs(stage, data)
+    seeds = int(seed) if seed_folder else None
+    place = Place(Path(output_dir) / data.name, float(train_fraction), seeds)
     parent = load_parent(stage, place, data, base)
     digest = parent.digest if parent else None
-    settings = run_settings(stage, data, recipe, int(seed), train_fraction, digest)
-    with contextlib.ExitStack() as stack:
-        writes = group is None or stack.enter_context(shared(folder, settings, group))
-        result = files.finished_result(folder, settings)
-        if result is not None:
-            log(f"{stage}: finished before, in {printable(str(folder))}")
-            return cast(results.StageResult, result)
+    settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest)
+    folder = RunFolder(place.of(stage), settings)
+    with contextlib.ExitStack() as held:
+        writes = group is None or held.enter_context(shared(folder, group))
+        if (finished := folder.finished()) is not None:
+            log(f"{stage}: finished before, in {printable(str(folder.path))}")
+            return cast(StageResult, finished)
         if group is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder))
-        run = _Run(
-            *(stage, data, recipe, parent, folder, settings),
-            *(device, start, seconds_reading, log, progress),
-            group=group,
-            writes=writes,
+            folder.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder.path))
+
+        images = _examples(data, outputs, train_fraction)
+        model = _starting_model(stage, plan, parent, outputs, images.train, int(seed)).to(on)
+        part = model.classifier if STAGES[stage].trains == HEAD else model
+        optimizer = make_optimizer(part, plan)
+        processes = 1 if group is None else group.size()
+        now = {**surroundings(device, processes), **data.software}
+        history = folder.resume(model, optimizer, now, start)
+        log(f"{stage}: {_announcement(plan, parent, images, outputs, history)}")
+
+        views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
+        inputs, val_inputs = (
+            to_device_if_it_fits(x, on) for x in (views, images.validation.images)
         )
-        return cast(results.StageResult, _train(run))
+        if part is not model:  # frozen layers have no randomness: one pass serves all epochs
+            begin, bar = time.perf_counter(), f"{stage} features" if progress else None
+            with autocast(plan.precision, on):
+                inputs, val_inputs = _features(model, inputs, val_inputs, bar, group)
+            seconds = time.perf_counter() - begin
+            log(f"{stage}: frozen features of all these images in {seconds:.2f} s")
+            history.seconds_features += seconds
+
+        def on_epoch(record: EpochRecord) -> None:
+            history.add(record)
+            if writes:
+                folder.save_epoch(model, optimizer, history)
+            if is_shown(record.epoch, plan.epochs):
+                log(f"{stage}: {epoch_line(record, plan.epochs)}")
+
+        with _dropout(model, plan.dropout):
+            fit(
+                part,
+                inputs,
+                images.train.labels,
+                val_inputs,
+                images.validation.labels,
+                plan,
+                seed=derive_seed(settings["seed"], stage),
+                optimizer=optimizer,
+                transform=_augmentation(plan),
+                records=history.rows,
+                on_epoch=on_epoch,
+                progress=stage if progress else None,
+                group=group,
+            )
+        with autocast(plan.precision, on):
+            confusion = confusion_matrix(part, val_inputs, images.validation.labels, group=group)
+            tested = evaluate(model, *images.test, group=group) if len(images.test.labels) else None
+        result = {
+            **plan_values(stage, plan),
+            **settings,
+            **_description(data, parent, images, model),
+            **confusion_figures(confusion, outputs),
+            "test_accuracy": tested.accuracy if tested else None,  # None: there are no test images
+            "test_loss": tested.loss if tested else None,
+            **history.figures(),
+            "seconds_reading": seconds_reading,  # of this call alone
+            "environment": {**environment(device, processes), **data.software},
+            "surroundings": history.surroundings,
+        }
+        if writes:
+            text = results_text(result, history.rows, layers(model), outputs)
+            folder.save_finished(model, result, text)
+    return cast(StageResult, result)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What a call of `run_stage` is about to do, and how it tells of it."""
+class _Examples(NamedTuple):
+    """What a stage learns from and is judged by. Labels are numbers of outputs."""
 
-    stage: str
-    data: Data
-    recipe: Recipe  # the stage's
-    parent: Parent | None
-    folder: Path
-    settings: dict[str, Any]
-    device: str
-    start: float  # in seconds, reading the data included
-    seconds_reading: float
-    log: Callable[[str], object]
-    progress: bool
-    group: "ProcessGroup | None"
-    writes: bool  # this process, and not another of its group
-
-    @property
-    def classifier_only(self) -> bool:
-        """Whether it trains the classifier alone, on frozen features."""
-        return STAGES[self.stage].trains == "the classifier"
-
-    @property
-    def outputs(self) -> list[int]:
-        """Which outputs of the model are for the stage's classes."""
-        return outputs_of(self.settings["classes"], num_outputs(self.stage, self.data))
-
-    def to_outputs(self, labels: Tensor) -> Tensor:
-        """Turns classes into outputs of the model: others only for a base of other classes."""
-        return renumber(labels, self.settings["classes"], self.outputs)
-
-
-def _train(run: _Run) -> dict[str, Any]:
-    """Takes a stage from where it stopped before, or from its start, to its result."""
-    views, labels, validation = _examples(run)
-    model, trained = _starting_model(run, views[0])
-    optimizer = training.make_optimizer(trained, run.recipe)
-    processes = 1 if run.group is None else run.group.size()
-    now = {**surroundings(run.device, processes), **run.data.software}
-    rows, made_in = files.resume(run.folder, run.settings, model, optimizer, now)
-    _announce(run, labels, validation, len(rows))
-    views, val_inputs, seconds_features = _inputs(run, model, views, validation.images)
-    start, epochs = run.start, run.settings["epochs"]
-    if rows:
-        start -= rows[-1].seconds_total_so_far
-        seconds_features += rows[-1].seconds_features_so_far
-
-    def on_epoch(record: training.EpochRecord) -> None:
-        row = files.HistoryRow(
-            **vars(record),
-            seconds_features_so_far=seconds_features,
-            seconds_total_so_far=time.perf_counter() - start,
-        )
-        rows.append(row)
-        if run.writes:
-            files.save_epoch(run.folder, run.settings, model, optimizer, rows, made_in)
-        if results.is_shown(record.epoch, epochs):
-            run.log(f"{run.stage}: {results.epoch_line(record, epochs)}")
-
-    with _dropout(model, run.recipe.dropout):
-        training.fit(
-            trained,
-            views,
-            labels,
-            val_inputs,
-            validation.labels,
-            run.recipe,
-            seed=training.derive_seed(run.settings["seed"], run.stage),
-            optimizer=optimizer,
-            transform=_augmentation(run),
-            records=rows,
-            on_epoch=on_epoch,
-            progress=run.stage if run.progress else None,
-            group=run.group,
-        )
-    result = {
-        **_description(run, model, len(labels)),
-        **_judge(run, model, trained, val_inputs, validation.labels),
-        "val_accuracy": rows[-1].val_accuracy,
-        "val_loss": rows[-1].val_loss,
-        "seconds_train": sum(row.seconds_train for row in rows),
-        "seconds_validation": sum(row.seconds_validation for row in rows),
-        "seconds_features": seconds_features,
-        "seconds_reading": run.seconds_reading,  # of this run alone
-        "seconds_total": time.perf_counter() - start,
-        "environment": {**environment(run.device, processes), **run.data.software},
-        "surroundings": made_in,
-    }
-    if run.writes:
-        text = results.results_text(result, rows, layers(model))
-        files.save_finished(run.folder, run.settings, model, result, text)
-    return result
+    train: LabeledImages
+    validation: LabeledImages
+    test: LabeledImages
 
 
 def _check(stage: str, data: Data, train_fraction: float) -> None:
@@ -246,8 +208,16 @@ def _check(stage: str, data: Data, train_fraction: float) -> None:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
     if not stage_classes(stage, data):
         raise ValueError(f"there is no stage {stage} on {data.name}: no class of it is a new one")
-    if STAGES[stage].classes == "old" and train_fraction != 1:
+    if STAGES[stage].learns == "base" and train_fraction != 1:
         raise ValueError(f"{stage} trains on all images of its classes: train_fraction must be 1")
+
+
+def _plan(
+    stage: str, data: Data, recipe: Recipe, train_fraction: float, device: torch.device
+) -> Plan:
+    count = num_training_images(stage, data, train_fraction)
+    plan = recipe.for_stage(STAGES[stage].recipe, count, mirror=data.mirror)
+    return dataclasses.replace(plan, precision=choose_precision(plan.precision, device))
 
 
 def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
@@ -259,41 +229,62 @@ def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
     return len(stratified_prefix(train, train_fraction).labels)
 
 
-def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
-    """Selects what the stage learns from: views of images, their labels, and what validates."""
-    train, validation = run.data.train_and_validation(run.settings["classes"])
-    if run.settings["train_fraction"] != 1:
-        train = stratified_prefix(train, run.settings["train_fraction"])
-    shift = run.recipe.shift if run.classifier_only else None  # else at random: _augmentation
-    views = make_views(train.images, mirror=bool(run.recipe.mirror), shift=shift or 0)
-    return (
-        views,
-        run.to_outputs(train.labels),
-        validation._replace(labels=run.to_outputs(validation.labels)),
-    )
+def _outputs(stage: str, data: Data) -> Outputs:
+    """Says which outputs a stage's model has: base has its classes, the others all classes."""
+    classes = stage_classes(stage, data)
+    size = len(classes) if STAGES[stage].learns == "base" else len(data.class_names)
+    return Outputs(classes, tuple(data.class_names[label] for label in classes), size)
 
 
-def _starting_model(run: _Run, images: Tensor) -> tuple[CifarNet, nn.Module]:
-    """Makes the model that training starts from; returns it and the part of it that is trained."""
-    num_classes = num_outputs(run.stage, run.data)
-    seed = training.derive_seed(run.settings["seed"], run.stage, "weights")
-    with training.seeded(seed, torch.device("cpu")):
-        if run.parent is None:
-            model = CifarNet(num_classes)
-            if run.recipe.normalize:
-                model.mean, model.std = channel_statistics(images)
-            if run.recipe.first_layer == "separated":
-                separate_first_layer(model, images)
-            elif run.recipe.first_layer == "whitened":
-                whiten_first_layer(model, images)
-        elif takes_base(run.stage):
-            model = transfer_model(run.parent.model, num_classes)
-        else:
-            model = run.parent.model
-    if run.parent is not None:
-        (freeze if run.classifier_only else unfreeze)(model.features)
-    model.to(run.device)
-    return model, model.classifier if run.classifier_only else model
+def _examples(data: Data, outputs: Outputs, train_fraction: float) -> _Examples:
+    """Selects the images of a stage's classes."""
+    train, validation = data.train_and_validation(outputs.classes)
+    if train_fraction != 1:
+        train = stratified_prefix(train, train_fraction)
+    parts = (train, validation, select_classes(data.test, outputs.classes))
+    return _Examples(*(part._replace(labels=outputs.of(part.labels)) for part in parts))
+
+
+def _starting_model(
+    stage: str,
+    plan: Plan,
+    parent: Parent | None,
+    outputs: Outputs,
+    train: LabeledImages,
+    seed: int,
+) -> CifarNet:
+    """Makes the model that training starts from, with everything frozen that stays as it is."""
+    with seeded(derive_seed(seed, stage, "weights"), torch.device("cpu")):
+        if parent is None:
+            model = CifarNet(outputs.size)
+            if plan.normalize:
+                model.mean, model.std = channel_statistics(train.images)
+            if plan.first_layer == "separated":
+                separate_first_layer(model, train.images)
+            elif plan.first_layer == "whitened":
+                whiten_first_layer(model, train.images)
+            return model
+        model = parent.model
+        if takes_base(stage):
+            model = transfer_model(model, outputs.size)
+    if STAGES[stage].trains == HEAD:
+        freeze(model.features)
+    else:
+        unfreeze(model.features)
+    return model
+
+
+def _features(
+    model: CifarNet,
+    views: Tensor,
+    val_images: Tensor,
+    bar: str | None,
+    group: "ProcessGroup | None",
+) -> tuple[Tensor, Tensor]:
+    """Computes the features ``(V, N, 800)`` of all views, and those of validation images."""
+    extract = functools.partial(extract_features, model.forward_features, progress=bar, group=group)
+    val_features = extract(val_images)
+    return extract(views.flatten(0, 1)).unflatten(0, views.shape[:2]), val_features
 
 
 @contextlib.contextmanager
@@ -309,82 +300,38 @@ def _dropout(model: CifarNet, rate: float | None) -> Iterator[None]:
         layer.p = documented
 
 
-def _augmentation(run: _Run) -> training.Transform | None:
-    """Makes what changes each batch of images that is trained on."""
-    pixels = run.recipe.shift
-    if not pixels or run.classifier_only:
+def _augmentation(plan: Plan) -> Transform | None:
+    """Makes what shifts each batch of images at random."""
+    if not plan.shift:
         return None
-    return lambda images, labels: (shift_randomly(images, pixels), labels)
+    return lambda images, labels: (shift_randomly(images, plan.shift), labels)
 
 
-def _announce(run: _Run, labels: Tensor, validation: LabeledImages, epochs: int) -> None:
-    run.log(
-        f"{run.stage}: {len(labels):,} training and {len(validation.labels):,} validation images "
-        f"of classes {listed(run.settings['classes'])}"
-        + (f", from {printable(run.parent.path)}" if run.parent else "")
-        + f", {run.recipe.epochs} epochs"
-        + (f", going on after epoch {epochs}" if epochs else "")
+def _announcement(
+    plan: Plan, parent: Parent | None, images: _Examples, outputs: Outputs, history: History
+) -> str:
+    done = len(history.rows)
+    return (
+        f"{len(images.train.labels):,} training and {len(images.validation.labels):,} validation "
+        f"images of classes {listed(outputs.classes)}"
+        + (f", from {printable(parent.path)}" if parent else "")
+        + f", {count(plan.epochs, 'epoch')}"
+        + (f", going on after epoch {done}" if done else "")
     )
 
 
-def _inputs(
-    run: _Run, model: CifarNet, views: Tensor, val_images: Tensor
-) -> tuple[Tensor, Tensor, float]:
-    """Turns images into what is trained on: images, or frozen features, with their seconds."""
-    device = torch.device(run.device)
-    views, val_images = (to_device_if_it_fits(images, device) for images in (views, val_images))
-    if not run.classifier_only:
-        return views, val_images, 0.0
-    # The frozen layers have no randomness: one pass through them serves all epochs.
-    start = time.perf_counter()
-    bar = f"{run.stage} features" if run.progress else None
-    extract = functools.partial(
-        evaluation.extract_features, model.forward_features, progress=bar, group=run.group
-    )
-    with autocast(run.recipe.precision, device):
-        val_features = extract(val_images)
-        features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-    seconds = time.perf_counter() - start
-    run.log(f"{run.stage}: frozen features of all these images in {seconds:.2f} s")
-    return features, val_features, seconds
-
-
-def _description(run: _Run, model: CifarNet, num_train: int) -> dict[str, Any]:
-    """Says what was trained on what: settings, those that change nothing included, and sizes."""
+def _description(
+    data: Data, parent: Parent | None, images: _Examples, model: CifarNet
+) -> dict[str, Any]:
+    """Says for ``result.json`` what was trained on what."""
     return {
-        **recipe_values(run.stage, run.recipe),
-        **run.settings,
-        "data_description": run.data.description,
-        "data_notes": list(run.data.notes),
-        "parent_path": run.parent.path if run.parent else None,
+        "data_description": data.description,
+        "data_notes": list(data.notes),
+        "parent_path": parent.path if parent else None,
         "num_classes": model.num_classes,
-        "images_train": num_train,
+        "images_train": len(images.train.labels),
         "parameters_total": count_parameters(model),
         "parameters_trainable": count_parameters(model, trainable_only=True),
-    }
-
-
-def _judge(
-    run: _Run, model: CifarNet, trained: nn.Module, val_inputs: Tensor, val_labels: Tensor
-) -> dict[str, Any]:
-    """Finds out what the trained model confuses, and, once, how it does on the test images."""
-    outputs, names = run.outputs, run.settings["class_names"]
-    test = select_classes(run.data.test, run.settings["classes"])
-    test = test._replace(labels=run.to_outputs(test.labels))
-    with autocast(run.recipe.precision, torch.device(run.device)):
-        confusion = evaluation.confusion_matrix(trained, val_inputs, val_labels, group=run.group)
-        confusion_rows = confusion[outputs].tolist()
-        tested = None  # without test images
-        if len(test.labels):
-            tested = evaluation.evaluate(model, test.images, test.labels, group=run.group)
-    return {
-        "images_validation": len(val_labels),
-        "images_test": len(test.labels),
-        "val_confusion": confusion_rows,  # rows: the classes; columns: all outputs
-        "val_class_accuracies": results.class_accuracies(confusion_rows, outputs),
-        "val_most_confused": [
-            list(pair) for pair in results.most_confused(confusion_rows, outputs, names)
-        ],
-        "test_accuracy": tested.accuracy if tested else None,  # None: there are no test images
-        "test_loss": tested.loss if tested else None,
+        "images_validation": len(images.validation.labels),
+        "images_test": len(images.test.labels),
     }

@@ -1,163 +1,282 @@
-"""What transfer saves and costs: the stages of one experiment side by side."""
+"""What transfer saves and costs: the stages side by side, for each number of images and seed."""
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_tl.experiment.findings.results import table
-from cifar_tl.experiment.findings.uncertainty import accuracy_difference_is_clear
-from cifar_tl.experiment.stages import way_to
+from cifar_tl.experiment.findings.uncertainty import difference, spread
+from cifar_tl.experiment.stages import control, way_to
+from cifar_tl.names import printable
+
+VERSION = 2  # of what `compare` returns; 1 had one shape for one run and another for several
+ACCURACIES = ("val_accuracy", "test_accuracy")
+
+Results = Mapping[str, Mapping[str, Any]]  # the content of ``result.json`` of each stage
 
 
-def compare(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Compares the four stages: what transfer saves, what it costs, and from when on it pays.
+def compare(sizes: Mapping[float, Sequence[Results]]) -> dict[str, Any]:
+    """Compares the stages with the control: what transfer saves, and what it costs.
 
-    The base model's time is a cost of transfer, too: with n transfers from one base model,
-    transfer is cheaper than training from scratch if base + n * transfer < n * scratch.
+    A *way* is what leads to a model of the new classes, such as ``transfer+finetune``.
 
     Args:
-        results: The content of ``result.json`` of each stage by its name; base may be missing.
+        sizes: By the fraction of the training images, the results of each seed. Base may be
+            missing, if it was there before.
 
     Returns:
-        The content of ``comparison.json``; ``pays_from`` is the number of transfers from which on
-        it takes less time than scratch, base included (None: never, or there is no base).
+        The content of ``comparison.json``. ``sizes`` has an entry for each fraction, and there
+        ``seeds`` has an entry for each seed, also where there is one. Beside the figures of the
+        seeds are their means, standard deviations and differences.
     """
-    scratch = results["scratch"]
-    seconds_base = results["base"]["seconds_total"] if "base" in results else None
-    same = ("data", "data_description", "recipe", "seed", "train_fraction", "images_train")
-    comparison: dict[str, Any] = {
-        **{key: scratch[key] for key in (*same, "images_validation")},
-        "stages": {
-            stage: {
-                "val_accuracy": result["val_accuracy"],
-                "test_accuracy": result["test_accuracy"],
-                "epochs": result["epochs"],
-                "seconds_per_epoch": (result["seconds_train"] + result["seconds_validation"])
-                / result["epochs"],
-                "seconds_total": result["seconds_total"],
-                "parameters_trainable": result["parameters_trainable"],
-                "parameters_frozen": result["parameters_total"] - result["parameters_trainable"],
-            }
-            for stage, result in results.items()
-        },
-        "seconds_base": seconds_base,
-        "ways": {},
+    first = next(iter(sizes.values()))[0][control()]
+    same = ("data", "data_description", "recipe", "images_validation")
+    return {
+        "version": VERSION,
+        **{key: first[key] for key in same},
+        "control": control(),
+        "sizes": [_size(fraction, of_seeds) for fraction, of_seeds in sizes.items()],
     }
-    for name in results:
-        if not (stages := way_to(name)):
-            continue
-        way, last = "+".join(stages), results[name]
-        seconds = sum(results[stage]["seconds_total"] for stage in stages)
-        # The data is read once, whatever follows.
-        seconds -= sum(results[stage].get("seconds_reading", 0.0) for stage in stages[1:])
-        saved = scratch["seconds_total"] - seconds
-        pays_from = None
-        if seconds_base is not None and saved > 0:
-            pays_from = math.floor(seconds_base / saved) + 1
-        comparison["ways"][way] = {
-            "val_accuracy": last["val_accuracy"],
-            "test_accuracy": last["test_accuracy"],
-            "seconds": seconds,
-            "val_accuracy_above_scratch": last["val_accuracy"] - scratch["val_accuracy"],
-            "is_clear": accuracy_difference_is_clear(
-                last["val_accuracy"], scratch["val_accuracy"], scratch["images_validation"]
-            ),
-            "seconds_saved": saved,
-            "pays_from": pays_from,
+
+
+def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
+    first, base = of_seeds[0][control()], "base"
+    names = sorted(filter(way_to, of_seeds[0]), key=control().__eq__)  # the control last
+    seeds = [
+        {
+            "seed": results[control()]["seed"],
+            "stages": {stage: _stage(result) for stage, result in results.items()},
+            "ways": {"+".join(way_to(name)): _way(name, results) for name in names},
         }
-    return comparison
+        for results in of_seeds
+    ]
+
+    def spreads(group: str) -> dict[str, Any]:
+        return {
+            name: {key: _spread([seed[group][name][key] for seed in seeds]) for key in figures}
+            for name, figures in seeds[0][group].items()
+        }
+
+    ways, stages = spreads("ways"), spreads("stages")
+    seconds_base = stages[base]["seconds_total"]["mean"] if base in stages else None
+    for way in ways.values():
+        way |= _savings(ways[control()]["seconds"]["mean"] - way["seconds"]["mean"], seconds_base)
+    return {
+        "train_fraction": fraction,
+        "images_train": first["images_train"],
+        "seconds_base": seconds_base,  # None: the base was there before
+        "seeds": seeds,
+        "stages": stages,
+        "ways": ways,
+        "differences": [
+            {
+                "way": way,
+                "other": other,
+                **{
+                    key: _difference(seeds, way, other, key, first[f"images_{images}"])
+                    for key, images in zip(ACCURACIES, ("validation", "test"), strict=True)
+                },
+            }
+            for way, other in itertools.combinations(ways, 2)
+        ],
+    }
+
+
+def _stage(result: Mapping[str, Any]) -> dict[str, Any]:
+    seconds = result["seconds_train"] + result["seconds_validation"]
+    return {
+        **{key: result[key] for key in (*ACCURACIES, "epochs")},
+        "seconds_per_epoch": seconds / result["epochs"],
+        "seconds_total": result["seconds_total"],
+        "parameters_trainable": result["parameters_trainable"],
+        "parameters_frozen": result["parameters_total"] - result["parameters_trainable"],
+    }
+
+
+def _way(stage: str, results: Results) -> dict[str, Any]:
+    way = way_to(stage)
+    seconds = sum(results[name]["seconds_total"] for name in way)
+    # The data are read once, however many stages follow.
+    seconds -= sum(results[name].get("seconds_reading", 0.0) for name in way[1:])
+    return {**{key: results[stage][key] for key in ACCURACIES}, "seconds": seconds}
+
+
+def _savings(saved: float, seconds_base: float | None) -> dict[str, Any]:
+    """Computes from how many transfers on a way is faster than the control.
+
+    The base model's time is a cost of transfer, too. n transfers from one base are faster if
+    ``seconds_base + n * seconds < n * seconds_of_control``.
+    """
+    pays = seconds_base is not None and saved > 0
+    pays_from = math.floor(seconds_base / saved) + 1 if pays and seconds_base is not None else None
+    return {"seconds_saved": saved, "pays_from": pays_from}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    known = [value for value in values if value is not None]
+    return spread(known)._asdict() if len(known) == len(values) else None  # no test images
+
+
+def _difference(
+    seeds: Sequence[Mapping[str, Any]], way: str, other: str, key: str, num_images: int
+) -> dict[str, Any] | None:
+    values, others = ([seed["ways"][name][key] for seed in seeds] for name in (way, other))
+    return None if None in values else difference(values, others, num_images)._asdict()
 
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
-    """Writes what `compare` returned as a table and in plain words, in plain ASCII."""
-    has_base = "base" in comparison["stages"]
+    """Writes what `compare` returned as tables in Markdown and in plain words, in ASCII."""
+    name, description = (printable(comparison[key]) for key in ("data", "data_description"))
+    seeds = comparison["sizes"][0]["seeds"]
     lines = [
-        f"Comparison on {comparison['data']} ({comparison['data_description']}), "
-        f"recipe {comparison['recipe']}, seed {comparison['seed']}",
-        f"{comparison['images_train']:,} training and {comparison['images_validation']:,} "
-        "validation images of the new classes",
-        "",
-        *table(stage_rows(comparison["stages"]), "<>>>>>>>"),
-        "",
-        *(["base: the old classes; all others: the new classes."] if has_base else []),
-        "Accuracies are of validation and test images, and of one seed; s/epoch is training and",
-        "validation; total s also has reading, frozen features, testing and saving. finetune goes",
-        "on from transfer: its total s do not include transfer's, but reading once more, which the",
-        "lines below count once. Times compare only if nothing else ran on the machine.",
-        *first_layer_lines(comparison["stages"]["scratch"]["parameters_frozen"]),
-        "",
-        *itertools.chain(*way_sentences(comparison)),
+        f"Comparison on {name} ({description}), recipe {comparison['recipe']}, {seed_words(seeds)}"
     ]
-    return "\n".join(lines) + "\n"
+    for size in comparison["sizes"]:
+        lines += [
+            "",
+            f"## {size_words(size)}",
+            "",
+            *table(stage_rows(size), "<>>>>>>>"),
+            "",
+            *itertools.chain(*way_sentences(comparison, size)),
+            *notes(comparison, size),
+        ]
+        if len(seeds) > 1:
+            lines += ["", *table(seed_rows(size), ">" * (len(size["stages"]) + 1))]
+    return "\n".join([*lines, "", *legend(comparison)]) + "\n"
 
 
-def stage_rows(stages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Lists what came out of each stage, below a head."""
+def seed_words(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Names the seeds: ``seed 0``, or ``seeds 0 to 4``."""
+    first, last = seeds[0]["seed"], seeds[-1]["seed"]
+    return f"seed {first}" if len(seeds) == 1 else f"seeds {first} to {last}"
+
+
+def size_words(size: Mapping[str, Any]) -> str:
+    """Says on how many images the stages were trained."""
+    part = 100 * size["train_fraction"]
+    of = "" if part == 100 else f" ({part:.6g} %)"
+    return f"{size['images_train']:,} training images of the new classes{of}"
+
+
+def stage_rows(size: Mapping[str, Any]) -> list[list[str]]:
+    """Lists the figures of each stage, below a head."""
     columns = "stage,validation,test,epochs,s/epoch,total s,trainable,frozen"
     rows = [columns.split(",")]
-    for stage, result in stages.items():
-        tested = result["test_accuracy"]
+    for stage, found in size["stages"].items():
         rows.append(
             [
                 stage,
-                f"{result['val_accuracy']:.2%}",
-                "-" if tested is None else f"{tested:.2%}",
-                str(result["epochs"]),
-                f"{result['seconds_per_epoch']:.2f}",
-                f"{result['seconds_total']:.1f}",
-                f"{result['parameters_trainable']:,}",
-                f"{result['parameters_frozen']:,}",
+                percent(found["val_accuracy"]),
+                percent(found["test_accuracy"]) if found["test_accuracy"] else "-",
+                *(f"{found['epochs']['mean']:.6g}", with_deviation(found["seconds_per_epoch"], 2)),
+                with_deviation(found["seconds_total"], 1),
+                *(f"{found[f'parameters_{key}']['mean']:,.0f}" for key in ("trainable", "frozen")),
             ]
         )
     return rows
 
 
-def first_layer_lines(frozen: int) -> list[str]:
-    """Says why so many weights of the control are frozen, if any are."""
-    if not frozen:
-        return []
-    return ["scratch keeps its first layer as computed from its images: the others are trained."]
-
-
-def way_sentences(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """Says in plain words what each way saves and costs, a sentence a line."""
-    ways, images = comparison["ways"], comparison["images_validation"]
+def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
+    """Says in plain words which way is better than which, and which is faster than the control."""
+    control = comparison["control"]
     return [
-        _way_lines(way, result, ways["scratch"], comparison["seconds_base"], images)
-        for way, result in ways.items()
-        if way != "scratch"
+        [
+            _accuracy_line(comparison, size, found),
+            *([_time_line(size, found["way"], control)] if found["other"] == control else []),
+        ]
+        for found in size["differences"]
     ]
 
 
-def _way_lines(
-    way: str,
-    result: Mapping[str, Any],
-    scratch: Mapping[str, Any],
-    seconds_base: float | None,
-    images: int,
-) -> list[str]:
-    points = 100 * result["val_accuracy_above_scratch"]
-    saved, pays_from = result["seconds_saved"], result["pays_from"]
-    if result["is_clear"]:
-        accuracy = f"It {'gains' if points >= 0 else 'costs'} {abs(points):.2f} points of"
-        accuracy += " validation accuracy and"
-    else:
-        accuracy = f"It is {abs(points):.2f} points {'above' if points >= 0 else 'below'} in"
-        accuracy += f" validation accuracy, no clear difference by {images:,} images, and"
-    time = f"saves {saved:.1f} s" if saved > 0 else f"takes {abs(saved):.1f} s longer"
-    base = f"  Counting the base model's {seconds_base or 0:.1f} s, it is "
+def _accuracy_line(
+    comparison: Mapping[str, Any], size: Mapping[str, Any], found: Mapping[str, Any]
+) -> str:
+    """Says that a way is better or worse only where it is clear."""
+    of_validation, seeds = found["val_accuracy"], len(size["seeds"])
+    words = "is better than" if of_validation["mean"] > 0 else "is worse than"
+    unclear = ""
+    if not of_validation["is_clear"]:
+        judges = f"{seeds} seeds" if seeds > 1 else f"{comparison['images_validation']:,} images"
+        words, unclear = "and", f": no clear difference by {judges}"
+    line = (
+        f"{found['way']} {words} {found['other']}: {points(of_validation)} of validation accuracy"
+    )
+    if found["test_accuracy"]:
+        line += f", {points(found['test_accuracy'])} of test accuracy"
+    return f"{line}{unclear}."
+
+
+def _time_line(size: Mapping[str, Any], way: str, control: str) -> str:
+    ways, seconds_base = size["ways"], size["seconds_base"]
+    saved, pays_from = ways[way]["seconds_saved"], ways[way]["pays_from"]
+    line = f"  It takes {with_deviation(ways[way]['seconds'], 1)} s, "
+    line += f"{abs(saved):.1f} s {'less' if saved > 0 else 'more'} than {control}. "
     if seconds_base is None:
-        base = "  The base model was there before: its time is not counted."
-    elif pays_from is None:
-        base += "never faster than scratch."
-    elif pays_from == 1:
-        base += "faster than scratch from the first transfer on."
-    else:
-        base += f"faster than scratch once {pays_from} transfers share that base."
+        return line + "The base model was there before: its time is not counted."
+    line += f"Counting the base model's {seconds_base:.1f} s, it is "
+    if pays_from is None:
+        return line + f"never faster than {control}."
+    if pays_from == 1:
+        return line + f"faster than {control} from the first transfer on."
+    return line + f"faster than {control} once {pays_from} transfers share that base."
+
+
+def notes(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[str]:
+    """Says why weights of the control are frozen, if any are."""
+    if not size["stages"][comparison["control"]]["parameters_frozen"]["mean"]:
+        return []
     return [
-        f"{way}: {result['val_accuracy']:.2%} in {result['seconds']:.1f} s; "
-        f"scratch: {scratch['val_accuracy']:.2%} in {scratch['seconds']:.1f} s.",
-        f"  {accuracy} {time}.",
-        base,
+        f"{comparison['control']} keeps its first layer as computed from its images. The other "
+        "layers are trained."
     ]
+
+
+def seed_rows(size: Mapping[str, Any]) -> list[list[str]]:
+    """Lists the validation accuracies of each seed, below a head."""
+    rows = [["validation by seed", *size["stages"]]]
+    for seed in size["seeds"]:
+        accuracies = [found["val_accuracy"] for found in seed["stages"].values()]
+        rows.append([str(seed["seed"]), *(f"{accuracy:.2%}" for accuracy in accuracies)])
+    return rows
+
+
+def legend(comparison: Mapping[str, Any]) -> list[str]:
+    """Explains the figures."""
+    lines = [
+        f"{comparison['images_validation']:,} validation images of the new classes judge.",
+        "s/epoch: training, validation. total s: also reading, frozen features, testing, saving.",
+        "Times compare only if nothing else ran on the machine.",
+    ]
+    present = comparison["sizes"][0]["stages"]
+    if "base" in present:
+        lines.append("base: the base classes. All others: the new classes.")
+    for stage in present:
+        if len(way := way_to(stage)) > 1:
+            lines.append(
+                f"{stage} goes on from {way[-2]}: its total s are without those of {way[-2]}, and "
+                "the lines above count both, and reading once."
+            )
+    if len(comparison["sizes"][0]["seeds"]) > 1:
+        lines.append("+-: of figures the standard deviation, of differences the standard error.")
+    return lines
+
+
+def percent(found: Mapping[str, Any]) -> str:
+    """Writes an accuracy, and the standard deviation of several."""
+    deviation = found["deviation"]
+    return f"{100 * found['mean']:.2f}{'' if deviation is None else f' +- {100 * deviation:.2f}'} %"
+
+
+def with_deviation(found: Mapping[str, Any], digits: int) -> str:
+    """Writes seconds, and the standard deviation of several."""
+    deviation = found["deviation"]
+    mean = f"{found['mean']:.{digits}f}"
+    return mean if deviation is None else f"{mean} +- {deviation:.{digits}f}"
+
+
+def points(found: Mapping[str, Any]) -> str:
+    """Writes a mean difference of accuracies in points, and its standard error."""
+    error = found["standard_error"]
+    return f"{100 * found['mean']:+.2f}{'' if error is None else f' +- {100 * error:.2f}'} points"

@@ -5,12 +5,11 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cifar_tl.checkpoint import outputs_of
-from cifar_tl.experiment.findings import comparison as of_one_seed
-from cifar_tl.experiment.findings import summary as of_several
+from cifar_tl.experiment.findings import comparison as words
 from cifar_tl.experiment.findings.results import class_rows, confused_lines, doubt, recipe_line
-from cifar_tl.experiment.stages import STAGES
+from cifar_tl.experiment.stages import STAGES, control
 from cifar_tl.names import count, printable
+from cifar_tl.outputs import outputs_of
 
 # Nothing may be loaded from elsewhere, and nothing can run.
 _HEAD = """<!DOCTYPE html>
@@ -42,12 +41,6 @@ dt {{ font-weight: bold; }}
 <body>
 """
 
-_STAGE_WORDS = {
-    "base": "The network learns the old classes.",
-    "transfer": "The base model's convolutional layers are frozen; only a new classifier learns.",
-    "finetune": "The transfer model goes on, with nothing frozen.",
-    "scratch": "The control: the same network learns from fresh weights.",
-}
 _PICTURES = {  # what each shows, for those who cannot see it
     "comparison.png": "Validation accuracy against seconds of training, for transfer, transfer and "
     "finetuning, and training from scratch",
@@ -60,7 +53,7 @@ _PICTURES = {  # what each shows, for those who cannot see it
 }
 
 
-def report(
+def page(
     comparison: Mapping[str, Any],
     results: Mapping[str, Mapping[str, Any]],
     pictures: Mapping[str, bytes],
@@ -69,7 +62,7 @@ def report(
     """Writes the page, in HTML that needs nothing else: no other file, no network, no script.
 
     Args:
-        comparison: The content of ``comparison.json``, from `compare` or `summarize`.
+        comparison: The content of ``comparison.json``, from `compare`.
         results: The content of ``result.json`` of each stage, of the first of several seeds and
             the largest of several fractions.
         pictures: PNG files by name: ``comparison.png``, ``images.png``, ``transfer/samples.png``
@@ -96,7 +89,7 @@ def report(
 
 
 def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    scratch = results["scratch"]
+    scratch = results[control()]
     old = results.get("base", {}).get("class_names")
     names = _listed(scratch["class_names"])
     start = f"a small network that knows {_listed(old)}" if old else "a base model of other classes"
@@ -113,45 +106,36 @@ def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, 
 
 
 def _seeds(comparison: Mapping[str, Any]) -> str:
-    if "seeds" not in comparison:
-        return f"One run, seed {comparison['seed']}."
-    seeds = comparison["seeds"]
-    return f"{count(len(seeds), 'seed')}, from {seeds[0]} on."
+    seeds = comparison["sizes"][0]["seeds"]
+    return f"{count(len(seeds), 'run')}, {words.seed_words(seeds)}."
 
 
 def _comparison(comparison: Mapping[str, Any]) -> list[str]:
-    if "sizes" not in comparison:
-        stages = comparison["stages"]
-        lines = [" ".join(lines) for lines in of_one_seed.way_sentences(comparison)]
-        lines += of_one_seed.first_layer_lines(stages["scratch"]["parameters_frozen"])
-        return [_table(of_one_seed.stage_rows(stages)), _paragraphs(lines)]
     parts = []
     for size in comparison["sizes"]:
+        sentences = words.way_sentences(comparison, size)
         parts += [
-            f"<h2>{size['images_train']:,} training images of the new classes</h2>\n",
-            _table(of_several.way_rows(size["ways"])),
-            _paragraphs(of_several.difference_lines(size, len(comparison["seeds"]))),
-            _paragraphs(of_one_seed.first_layer_lines(size["scratch_frozen"])),
-            _table(of_several.seed_rows(comparison["seeds"], size["ways"])),
+            f"<h2>{_text(words.size_words(size))}</h2>\n",
+            _table(words.stage_rows(size)),
+            _paragraphs([" ".join(lines) for lines in sentences]),
+            _paragraphs(words.notes(comparison, size)),
         ]
-    return [
-        *parts,
-        "<p><small>Accuracies and seconds: means and standard deviations; differences: means and "
-        "standard errors, seed by seed.</small></p>\n",
-    ]
+        if len(size["seeds"]) > 1:
+            parts.append(_table(words.seed_rows(size)))
+    return [*parts, f"<p><small>{_text(' '.join(words.legend(comparison)))}</small></p>\n"]
 
 
 def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> list[str]:
-    names = result["class_names"]
-    outputs = outputs_of(result["classes"], result["num_classes"])
+    outputs = outputs_of(result, result["num_classes"])
+    assert outputs is not None  # of a result that a stage has just written or read
     tested = result["test_accuracy"]
     return [
-        f"<h2>{_text(stage)}</h2>\n<p>{_STAGE_WORDS.get(stage, '')} Seed {result['seed']}: "
+        f"<h2>{_text(stage)}</h2>\n<p>{_text(STAGES[stage].words)} Seed {result['seed']}: "
         f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}"
         + ("" if tested is None else f", test accuracy {tested:.2%}")
         + f", {result['seconds_total']:.1f} s in all.</p>\n",
-        _table(class_rows(result["val_confusion"], outputs, names)),
-        _paragraphs(["; ".join(confused_lines(result["val_confusion"], outputs, names))]),
+        _table(class_rows(result["val_confusion"], outputs)),
+        _paragraphs(["; ".join(confused_lines(result["val_confusion"], outputs))]),
         *(
             _figure(pictures, f"{stage}/{name}", name)
             for name in ("curves.png", "confusion.png", "samples.png")
@@ -160,7 +144,7 @@ def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes])
 
 
 def _circumstances(results: Mapping[str, Mapping[str, Any]], command: str) -> list[str]:
-    environment = results["scratch"]["environment"]
+    environment = results[control()]["environment"]
     settings = {stage: recipe_line(result) for stage, result in results.items()}
     machine = ", ".join(f"{key} {value}" for key, value in environment.items())
     listed = {**settings, "machine and versions": machine}

@@ -22,23 +22,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cifar_tl.checkpoint import load_model, outputs_of
+from cifar_tl.checkpoint import read_named_model
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
-from cifar_tl.data.examples import Data, renumber
+from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked, write_atomically
 from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.folder import HistoryRow, read_history
 from cifar_tl.names import printable
 from cifar_tl.network import CifarNet
+from cifar_tl.outputs import Outputs
 from cifar_tl.training import EpochRecord
 
-BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#777777"
-STYLES: dict[str, dict[str, Any]] = {  # of the ways to a model of the new classes, by its stage
-    "transfer": {"color": BLUE, "marker": "o"},
-    "finetune": {"color": ORANGE, "marker": "^"},
-    "scratch": {"color": BLACK, "marker": "s"},
-}
+BLUE, ORANGE, GREY = (stages.STAGES[name].colour for name in ("transfer", "finetune", "base"))
 # Validation accuracy and seconds of the documented run: its transfer, and its base before that.
 DOCUMENTED_ACCURACY, DOCUMENTED_SECONDS, DOCUMENTED_BASE_SECONDS = 0.7606, 409, 974
 SAMPLES = (5, 8)  # rows and columns
@@ -49,18 +45,16 @@ SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 def draw_stage(folder: Path, data: Data) -> None:
     """Draws the pictures of a finished stage into its folder, over those that are there."""
     result, rows = _read(folder)
-    model = load_model(folder / stages.MODEL)
-    _, validation = data.train_and_validation(result["classes"])
-    outputs = outputs_of(result["classes"], result["num_classes"])
-    logits = extract_features(model, validation.images)[:, outputs]
-    labels = renumber(validation.labels, result["classes"], range(len(outputs)))
-    names = result["class_names"]
+    model, _, outputs = read_named_model(folder / stages.MODEL)
+    _, validation = data.train_and_validation(outputs.classes)
+    logits = extract_features(model, validation.images)[:, list(outputs.columns)]
+    labels = dataclasses.replace(outputs, size=len(outputs.classes)).of(validation.labels)
     title = f"{result['stage']} on {printable(result['data'])}"
     with _drawing(), locked(folder, wait=True):
         figures = (
             curves(rows, title),
-            confusion(result["val_confusion"], outputs, names, title),
-            samples(validation.images, labels, logits, names, title),
+            confusion(result["val_confusion"], outputs, title),
+            samples(validation.images, labels, logits, outputs.names, title),
             filters(model, title),
         )
         for name, figure in zip(stages.PICTURES, figures, strict=True):
@@ -73,7 +67,7 @@ def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> Non
     A folder of a base may be there that has nothing to do with the others: it is not among them.
     """
     read = [{stage: _read(place.of(stage)) for stage in names} for place in places]
-    result = read[0]["scratch"][0]
+    result = read[0][stages.control()][0]
     histories = {
         stage: [found[stage][1] for found in read] for stage in read[0] if stages.way_to(stage)
     }
@@ -142,17 +136,14 @@ def curves(records: Sequence[EpochRecord], title: str) -> Figure:
     return figure
 
 
-def confusion(
-    counts: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str], title: str
-) -> Figure:
+def confusion(counts: Sequence[Sequence[int]], outputs: Outputs, title: str) -> Figure:
     """Draws which class is taken for which, in percent of each class.
 
-    ``counts`` has a row for each class, whose output is at the same place, and a column for each
-    output of the model.
+    ``counts`` has a row for each class and a column for each output of the model.
     """
-    table = torch.tensor(counts, dtype=torch.float64)
+    table, names = torch.tensor(counts, dtype=torch.float64), outputs.names
     columns = [_short(name, 20) for name in names]
-    shown = table[:, list(outputs)]
+    shown = table[:, list(outputs.columns)]
     others = table.sum(1, keepdim=True) - shown.sum(1, keepdim=True)
     if others.any():  # outputs that were never trained
         shown, columns = torch.cat([shown, others], 1), [*columns, "another output"]
@@ -251,15 +242,16 @@ def comparison(
     for stage, points in ways.items():
         accuracy = f"{points[-1][1]:.1%}{_draw_spread(ax, stage, points, histories[stage])}"
         last = f"{accuracy} in {_seconds(points[-1][0])}"
-        styles[stage] = {**STYLES.get(stage, {}), "markevery": math.ceil(len(points) / 20)}
+        styles[stage] = {**_style(stage), "markevery": math.ceil(len(points) / 20)}
         ax.plot(*zip(*points, strict=True), label=f"{names[stage]}: {last}", **styles[stage])
-    first = _mean(histories["transfer"])[0]
-    features_end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
-    features = (features_end - first.seconds_features_so_far, features_end)
     low = min(accuracy for points in ways.values() for _, accuracy in points)
-    computed = f"transfer's features, computed once: {_seconds(features[1] - features[0])}"
-    bar: dict[str, Any] = {"color": BLUE, "linewidth": 6, "alpha": 0.4, "solid_capstyle": "butt"}
-    ax.plot(features, (low, low), label=computed, **bar)
+    for stage in (name for name in histories if stages.STAGES[name].trains == stages.HEAD):
+        first = _mean(histories[stage])[0]
+        end = first.seconds_total_so_far - first.seconds_train - first.seconds_validation
+        computed = f"{stage}'s features, computed once: {_seconds(first.seconds_features_so_far)}"
+        bar: dict[str, Any] = {"color": stages.STAGES[stage].colour, "linewidth": 6, "alpha": 0.4}
+        begin = end - first.seconds_features_so_far
+        ax.plot((begin, end), (low, low), label=computed, **bar, solid_capstyle="butt")
     if seconds_base is not None:
         ax.axvline(seconds_base, color=GREY, linestyle=":", linewidth=1)
         trained = f"base trained: {_seconds(seconds_base)}"
@@ -280,6 +272,10 @@ def comparison(
     plain(ax)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
+
+
+def _style(stage: str) -> dict[str, Any]:
+    return {"color": stages.STAGES[stage].colour, "marker": stages.STAGES[stage].marker}
 
 
 def _mean(histories: Sequence[Sequence[HistoryRow]]) -> list[HistoryRow]:
@@ -309,25 +305,25 @@ def _draw_spread(
         [accuracy + sign * spread for (_, accuracy), spread in zip(own, spreads, strict=True)]
         for sign in (-1, 1)
     )
-    style = {"color": STYLES.get(stage, {}).get("color", GREY)}
-    ax.fill_between(seconds, low, high, alpha=0.15, linewidth=0, **style)
+    colour = stages.STAGES[stage].colour
+    ax.fill_between(seconds, low, high, alpha=0.15, linewidth=0, color=colour)
     return f" +- {100 * spreads[-1]:.1f}"
 
 
 def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Draws validation accuracy against the number of labelled training images.
 
-    ``sizes`` are those of `summarize`; drawn are means and standard deviations.
+    ``sizes`` are those of `compare`. Means and standard deviations are drawn.
     """
     figure = Figure(figsize=(7, 4.3), layout="constrained")
     ax = figure.subplots()
     numbers = [size["images_train"] for size in sizes]
-    for stage, style in STYLES.items():
+    for stage in filter(stages.way_to, sizes[0]["stages"]):
         way = "+".join(stages.way_to(stage))
         found = [size["ways"][way]["val_accuracy"] for size in sizes]
         spreads = [accuracy["deviation"] or 0 for accuracy in found]
         means = [accuracy["mean"] for accuracy in found]
-        ax.errorbar(numbers, means, spreads, label=way, capsize=3, **style)
+        ax.errorbar(numbers, means, spreads, label=way, capsize=3, **_style(stage))
     ax.set_xscale("log")
     ax.set_xticks(numbers, [f"{number:,}" for number in numbers])
     ax.xaxis.set_minor_locator(ticker.NullLocator())

@@ -5,10 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from cifar_tl.checkpoint import outputs_of
+from torch import Tensor
+
 from cifar_tl.experiment.findings.layers import Layer
 from cifar_tl.experiment.findings.uncertainty import wilson_interval
 from cifar_tl.names import numbered, printable
+from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
 
@@ -106,9 +108,12 @@ def doubt(result: Mapping[str, Any]) -> str:
 
 
 def results_text(
-    result: Mapping[str, Any], records: Sequence[EpochRecord], layers: Sequence[Layer]
+    result: Mapping[str, Any],
+    records: Sequence[EpochRecord],
+    layers: Sequence[Layer],
+    outputs: Outputs,
 ) -> str:
-    """Writes the report of one stage by the content of its ``result.json``."""
+    """Writes the report of one stage from the content of its ``result.json``."""
     lines = [
         *_what_was_trained(result),
         "",
@@ -118,7 +123,7 @@ def results_text(
         "(training figures are those seen while training, with dropout and shifts, if any; "
         "times are training + validation)",
         "",
-        *_what_came_out(result),
+        *_what_came_out(result, outputs),
         "",
         f"Total time {result['seconds_total']:.1f} s: training {result['seconds_train']:.1f} s, "
         f"validation {result['seconds_validation']:.1f} s,",
@@ -169,9 +174,7 @@ def _layer_lines(result: Mapping[str, Any], layers: Sequence[Layer]) -> list[str
     ]
 
 
-def _what_came_out(result: Mapping[str, Any]) -> list[str]:
-    classes, names = result["classes"], result["class_names"]
-    outputs = outputs_of(classes, result["num_classes"])
+def _what_came_out(result: Mapping[str, Any], outputs: Outputs) -> list[str]:
     lines = []
     for name, key in (("Validation", "val"), ("Test", "test")):
         if images := result[f"images_{'validation' if key == 'val' else key}"]:
@@ -182,10 +185,10 @@ def _what_came_out(result: Mapping[str, Any]) -> list[str]:
                 f"so many images leave {low:.1%} to {high:.1%} possible (*)"
             )
     lines.append("(*) the interval of 95 % of Wilson (1927), for other images of the same kind")
-    lines += ["", *class_lines(result["val_confusion"], outputs, names)]
-    if result["num_classes"] > len(classes):
+    lines += ["", *class_lines(result["val_confusion"], outputs)]
+    if outputs.untrained:
         lines.append(
-            f"The model has {result['num_classes']} outputs, but knows only the {len(classes)} "
+            f"The model has {outputs.size} outputs, but knows only the {len(outputs.classes)} "
             "classes above."
         )
     return lines
@@ -203,64 +206,67 @@ def _what_it_was_measured_with(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def class_accuracies(
-    confusion: Sequence[Sequence[int]], outputs: Sequence[int]
-) -> list[float | None]:
+def confusion_figures(confusion: Tensor, outputs: Outputs) -> dict[str, Any]:
+    """Lists what ``result.json`` says of a confusion matrix ``(outputs, outputs)`` of counts."""
+    rows = confusion[list(outputs.columns)].tolist()
+    return {
+        "val_confusion": rows,  # a row for each class, a column for each output
+        "val_class_accuracies": class_accuracies(rows, outputs),
+        "val_most_confused": [list(pair) for pair in most_confused(rows, outputs)],
+    }
+
+
+def class_accuracies(confusion: Sequence[Sequence[int]], outputs: Outputs) -> list[float | None]:
     """Computes the accuracy of each class, None for a class without images.
 
-    ``confusion`` has a row of counts for each class, whose output is at the same place, and a
-    column for each output of the model.
+    Args:
+        confusion: Counts: a row for each of the K classes, a column for each output of the model.
+        outputs: The K classes and their outputs.
     """
     return [
-        row[output] / sum(row) if sum(row) else None
-        for row, output in zip(confusion, outputs, strict=True)
+        row[column] / sum(row) if sum(row) else None
+        for row, column in zip(confusion, outputs.columns, strict=True)
     ]
 
 
 def most_confused(
-    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str], most: int = 3
+    confusion: Sequence[Sequence[int]], outputs: Outputs, most: int = 3
 ) -> list[tuple[str, str, float]]:
-    """Finds which classes are taken for which most often; see `class_accuracies`.
+    """Finds the most frequent confusions; see `class_accuracies`.
 
     Returns:
         The true class, the predicted one, and the fraction of the true one's images.
     """
-    named = dict(zip(outputs, names, strict=True))
+    named = outputs.named
     shares = [
-        (count / sum(row), name, named.get(column, f"output {column}"))
-        for row, output, name in zip(confusion, outputs, names, strict=True)
+        (count / sum(row), named[true], named.get(column, f"output {column}"))
+        for row, true in zip(confusion, outputs.columns, strict=True)
         for column, count in enumerate(row)
-        if column != output and count
+        if column != true and count
     ]
     return [(name, other, share) for share, name, other in sorted(shares, reverse=True)[:most]]
 
 
-def class_lines(
-    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
-) -> list[str]:
-    """Says how well each class is known, and which are taken for which most often."""
-    rows = class_rows(confusion, outputs, names)
-    return align(rows, "<>>") + confused_lines(confusion, outputs, names)
+def class_lines(confusion: Sequence[Sequence[int]], outputs: Outputs) -> list[str]:
+    """Says how well each class is known, and which classes are confused most often."""
+    rows = class_rows(confusion, outputs)
+    return align(rows, "<>>") + confused_lines(confusion, outputs)
 
 
-def class_rows(
-    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
-) -> list[tuple[str, str, str]]:
+def class_rows(confusion: Sequence[Sequence[int]], outputs: Outputs) -> list[tuple[str, str, str]]:
     """Lists the number of images and the accuracy of each class, below a head."""
     rows = [("class", "images", "accuracy")]
     accuracies = class_accuracies(confusion, outputs)
-    for name, row, accuracy in zip(names, confusion, accuracies, strict=True):
+    for name, row, accuracy in zip(outputs.names, confusion, accuracies, strict=True):
         rows.append((name, f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}"))
     return rows
 
 
-def confused_lines(
-    confusion: Sequence[Sequence[int]], outputs: Sequence[int], names: Sequence[str]
-) -> list[str]:
-    """Says which classes are taken for which most often."""
+def confused_lines(confusion: Sequence[Sequence[int]], outputs: Outputs) -> list[str]:
+    """Says which classes are confused most often."""
     return [
         f"{share:.1%} of {printable(name)} are taken for {printable(other)}"
-        for name, other, share in most_confused(confusion, outputs, names)
+        for name, other, share in most_confused(confusion, outputs)
     ]
 
 

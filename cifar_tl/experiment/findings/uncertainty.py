@@ -21,12 +21,12 @@ class Spread(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """By how much something is above something else, seed by seed."""
+    """The differences of two accuracies, seed by seed."""
 
     mean: float
     standard_error: float | None  # None for a single seed
     values: list[float]
-    is_clear: bool  # whether it holds with 95 % confidence, for other seeds
+    is_clear: bool  # it is not 0, with 95 % confidence
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -35,19 +35,28 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.mean(values), deviation, list(values))
 
 
-def difference(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Compares what the same seeds gave: Student's paired test, which one seed never passes."""
+def difference(values: Sequence[float], others: Sequence[float], num_images: int) -> Difference:
+    """Compares accuracies seed by seed: Student's paired test.
+
+    One seed has no spread. Then `accuracy_difference_is_clear` decides.
+
+    Args:
+        values: The accuracy of each seed, a fraction.
+        others: Those that they are compared with, of the same seeds.
+        num_images: How many images each accuracy was measured on.
+    """
     found = [value - other for value, other in zip(values, others, strict=True)]
     mean = statistics.mean(found)
-    if len(found) < 2:
-        return Difference(mean, None, found, False)
+    if len(found) == 1:
+        is_clear = accuracy_difference_is_clear(values[0], others[0], num_images)
+        return Difference(mean, None, found, is_clear)
     error = statistics.stdev(found) / math.sqrt(len(found))
     quantile = _STUDENT[min(len(found) - 1, len(_STUDENT)) - 1]
     return Difference(mean, error, found, abs(mean) > quantile * error)
 
 
 def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
-    """Computes in which interval an accuracy lies, 95 % sure, if so many images found it out.
+    """Computes the 95 % interval of an accuracy that was measured on a number of images.
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference", Journal of
     the American Statistical Association 22.
@@ -59,11 +68,11 @@ def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
 
 
 def accuracy_difference_is_clear(accuracy: float, other: float, num_images: int) -> bool:
-    """Tells if so many images can tell two accuracies apart, 95 % sure.
+    """Returns whether two accuracies differ with 95 % confidence.
 
     Newcombe 1998, "Interval estimation for the difference between independent proportions",
-    Statistics in Medicine 17, method 10. Both models are judged by the same images, whose common
-    answers are not looked at, so it is rather too careful.
+    Statistics in Medicine 17, method 10. It is rather too careful: both models are judged by the
+    same images, and their common answers are not used.
     """
     high, low = max(accuracy, other), min(accuracy, other)
     down = high - wilson_interval(high, num_images)[0]

@@ -1,0 +1,98 @@
+"""What identifies a run: its settings."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cifar_tl.data.examples import Data
+from cifar_tl.errors import RunError
+from cifar_tl.experiment.stages import HEAD, STAGES
+from cifar_tl.names import portable
+from cifar_tl.outputs import Outputs
+from cifar_tl.recipe import NEUTRAL, Plan, Recipe
+
+_WORDS = {  # of settings that say nothing to a person
+    "reading_rules": "made by a version that read image files by other rules",
+    "fingerprint": "other data",
+}
+
+
+def plan_values(stage: str, plan: Plan) -> dict[str, Any]:
+    """Lists the values of a plan that a stage uses, under the names that files give them."""
+    values = {
+        **vars(plan),
+        "shift": plan.view_shift if STAGES[stage].trains == HEAD else plan.shift,
+    }
+    unused = {"name", "view_shift"}
+    if STAGES[stage].parent is not None:  # it keeps the preprocessing and the layers of its model
+        unused |= {"normalize", "first_layer"}
+    return {name: value for name, value in values.items() if name not in unused}
+
+
+def run_settings(
+    stage: str,
+    data: Data,
+    outputs: Outputs,
+    plan: Plan,
+    seed: int,
+    train_fraction: float,
+    parent_digest: str | None,
+) -> dict[str, Any]:
+    """Collects all that decides the outcome of a stage, as plain values.
+
+    Values of the plan that change nothing are left out. ``parent_digest`` is the SHA-256 of the
+    ``model.pt`` that the stage starts from.
+    """
+    values = plan_values(stage, plan)
+    settings = {
+        "stage": stage,
+        "data": portable(data.name),
+        "classes": outputs.classes,
+        "class_names": outputs.names,
+        "fingerprint": data.fingerprint,
+        "parent_stage": STAGES[stage].parent,
+        "parent": parent_digest,
+        "recipe": plan.name,
+        **{name: value for name, value in values.items() if value != NEUTRAL.get(name)},
+        "seed": seed,
+        "train_fraction": train_fraction,
+        **data.reading,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
+    return plain
+
+
+def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises a `RunError` if a folder holds a run with other settings than the wanted ones."""
+    found, wanted = {**NEUTRAL, **found}, {**NEUTRAL, **wanted}
+    names = dict.fromkeys([*wanted, *found])  # a setting that only one side has counts, too
+    differences = [name for name in names if found.get(name) != wanted.get(name)]
+    if not differences:
+        return
+    if "recipe" in differences:  # its values differ as well: name it alone
+        values = {field.name for field in dataclasses.fields(Recipe)}
+        differences = [name for name in differences if name not in values]
+    if "reading_rules" in differences:  # then the fingerprint cannot be the same
+        differences = [name for name in differences if name != "fingerprint"]
+    words = {**_WORDS, "parent": f"another {wanted['parent_stage']} model"}
+    listed = ", ".join(
+        words.get(name, f"{name} {found.get(name)} there, {wanted.get(name)} now")
+        for name in differences
+    )
+    stage = wanted["stage"]
+    if differences == ["precision"]:  # maybe of another machine, where auto is another one
+        raise RunError(
+            f"{folder} holds a run in another precision ({listed}): choose another output folder, "
+            "or go on with",
+            stage=stage,
+            precision=found["precision"],
+        )
+    message = (
+        f"{folder} was made from {listed} than the present one: renew it"
+        if differences == ["parent"]
+        else f"{folder} holds a run with other settings ({listed}): "
+        "choose another output folder, or replace that run"
+    )
+    raise RunError(message, stage=stage, restart=True)
