@@ -30,8 +30,8 @@ from cifar_tl import (
     run_stage,
     stratified_prefix,
 )
+from cifar_tl.experiment.findings.comparison import percent
 from cifar_tl.experiment.findings.plots import (
-    BLACK,
     BLUE,
     DOCUMENTED_BASE_SECONDS,
     GREY,
@@ -40,10 +40,10 @@ from cifar_tl.experiment.findings.plots import (
     plain,
     save,
 )
-from cifar_tl.experiment.findings.summary import percent
 from cifar_tl.experiment.findings.uncertainty import Spread, spread
 from cifar_tl.experiment.folder import read_history
 
+BLACK = "#000000"
 DOCUMENTED = 0.6903  # of the base stage, after ten epochs
 
 

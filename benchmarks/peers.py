@@ -82,9 +82,11 @@ def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
 
     keep_freed_memory()  # as the command does
     data = load_data(path)
-    recipe = replace(RECIPES[recipe_name], epochs=EPOCHS).for_stage("base", 20_000)
+    recipe = replace(RECIPES[recipe_name], epochs=EPOCHS).for_stage(
+        "base", 20_000, mirror=data.mirror
+    )
     assert recipe.first_layer != "separated"  # as many epochs train all layers
-    shift = recipe.shift or 0
+    shift = recipe.shift
     torch.manual_seed(0)
 
     train, validation = data.train_and_validation(data.base_classes)
@@ -95,7 +97,7 @@ def run_cifar_tl(path: Path, report: Report, *, recipe_name: str) -> None:
         whiten_first_layer(base, train.images)
     fit(
         base,
-        make_views(train.images, mirror=recipe.mirror is not False),
+        make_views(train.images, mirror=recipe.mirror),
         train.labels,
         validation.images,
         validation.labels,

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from cifar_tl import ORIGINAL, STAGES, TUNED, Data, Recipe, keep_freed_memory, load_data, run_stage
-from cifar_tl.experiment.findings.summary import percent, points
+from cifar_tl.experiment.findings.comparison import percent, points
 from cifar_tl.experiment.findings.uncertainty import difference, spread
 
 # With batches of 100, as SGD likes them.
@@ -92,6 +92,7 @@ def variants_table(
                     stage, data, recipe, output_dir=folder, seed=seed, seed_folder=True
                 )
                 found[stage].append(result["val_accuracy"])
+                num_images = result["images_validation"]
                 said = f"{name}, seed {seed}, {stage}: {result['val_accuracy']:.2%}"
                 print(said, file=sys.stderr, flush=True)
         if name == "tuned":
@@ -100,7 +101,7 @@ def variants_table(
             percent(spread(found[stage])._asdict()) if stage in found else "" for stage in STAGES
         ]
         cells += [
-            points(difference(found[stage], tuned[stage])._asdict())
+            points(difference(found[stage], tuned[stage], num_images)._asdict())
             if tuned not in ({}, found)
             else ""
             for stage in judged

@@ -74,8 +74,8 @@ def main() -> None:
                 file.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
     recipe = dataclasses.replace(TUNED, epochs=options.epochs, transfer_lr=0.02)
-    recipe = recipe.for_stage("transfer", len(train.labels))
-    fit(head, features, train.labels, val_features, validation.labels, recipe, on_epoch=on_epoch)
+    plan = recipe.for_stage("transfer", len(train.labels))
+    fit(head, features, train.labels, val_features, validation.labels, plan, on_epoch=on_epoch)
 
 
 if __name__ == "__main__":

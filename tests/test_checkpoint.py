@@ -13,10 +13,9 @@ import torch.nn.utils.prune
 from torch import nn
 
 from cifar_tl.checkpoint import (
-    known_classes,
     load_checkpoint,
     load_model,
-    load_model_and_settings,
+    read_named_model,
     save_checkpoint,
     save_model,
 )
@@ -213,6 +212,7 @@ KNOWN = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
         KNOWN | {"classes": [5, 6]},
         KNOWN | {"classes": [8, 9, 10]},
         KNOWN | {"classes": 5},
+        KNOWN | {"classes": [5, [6], 7]},
     ],
 )
 def test_a_model_that_does_not_say_what_it_knows_is_refused(
@@ -220,7 +220,7 @@ def test_a_model_that_does_not_say_what_it_knows_is_refused(
 ) -> None:
     save_model(tmp_path / "model.pt", CifarNet(10), settings)
     with pytest.raises(CheckpointError, match="does not say which classes it knows"):
-        known_classes(tmp_path, *load_model_and_settings(tmp_path / "model.pt"))
+        read_named_model(tmp_path / "model.pt")
     assert load_model(tmp_path / "model.pt").class_names == {}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import hubconf
 from cifar_tl import pretrained
-from cifar_tl.checkpoint import load_model, load_model_and_settings
+from cifar_tl.checkpoint import load_model, read_model
 from cifar_tl.command import evaluate, export, predict, train
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.errors import CheckpointError
@@ -43,7 +43,7 @@ def test_files_are_what_the_text_beside_them_says() -> None:
         content = (FOLDER / f"{name}.pt").read_bytes()
         assert (f"{len(content):,}", hashlib.sha256(content).hexdigest()) == (size, digest)
         assert len(content) < 550_000
-        model, settings = load_model_and_settings(name)
+        model, settings, _ = read_model(name)
         first, last = map(int, classes.split("-"))
         assert settings["classes"] == list(range(first, last + 1))
         assert int(images.replace(",", "")) == 4000 * model.num_classes

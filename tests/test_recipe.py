@@ -66,11 +66,13 @@ def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> 
         dataclasses.replace(TUNED, **change)
 
 
+KEPT: dict[str, Any] = {"normalize": False, "first_layer": "random"}  # of the model it starts from
+
+
 def test_stages_change_only_what_is_their_own() -> None:
-    recipe = dataclasses.replace(TUNED, epochs=10, finetune_lr=0.03)
+    recipe = dataclasses.replace(TUNED, epochs=10, finetune_lr=0.03, by_size=False)
     finetune = recipe.for_stage("finetune")
-    assert (finetune.epochs, finetune.lr) == (4, recipe.finetune_lr)
-    assert dataclasses.replace(finetune, epochs=10, lr=recipe.lr) == recipe
+    assert finetune == dataclasses.replace(recipe, epochs=4, lr=0.03, **KEPT)
     recipe = dataclasses.replace(recipe, transfer_shift=3)
     transfer = recipe.for_stage("transfer")
     assert transfer == dataclasses.replace(
@@ -78,9 +80,25 @@ def test_stages_change_only_what_is_their_own() -> None:
         lr=recipe.transfer_lr,
         batch_size=recipe.transfer_batch_size,
         dropout=recipe.transfer_dropout,
-        shift=recipe.transfer_shift,
+        shift=0,
+        **KEPT,
     )
     assert recipe.for_stage("base") == recipe.for_stage("scratch") == recipe
+    with pytest.raises(
+        ValueError, match="no values for a stage 'probe': choose among base, scratc"
+    ):
+        recipe.for_stage("probe")
+
+
+def test_a_plan_leaves_nothing_open() -> None:
+    for stage in STAGES:
+        for recipe in (TUNED, ORIGINAL):
+            plan = recipe.for_stage(stage, 1_000)
+            assert [name for name, value in vars(plan).items() if value is None] == (
+                ["dropout"] if recipe is ORIGINAL else []  # the network's own
+            )
+        assert TUNED.for_stage(stage, 1_000, mirror=True).mirror
+        assert not dataclasses.replace(TUNED, mirror=False).for_stage(stage, 9, mirror=True).mirror
 
 
 @pytest.mark.parametrize(
@@ -102,17 +120,7 @@ def test_tuned_follows_the_number_of_images(
     assert (recipe.batch_size, recipe.shift) == (batch_size, shift)
     assert (recipe.lr, recipe.weight_decay) == pytest.approx((lr, weight_decay))
     for stage in STAGES:
-        original = dataclasses.replace(ORIGINAL.for_stage(stage), num_images=images)
-        assert ORIGINAL.for_stage(stage, images) == original
-        assert ORIGINAL.for_stage(stage).for_images(images) == original
-
-
-def test_a_recipe_is_made_for_a_number_of_images_once() -> None:
-    for made in (TUNED.for_images(200), TUNED.for_stage("transfer", 200)):
-        with pytest.raises(ValueError, match="made for 200 images: take the one before, as TUNED"):
-            made.for_images(200)
-        with pytest.raises(ValueError, match="made for 200 images"):
-            made.for_stage("finetune", 200)
+        assert ORIGINAL.for_stage(stage, images) == ORIGINAL.for_stage(stage).for_images(images)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +148,11 @@ def test_the_first_layer_is_separated_in_short_trainings(
 
 
 def test_few_images_are_shifted_to_be_more_features() -> None:
-    shifts = [TUNED.for_stage("transfer", images).shift for images in (200, 2_222, 2_223, 20_000)]
-    assert shifts == [2, 2, 0, 0]
+    plans = [TUNED.for_stage("transfer", images) for images in (200, 2_222, 2_223, 20_000)]
+    assert [(plan.view_shift, plan.shift) for plan in plans] == [(2, 0), (2, 0), (0, 0), (0, 0)]
     chosen = dataclasses.replace(TUNED, transfer_shift=1, shift=3)
-    assert [chosen.for_stage(stage, 20_000).shift for stage in STAGES] == [3, 1, 3, 3]
+    assert [chosen.for_stage(stage, 20_000).shift for stage in STAGES] == [3, 0, 3, 3]
+    assert [chosen.for_stage(stage, 20_000).view_shift for stage in STAGES] == [0, 1, 0, 0]
 
 
 def test_finetuning_goes_more_slowly_with_few_images() -> None:
@@ -175,6 +184,9 @@ def test_no_images_are_refused() -> None:
 def test_stages_do_not_guess_the_number_of_images(stage: str) -> None:
     with pytest.raises(ValueError, match=f"what {stage} does depends on num_images: say it"):
         TUNED.for_stage(stage)
+    decided = dataclasses.replace(TUNED, epochs=10, finetune_lr=0.01)
+    with pytest.raises(ValueError, match="finetune does depends on num_images"):
+        decided.for_stage("finetune")  # its batches, too
 
 
 def test_original_transfer_is_as_documented() -> None:

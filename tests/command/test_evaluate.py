@@ -11,6 +11,7 @@ from cifar_tl.data.source import load_data
 from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment.findings.results import class_lines
 from cifar_tl.experiment.run import run_stage
+from cifar_tl.outputs import outputs_of
 from cifar_tl.recipe import TUNED
 from tests.forked import ROOT
 
@@ -35,8 +36,9 @@ def test_it_finds_what_the_run_found(
     assert main([*arguments, "--split", "validation"]) == 0
     output = capsys.readouterr().out
     assert f"accuracy {result['val_accuracy']:.2%}" in output
-    classes = (result["val_confusion"], result["classes"], result["class_names"])
-    assert output.endswith("\n".join(class_lines(*classes)) + "\n")
+    outputs = outputs_of(result, result["num_classes"])
+    assert outputs is not None
+    assert output.endswith("\n".join(class_lines(result["val_confusion"], outputs)) + "\n")
     assert main([*arguments, "--split", "training"]) == 0
     assert "on 160 training images" in capsys.readouterr().out
 

@@ -52,11 +52,11 @@ def test_all_runs_every_stage_and_compares(
     assert text in output
     comparison = result("runs/small.npz/comparison.json")
     assert comparison["data"] == "small.npz"
-    assert list(comparison["stages"]) == ["base", "transfer", "finetune", "scratch"]
+    assert list(comparison["sizes"][0]["stages"]) == ["base", "transfer", "finetune", "scratch"]
     for stage in STAGES:
         stage_result = result(f"runs/small.npz/{stage}/result.json")
-        assert f"{stage_result['val_accuracy']:.2%}" in text
-        assert f"{stage_result['test_accuracy']:.2%}" in text
+        assert f"{100 * stage_result['val_accuracy']:.2f} %" in text
+        assert f"{100 * stage_result['test_accuracy']:.2f} %" in text
     # Again: everything is finished, nothing is trained, and the same is said.
     assert main(["--data", str(small_npz), *FAST]) == 0
     again, errors = capsys.readouterr()
@@ -168,15 +168,16 @@ def test_own_classes_from_a_base_model_to_a_prediction(
     assert "The base model was there before" in output
     assert not Path("runs/own/base").exists()
     comparison = json.loads(Path("runs/own/comparison.json").read_text())
-    accuracies = {name: stage["val_accuracy"] for name, stage in comparison["stages"].items()}
+    (of_seed,) = comparison["sizes"][0]["seeds"]
+    accuracies = {name: stage["val_accuracy"] for name, stage in of_seed["stages"].items()}
     best = f"runs/own/{max(accuracies, key=lambda name: accuracies[name])}/model.pt"
     # The last line is the next command.
     assert output.splitlines()[-1] == f"Try it: cifar-tl predict photo.jpg --model {best}"
     shutil.copy(next((own_classes / "train" / "ash").iterdir()), "photo.jpg")
     assert predict.main(shlex.split(output.splitlines()[-1])[4:]) == 0
     assert "photo.jpg: " in capsys.readouterr().out
-    assert set(comparison["stages"]) == {"transfer", "finetune", "scratch"}
-    assert comparison["seconds_base"] is None
+    assert set(of_seed["stages"]) == {"transfer", "finetune", "scratch"}
+    assert comparison["sizes"][0]["seconds_base"] is None
     assert main(own) == 0
     assert capsys.readouterr().out.count("finished before") == 3
     model = "runs/own/transfer/model.pt"
@@ -283,8 +284,8 @@ def test_several_seeds_and_sizes_have_folders_of_their_own(
     text = (folder / "comparison.txt").read_text()
     assert text in output
     comparison = result(str(folder / "comparison.json"))
-    assert comparison["seeds"] == [3, 4]
     half, whole = comparison["sizes"]
+    assert [seed["seed"] for seed in half["seeds"]] == [3, 4]
     assert (half["images_train"], whole["images_train"]) == (79, 160)
     values = [result(f"{folder}/scratch/seed-{s}/result.json")["val_accuracy"] for s in (3, 4)]
     assert whole["ways"]["scratch"]["val_accuracy"]["values"] == values

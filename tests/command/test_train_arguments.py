@@ -111,11 +111,11 @@ def test_suggested_commands_are_understood_and_mean_what_they_should(own_classes
 
     for arguments in (settings, [*own, *settings]):
         lower = suggested(arguments, stage="transfer", lr="0.5", restart=True)
-        recipe = choose_recipe(lower).for_stage("transfer", 200)
-        assert (choose_recipe(lower).transfer_lr, recipe.shift) == (0.5, 0)
+        plan = choose_recipe(lower).for_stage("transfer", 200)
+        assert (choose_recipe(lower).transfer_lr, plan.shift, plan.view_shift) == (0.5, 0, 0)
         lower = suggested(arguments, stage="finetune", lr="0.5", restart=True)
-        recipe = choose_recipe(lower).for_stage("finetune")
-        assert (recipe.lr, recipe.epochs, recipe.shift) == (0.5, 7, 3)
+        plan = choose_recipe(lower).for_stage("finetune", 20_000)
+        assert (plan.lr, plan.epochs, plan.shift) == (0.5, 7, 3)
         again = suggested(arguments, stage="scratch", restart=True)
         assert (again.lr, again.base, again.finetune_lr) == (0.1, None, None)
         assert suggested(arguments, restart=True).finetune_epochs == 7

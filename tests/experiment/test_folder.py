@@ -1,11 +1,10 @@
-import contextlib
 import copy
-import dataclasses
 import json
 import os
 import random
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked
 from cifar_tl.errors import LockedError, RunError, RunWarning
-from cifar_tl.experiment.folder import HistoryRow, discard, read_history, save_epoch
+from cifar_tl.experiment.folder import RunFolder, discard
 from cifar_tl.experiment.run import run_stage
+from cifar_tl.training import EpochRecord
 from tests.experiment.conftest import SMALL, contents, copy_run, damage_checkpoint
 
 
@@ -69,9 +69,11 @@ class Stop(BaseException):
     """What a signal raises."""
 
 
+# A signal may come between the opening of a file and its name.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("no_garbage_collection")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
-def test_a_signal_at_any_moment_lets_a_save_complete(
+def test_a_signal_at_any_moment_of_a_save_leaves_what_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -81,28 +83,25 @@ def test_a_signal_at_any_moment_lets_a_save_complete(
     before = signal.signal(signal.SIGALRM, stop)
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters())
+    folder = RunFolder(tmp_path, {"stage": "base"})
     generator = random.Random(0)
-    rows: list[HistoryRow] = []
-    stopped_during_save = 0
+    done, stopped = 0, 0
     for _ in range(300):
-        epoch = len(rows) + 1
-        rows.append(HistoryRow(epoch, *[0.0] * (len(dataclasses.fields(HistoryRow)) - 1)))
-        with contextlib.suppress(Stop):
-            signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, 3e-3))
-            save_epoch(tmp_path, {}, model, optimizer, rows, [])
+        with warnings.catch_warnings(action="error"):
+            history = folder.resume(model, optimizer, {"threads": 1}, 0.0)
+        assert len(history.rows) >= done  # no epoch that was saved is lost
+        done = len(history.rows)
+        history.add(EpochRecord(done + 1, *[0.0] * 6))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, 5e-3))
+            folder.save_epoch(model, optimizer, history)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            continue
-        last = tmp_path / "last.pt"
-        done = load_checkpoint(last)["epoch"] if last.exists() else 0
-        assert len(read_history(tmp_path / "history.csv", done)) == done
-        stopped_during_save += done == epoch
-        rows = rows[:done]
-    for number, expected in ((signal.SIGALRM, Stop), (signal.SIGINT, KeyboardInterrupt)):
-        with pytest.raises(expected):  # whatever was interrupted
-            signal.raise_signal(number)
+            done += 1
+        except Stop:
+            stopped += 1
     signal.signal(signal.SIGALRM, before)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert stopped_during_save > 50
+    assert done > 0
+    assert stopped > 0
 
 
 def damage_history(folder: Path, content: str) -> None:

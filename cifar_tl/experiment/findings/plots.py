@@ -318,8 +318,9 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
     figure = Figure(figsize=(7, 4.3), layout="constrained")
     ax = figure.subplots()
     numbers = [size["images_train"] for size in sizes]
-    for stage in filter(stages.way_to, sizes[0]["stages"]):
-        way = "+".join(stages.way_to(stage))
+    for stage in stages.STAGES:
+        if (way := "+".join(stages.way_to(stage))) not in sizes[0]["ways"]:
+            continue
         found = [size["ways"][way]["val_accuracy"] for size in sizes]
         spreads = [accuracy["deviation"] or 0 for accuracy in found]
         means = [accuracy["mean"] for accuracy in found]

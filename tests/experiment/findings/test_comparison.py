@@ -7,9 +7,11 @@ import pytest
 from cifar_tl.experiment.findings.comparison import compare, comparison_text
 from tests.experiment.conftest import make_result
 
+Results = dict[str, dict[str, Any]]
+
 
 @pytest.fixture
-def results() -> dict[str, dict[str, Any]]:
+def results() -> Results:
     return {
         "base": make_result("base", 0.75, 100.0),
         "transfer": make_result("transfer", 0.80, 20.0),
@@ -18,59 +20,125 @@ def results() -> dict[str, dict[str, Any]]:
     }
 
 
-def test_comparison_counts_every_cost(results: dict[str, dict[str, Any]]) -> None:
-    comparison = compare(results)
-    transfer = comparison["ways"]["transfer"]
-    assert transfer["seconds"] == 20.0
+def of_seed(seed: int, scratch: float, *, tested: bool = True) -> Results:
+    results = {
+        "base": make_result("base", 0.75 + seed / 100, 100.0),
+        "transfer": make_result("transfer", 0.80 + seed / 100, 20.0 + seed),
+        "finetune": make_result("finetune", 0.87, 30.0),
+        "scratch": make_result("scratch", scratch + seed / 100, 110.0),
+    }
+    for result in results.values():
+        result["seed"] = seed
+        if not tested:
+            result["test_accuracy"] = None
+    return results
+
+
+def keys(value: Any) -> Any:
+    """The shape of a comparison: its keys, and those of the first entry of each list."""
+    if isinstance(value, dict):
+        return {key: keys(entry) for key, entry in value.items()}
+    return [keys(value[0])] if isinstance(value, list) and value else None
+
+
+def test_one_run_and_several_have_one_shape(results: Results) -> None:
+    one = compare({1.0: [results]})
+    several = compare({part: [of_seed(s, 0.7) for s in range(3)] for part in (0.1, 1.0)})
+    assert keys(one) == keys(several)
+    assert one["version"] == 2
+    assert [len(size["seeds"]) for size in one["sizes"]] == [1]
+    assert [len(size["seeds"]) for size in several["sizes"]] == [3, 3]
+    json.dumps([one, several])
+
+
+def test_comparison_counts_every_cost(results: Results) -> None:
+    (size,) = compare({1.0: [results]})["sizes"]
+    transfer = size["ways"]["transfer"]
+    assert transfer["seconds"]["mean"] == 20.0
     assert transfer["seconds_saved"] == 90.0
-    assert transfer["val_accuracy_above_scratch"] == pytest.approx(-0.06)
     # 100 + 1 * 20 > 1 * 110, but 100 + 2 * 20 < 2 * 110
     assert transfer["pays_from"] == 2
-    both = comparison["ways"]["transfer+finetune"]
-    assert both["seconds"] == 48.0  # reading, 2 s, is in each of both
-    assert both["val_accuracy_above_scratch"] == pytest.approx(0.01)
+    both = size["ways"]["transfer+finetune"]
+    assert both["seconds"]["mean"] == 48.0  # reading, 2 s, is in each of both
     # 100 + 1 * 48 > 110, and 100 + 2 * 48 < 220
     assert both["pays_from"] == 2
-    assert comparison["seconds_base"] == 100.0
-    assert comparison["stages"]["transfer"]["parameters_frozen"] == 16_408
-    assert comparison["stages"]["base"]["seconds_per_epoch"] == pytest.approx(9.0)
-    json.dumps(comparison)
+    assert size["seconds_base"] == 100.0
+    (seed,) = size["seeds"]
+    assert seed["stages"]["transfer"]["parameters_frozen"] == 16_408
+    assert seed["stages"]["base"]["seconds_per_epoch"] == pytest.approx(9.0)
+    differences = {(found["way"], found["other"]): found for found in size["differences"]}
+    found = differences["transfer", "scratch"]["val_accuracy"]
+    assert (found["mean"], found["is_clear"]) == (pytest.approx(-0.06), True)
 
 
 @pytest.mark.parametrize(("base", "pays_from"), [(89.0, 1), (90.0, 2), (179.0, 2), (180.0, 3)])
 def test_transfer_pays_from_the_first_number_that_is_really_cheaper(
-    results: dict[str, dict[str, Any]], base: float, pays_from: int
+    results: Results, base: float, pays_from: int
 ) -> None:
     results["base"]["seconds_total"] = base
-    assert compare(results)["ways"]["transfer"]["pays_from"] == pays_from
+    (size,) = compare({1.0: [results]})["sizes"]
+    assert size["ways"]["transfer"]["pays_from"] == pays_from
     n = pays_from
     assert base + n * 20 < n * 110
     assert base + (n - 1) * 20 >= (n - 1) * 110
 
 
-def test_comparison_says_plainly_what_transfer_costs(results: dict[str, dict[str, Any]]) -> None:
-    text = comparison_text(compare(results))
+def test_comparison_says_plainly_what_transfer_costs(results: Results) -> None:
+    text = comparison_text(compare({1.0: [results]}))
     assert text.isascii()
-    assert "transfer: 80.00% in 20.0 s; scratch: 86.00% in 110.0 s." in text
-    assert "costs 6.00 points of validation accuracy and saves 90.0 s" in text
-    assert (
-        "base model's 100.0 s, it is faster than scratch once 2 transfers share that base" in text
-    )
-    above = (
-        "It is 1.00 points above in validation accuracy, no clear difference by 1,200 images, and"
-    )
-    assert above in text
+    worse = "transfer is worse than scratch: -6.00 points of validation accuracy, -6.00 points of "
+    assert f"{worse}test accuracy." in text
+    assert "It takes 20.0 s, 90.0 s less than scratch." in text
+    assert "base model's 100.0 s, it is faster than scratch once 2 transfers share" in text
+    above = "transfer+finetune and scratch: +1.00 points of validation accuracy, +1.00 points of test "
+    assert f"{above}accuracy: no clear difference by 1,200 images." in text
     assert "| stage    | validation |" in text
-    for cell in ("103,818", "16,408", "79.00%", "9.00"):
+    for cell in ("103,818", "16,408", "79.00 %", "9.00"):
         assert cell in text
     slow = copy.deepcopy(results)
     slow["transfer"]["seconds_total"] = 120.0
-    text = comparison_text(compare(slow))
-    assert "costs 6.00 points of validation accuracy and takes 10.0 s longer" in text
+    text = comparison_text(compare({1.0: [slow]}))
+    assert "It takes 120.0 s, 10.0 s more than scratch" in text
     assert "never faster than scratch" in text
     assert "its first layer" not in text
     short = copy.deepcopy(results)
     short["scratch"]["parameters_trainable"] -= 2_432
-    assert "scratch keeps its first layer as computed from its images" in comparison_text(
-        compare(short)
-    )
+    text = comparison_text(compare({1.0: [short]}))
+    assert "scratch keeps its first layer as computed from its images" in text
+
+
+def test_means_spreads_and_every_value() -> None:
+    comparison = compare({0.1: [of_seed(s, 0.7) for s in range(3)]})
+    (size,) = comparison["sizes"]
+    assert [seed["seed"] for seed in size["seeds"]] == [0, 1, 2]
+    transfer = size["ways"]["transfer"]
+    assert transfer["val_accuracy"]["values"] == pytest.approx([0.80, 0.81, 0.82])
+    assert transfer["val_accuracy"]["mean"] == pytest.approx(0.81)
+    assert transfer["val_accuracy"]["deviation"] == pytest.approx(0.01)
+    assert transfer["seconds"]["mean"] == 21.0
+    pairs = [(found["way"], found["other"]) for found in size["differences"]]
+    assert pairs == [
+        ("transfer", "transfer+finetune"),
+        ("transfer", "scratch"),
+        ("transfer+finetune", "scratch"),
+    ]
+    assert size["differences"][1]["val_accuracy"]["mean"] == pytest.approx(0.1)
+
+
+def test_better_is_said_only_where_it_holds() -> None:
+    text = comparison_text(compare({1.0: [of_seed(s, 0.9) for s in range(3)]}))
+    assert text.isascii()
+    assert "transfer is worse than scratch: -10.00 +- 0.00 points of validation" in text
+    assert "transfer+finetune is worse than scratch: -4.00 +- 0.58 points" in text
+    assert "| transfer | 81.00 +- 1.00 % | 80.00 +- 1.00 % |" in text
+    assert " 21.0 +- 1.0 |" in text
+    assert "|                  2 | 77.00% |   82.00% |   87.00% |  92.00% |" in text
+    unclear = comparison_text(compare({1.0: [of_seed(s, 0.86) for s in range(3)]}))
+    assert "transfer+finetune and scratch: +0.00 +- 0.58 points of validation" in unclear
+    assert "no clear difference by 3 seeds." in unclear
+
+
+def test_without_test_images_nothing_is_said_of_them() -> None:
+    text = comparison_text(compare({1.0: [of_seed(s, 0.9, tested=False) for s in range(2)]}))
+    assert "test accuracy" not in text
+    assert "|    - |" in text

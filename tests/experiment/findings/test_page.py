@@ -12,8 +12,7 @@ import pytest
 
 from cifar_tl.command import train
 from cifar_tl.experiment.findings.comparison import compare
-from cifar_tl.experiment.findings.page import report
-from cifar_tl.experiment.findings.summary import summarize
+from cifar_tl.experiment.findings.page import page as make_page
 from tests.experiment.conftest import make_result
 
 PICTURES = {"comparison.png": b"ways", "transfer/samples.png": b"mistakes"}
@@ -56,12 +55,12 @@ def results(names: list[str] | None = None) -> dict[str, dict[str, Any]]:
 
 def page(found: dict[str, dict[str, Any]], **changes: Any) -> Page:
     arguments = {
-        "comparison": compare(found),
+        "comparison": compare({1.0: [found]}),
         "results": found,
         "pictures": PICTURES,
         "command": "cifar-tl train --data 'a & b'",
     }
-    return Page(report(**(arguments | changes)))
+    return Page(make_page(**(arguments | changes)))
 
 
 def test_it_says_what_was_asked_what_came_out_and_how() -> None:
@@ -69,13 +68,15 @@ def test_it_says_what_was_asked_what_came_out_and_how() -> None:
     assert found.open == []
     for text in (
         "What transfer saves and costs: shapes",
-        "costs 6.00 points of validation accuracy and saves 90.0 s",
+        "transfer is worse than scratch: -6.00 points of validation",
+        "It takes 20.0 s, 90.0 s less than scratch.",
+        "The transfer model goes on with nothing frozen.",
         "faster than scratch once 2 transfers share that base",
         "103,818",
         "cifar-tl train --data 'a & b'",
         "Recipe tuned: ",
         "are taken for",
-        "One run, seed 0.",
+        "1 run, seed 0.",
     ):
         assert text in found.text, text
     assert {tag for tag, _ in found.tags} >= {"html", "title", "table", "img", "figcaption"}
@@ -89,7 +90,7 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_runs() -> None:
         assert not {"href", "srcset", "onload", "onerror", "style"} & set(attributes)
         if source := attributes.get("src"):
             assert source.startswith("data:image/png;base64,")
-    style = report(compare(results()), results(), {}, "")
+    style = make_page(compare({1.0: [results()]}), results(), {}, "")
     assert not re.search(r"url\(|@import|https?:|//", style.split("<body>")[0])
     images = [attributes for tag, attributes in found.tags if tag == "img"]
     assert [base64.b64decode(str(image["src"])[22:]) for image in images] == [b"ways", b"mistakes"]
@@ -129,10 +130,10 @@ def test_several_seeds_have_a_table_a_size() -> None:
     for result in others.values():
         result["seed"] = 1
         result["val_accuracy"] -= 0.01
-    comparisons = [compare(results()), compare(others)]
-    found = page(results(), comparison=summarize({0.1: comparisons, 1.0: comparisons}))
+    both = [results(), others]
+    found = page(results(), comparison=compare({0.1: both, 1.0: both}))
     assert found.open == []
-    assert "2 seeds, from 0 on." in found.text
+    assert "2 runs, seeds 0 to 1." in found.text
     assert found.text.count("79.50 +- 0.71 %") == 2
     assert "transfer is worse than scratch: -6.00 +- 0.00 points" in found.text
 

@@ -27,6 +27,7 @@ from cifar_tl.experiment.findings.uncertainty import spread
 from cifar_tl.experiment.folder import HistoryRow, discard
 from cifar_tl.experiment.stages import PICTURES, STAGES, Place
 from cifar_tl.network import CifarNet
+from cifar_tl.outputs import Outputs
 from tests.forked import ROOT
 
 FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
@@ -152,11 +153,12 @@ def test_curves_show_every_epoch() -> None:
 
 
 def test_confusion_is_in_percent_of_each_class_with_other_outputs_only_if_they_occur() -> None:
-    figure = plots.confusion([[0, 0, 3, 1], [0, 0, 0, 8]], [2, 3], ["dog", "frog"], "title")
+    outputs = Outputs((2, 3), ("dog", "frog"), 4)
+    figure = plots.confusion([[0, 0, 3, 1], [0, 0, 0, 8]], outputs, "title")
     shares = figure.axes[0].images[0].get_array()
     assert shares is not None
     assert shares.tolist() == [[75, 25], [0, 100]]
-    figure = plots.confusion([[2, 0, 1, 1], [0, 0, 0, 8]], [2, 3], ["dog", "frog"], "title")
+    figure = plots.confusion([[2, 0, 1, 1], [0, 0, 0, 8]], outputs, "title")
     shares = figure.axes[0].images[0].get_array()
     assert shares is not None
     assert shares.tolist() == [[25, 25, 50], [0, 100, 0]]
@@ -294,7 +296,9 @@ def test_samples_need_no_more_room_than_they_fill() -> None:
 
 def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
     names = [f"class {number} with a very long name indeed" for number in range(300)]
-    figure = plots.confusion(torch.eye(300).tolist(), range(300), names, "title")
+    figure = plots.confusion(
+        torch.eye(300).tolist(), Outputs(tuple(range(300)), tuple(names), 300), "title"
+    )
     assert max(figure.get_size_inches()) < 15
     assert len(figure.axes[0].get_xticks()) <= 60
     assert "class 0 with a very\u2026" in texts(figure)

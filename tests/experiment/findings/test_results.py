@@ -4,6 +4,7 @@ from cifar_tl.experiment.findings.layers import layers
 from cifar_tl.experiment.findings.results import class_lines, epoch_line, results_text, summary
 from cifar_tl.freezing import transfer_model
 from cifar_tl.network import CifarNet
+from cifar_tl.outputs import Outputs
 from cifar_tl.training import EpochRecord
 from tests.experiment.conftest import make_result
 
@@ -12,7 +13,7 @@ RECORD = EpochRecord(1, 1.5, 0.3, 1.25, 0.45678, 9.0, 1.0)
 
 def test_classes_and_confusions_are_named() -> None:
     confusion = [[0, 6, 3, 1], [0, 0, 4, 0], [0, 0, 0, 0]]
-    assert class_lines(confusion, [1, 2, 3], ["cat", "dog", "owl"]) == [
+    assert class_lines(confusion, Outputs((1, 2, 3), ("cat", "dog", "owl"), 4)) == [
         "class  images  accuracy",
         "cat        10    60.00%",
         "dog         4   100.00%",
@@ -20,14 +21,15 @@ def test_classes_and_confusions_are_named() -> None:
         "30.0% of cat are taken for dog",
         "10.0% of cat are taken for owl",
     ]
-    lines = class_lines([[5, 1]], [0], ["cat"])
+    lines = class_lines([[5, 1]], Outputs((0,), ("cat",), 2))
     assert lines[-1] == "16.7% of cat are taken for output 1"
 
 
 def test_results_show_layers_epochs_times_and_what_the_model_knows() -> None:
     torch.manual_seed(0)
     model = transfer_model(CifarNet(5))
-    text = results_text(make_result("transfer", 0.8, 20.0), [RECORD], layers(model))
+    outputs = Outputs((5, 6), ("flower", "crescent"), 10)
+    text = results_text(make_result("transfer", 0.8, 20.0), [RECORD], layers(model), outputs)
     assert text.isascii()
     assert "Stage transfer on shapes (built-in drawn shapes)" in text
     assert "Conv 5x5 + ReLU  32 x 28 x 28       2,432  no, frozen" in text

@@ -50,17 +50,18 @@ def test_spread_of_one_value_is_unknown() -> None:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    found = difference([0.5, 0.7, 0.9], [0.4, 0.6, 0.8])  # far apart, and always by 0.1
+    found = difference([0.5, 0.7, 0.9], [0.4, 0.6, 0.8], 10)  # far apart, and always by 0.1
     assert found.mean == pytest.approx(0.1)
     assert found.is_clear
     assert found.standard_error == pytest.approx(0, abs=1e-9)
-    mixed = difference([0.5, 0.7, 0.9], [0.4, 0.75, 0.8])
+    mixed = difference([0.5, 0.7, 0.9], [0.4, 0.75, 0.8], 10_000)
     assert mixed.mean == pytest.approx(0.05)
     assert mixed.standard_error == pytest.approx(0.05)  # of 0.1, -0.05, 0.1
     assert not mixed.is_clear
-    alone = difference([0.9], [0.1])
-    assert alone.mean == pytest.approx(0.8)
-    assert (alone.standard_error, alone.is_clear) == (None, False)
+    for images, is_clear in ((5, False), (5000, True)):  # one seed has no spread: images judge
+        alone = difference([0.9], [0.6], images)
+        assert alone.mean == pytest.approx(0.3)
+        assert (alone.standard_error, alone.is_clear) == (None, is_clear)
     # Two seeds would have to agree very well: Student's quantile is 12.7.
-    assert not difference([0.55, 0.57], [0.5, 0.5]).is_clear
-    assert difference([0.55, 0.551], [0.5, 0.5]).is_clear
+    assert not difference([0.55, 0.57], [0.5, 0.5], 10_000).is_clear
+    assert difference([0.55, 0.551], [0.5, 0.5], 10).is_clear

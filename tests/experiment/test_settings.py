@@ -11,7 +11,9 @@ from cifar_tl.data.examples import Data
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import RunError, RunWarning
 from cifar_tl.experiment.run import run_stage
-from cifar_tl.experiment.stages import STAGES, check_settings, recipe_values, run_settings
+from cifar_tl.experiment.settings import check_settings, plan_values, run_settings
+from cifar_tl.experiment.stages import EVERYTHING, HEAD, STAGES, Stage, stage_classes
+from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import NEUTRAL, ORIGINAL, Recipe
 from tests.experiment.conftest import SMALL, StopError, contents, damage_checkpoint, stop_at
 
@@ -54,7 +56,10 @@ def test_unfinished_run_with_other_settings_or_data_is_refused(
 
 
 def settings_of(data: Data, recipe: Recipe = SMALL, stage: str = "base") -> dict[str, Any]:
-    return run_settings(stage, data, recipe.for_stage(stage, 160), 0, 1.0, None)
+    plan = recipe.for_stage(stage, 160, mirror=data.mirror)
+    classes = stage_classes(stage, data)
+    outputs = Outputs(classes, tuple(data.class_names[label] for label in classes), 10)
+    return run_settings(stage, data, outputs, plan, 0, 1.0, None)
 
 
 def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
@@ -63,7 +68,8 @@ def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 def listed(stage: str) -> dict[str, Any]:
     """The values that change nothing, as settings of before listed them."""
-    return {name: NEUTRAL[name] for name in recipe_values(stage, ORIGINAL) if name in NEUTRAL}
+    values = plan_values(stage, ORIGINAL.for_stage(stage, 160))
+    return {name: NEUTRAL[name] for name in values if name in NEUTRAL}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -76,7 +82,7 @@ def test_values_that_change_nothing_are_no_part_of_the_settings(
     )
     recipe = dataclasses.replace(SMALL, precision="bf16", first_layer="whitened")
     found = settings_of(small_data, recipe, stage)
-    for name, value in recipe_values(stage, recipe.for_stage(stage, 160)).items():
+    for name, value in plan_values(stage, recipe.for_stage(stage, 160, mirror=True)).items():
         if value != NEUTRAL.get(name):
             assert found[name] == value
     assert {"schedule", "mirror", "weight_decay", "precision"} < found.keys()
@@ -200,12 +206,12 @@ def test_a_result_lists_every_value_of_the_recipe(
     recipe = dataclasses.replace(recipe, epochs=1)
     result: dict[str, Any] = {**run_stage("base", small_data, recipe, output_dir=tmp_path)}
     written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
-    recipe = dataclasses.replace(recipe, mirror=bool(result["mirror"])).for_images(160)
-    assert recipe.mirror is (recipe.name == "tuned")  # as small_data says
-    for name, value in recipe_values("base", recipe).items():
+    plan = recipe.for_stage("base", 160, mirror=True)
+    assert plan.mirror is (recipe.name == "tuned")
+    for name, value in plan_values("base", plan).items():
         assert result[name] == written[name] == value
     text = (tmp_path / "small.npz" / "base" / "results.txt").read_text()
-    assert f"weight_decay {recipe.weight_decay}" in text
+    assert f"weight_decay {plan.weight_decay}" in text
     assert "precision float32" in text
 
 
@@ -253,3 +259,12 @@ def test_a_file_of_before_that_notes_no_peak_goes_on_to_the_same_weights(
     run_stage("base", small_data, recipe, output_dir=tmp_path / "begun")
     for name in ("model.pt", "last.pt"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_row_says_nothing_that_cannot_be() -> None:
+    words: dict[str, Any] = {"words": "", "colour": "#000000", "marker": "o"}
+    wrong: list[Any] = [(HEAD, "finetune"), (HEAD, "base"), (EVERYTHING, "transfer")]
+    for trains, recipe in wrong:
+        with pytest.raises(ValueError, match=f"trains {trains} cannot use the recipe's values of"):
+            Stage("base", "new", trains, recipe, **words)
+    assert len([name for name, stage in STAGES.items() if stage.control]) == 1
