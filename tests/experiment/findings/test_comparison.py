@@ -90,8 +90,8 @@ def test_comparison_says_plainly_what_transfer_costs(results: Results) -> None:
     assert f"{worse}test accuracy." in text
     assert "It takes 20.0 s, 90.0 s less than scratch." in text
     assert "base model's 100.0 s, it is faster than scratch once 2 transfers share" in text
-    above = "transfer+finetune and scratch: +1.00 points of validation accuracy, +1.00 points of test "
-    assert f"{above}accuracy: no clear difference by 1,200 images." in text
+    above = "transfer+finetune and scratch: +1.00 points of validation accuracy, +1.00 "
+    assert f"{above}points of test accuracy: no clear difference by 1,200 images." in text
     assert "| stage    | validation |" in text
     for cell in ("103,818", "16,408", "79.00 %", "9.00"):
         assert cell in text
