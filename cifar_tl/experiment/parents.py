@@ -42,9 +42,7 @@ def load_parent(
         raise ValueError(f"only a transfer takes another base model, not {stage}")
     if stages.STAGES[stage].parent is None:
         return None
-    path, content, remedy = stages.read_parent(
-        stage, place, base, own_classes=data.needs_other_base
-    )
+    path, content, remedy = stages.read_parent(stage, place, base, own_classes=data.own_classes)
     try:
         model, settings = load_model_and_settings(path, content)
     except CheckpointError as error:
@@ -69,7 +67,7 @@ def _check(
     wanted: dict[str, Any] = {"stage": parent}
     if not stages.takes_base(stage):
         wanted["train_fraction"] = train_fraction
-    if stages.takes_base(stage) and data.needs_other_base:
+    if stages.takes_base(stage) and data.own_classes:
         _check_images(path, settings, data)
     else:
         wanted["classes"] = list(stages.stage_classes(parent, data))

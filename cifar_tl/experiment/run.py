@@ -18,6 +18,7 @@ from cifar_tl.data.examples import (
     Data,
     LabeledImages,
     channel_statistics,
+    prefix_rows,
     renumber,
     select_classes,
     stratified_prefix,
@@ -109,7 +110,6 @@ def run_stage(
         RunError: If the stage that it starts from is missing or damaged, or the folder holds
             another run or a damaged one.
         LockedError: If another process is at work in the folder.
-        DataError: If the test images are damaged; the epochs are kept, and the same call goes on.
         TrainingError: If the training diverges.
         OSError: If a file cannot be written.
     """
@@ -252,11 +252,8 @@ def _check(stage: str, data: Data, train_fraction: float) -> None:
 
 def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
     """Counts the images that a stage trains on."""
-    # Their labels stand in for the images.
-    stand_in = LabeledImages(data.train.labels, data.train.labels)
-    classes = stage_classes(stage, data)
-    train, _ = dataclasses.replace(data, train=stand_in).train_and_validation(classes)
-    return len(stratified_prefix(train, train_fraction).labels)
+    rows, _ = data.train_and_validation_rows(stage_classes(stage, data))
+    return len(prefix_rows(data.train.labels[rows], train_fraction))
 
 
 def _examples(run: _Run) -> tuple[Tensor, Tensor, LabeledImages]:
