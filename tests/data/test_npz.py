@@ -187,7 +187,9 @@ def test_an_array_that_is_not_as_long_as_it_says_takes_no_memory(
     with zipfile.ZipFile(tmp_path / "lies.npz", "w") as archive:
         for member, content in members.items():
             archive.writestr(member, content)
-    with pytest.raises(DataError, match=rf"lies\.npz .* \({name} is shorter or longer than it says"):
+    with pytest.raises(
+        DataError, match=rf"lies\.npz .* \({name} is shorter or longer than it says"
+    ):
         load_data(tmp_path / "lies.npz")
 
 

@@ -18,7 +18,7 @@ from cifar_tl.data.classes import NEW_CLASSES
 from cifar_tl.data.examples import Data, channel_statistics, select_classes, split_validation
 from cifar_tl.data.source import load_data
 from cifar_tl.data.views import make_views
-from cifar_tl.errors import DataError, RunError, RunWarning, TrainingError
+from cifar_tl.errors import RunError, RunWarning, TrainingError
 from cifar_tl.evaluation import evaluate, extract_features
 from cifar_tl.experiment.findings.comparison import compare
 from cifar_tl.experiment.run import run_stage
