@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cifar_tl.command.console import UsageError, called
-from cifar_tl.data.pictures.find import find_classes
-from cifar_tl.data.source import SHAPES, has_own_classes, kind_of
+from cifar_tl.data.source import SHAPES, kind_of
 from cifar_tl.errors import DataError
 from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file
 
@@ -93,9 +92,3 @@ def check_source(source: str, if_missing: str = "check the name") -> None:
         kind_of(source)
     except DataError as error:
         raise UsageError(f"--data {error}") from error
-
-
-def check_own_classes(source: str) -> None:
-    """Refuses a folder with classes of one's own in which `find_classes` finds something wrong."""
-    if has_own_classes(source):
-        find_classes(Path(source))

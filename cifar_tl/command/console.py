@@ -206,8 +206,11 @@ def _write_error(line: str) -> None:
         sys.stderr.flush()
 
 
-def _show_warning(program: str, text: object, *_: object, **__: object) -> None:
-    if launch.warns():
+def _show_warning(
+    program: str, text: object, _: object, filename: str, *__: object, **___: object
+) -> None:
+    """Prints a warning in a line. Pillow warns of damaged metadata, which nobody asked about."""
+    if launch.warns() and Path(filename).parent.name != "PIL":
         _write_error(f"{program}: warning: {text}")
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_tl.command.arguments import MODEL_HELP, check_model, check_own_classes, check_source
+from cifar_tl.command.arguments import MODEL_HELP, check_model, check_source
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
-from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, lacks_cifar10
+from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, kind_of, lacks_cifar10
 from cifar_tl.errors import DataError
 from cifar_tl.names import numbered
 
@@ -42,7 +42,7 @@ def check(options: argparse.Namespace) -> None:
     check_model(options.model)
     if options.data != DEFAULT_SOURCE:  # its absence has a message of its own
         check_source(options.data)
-    check_own_classes(options.data)
+    kind_of(options.data).check(Path(options.data))
     if lacks_cifar10(options.data):
         raise UsageError(
             f"CIFAR-10 is not in {options.data}: name the model's data with --data; "

@@ -107,7 +107,7 @@ def newest_own_model(output_dir: Path) -> Path | None:
         model, folder = path.with_name(MODEL), path.relative_to(output_dir).parts[0]
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # damaged, or no model
             result = json.loads(path.read_text(encoding="utf-8"))
-            if "reading_rules" in result:
+            if "reading_rules" in result:  # in each result on classes of the user's own
                 accuracy = float(result["val_accuracy"])
                 found.append((model.stat().st_mtime, folder, accuracy, model))
     if not found:

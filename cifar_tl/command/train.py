@@ -6,12 +6,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_tl.command.arguments import check_own_classes
 from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
 from cifar_tl.command.device import choose_device
 from cifar_tl.command.train_arguments import (
@@ -35,7 +33,7 @@ from cifar_tl.command.train_results import (
     next_command,
     say_spreads,
 )
-from cifar_tl.data.source import OFFICIAL, SHAPES
+from cifar_tl.data.source import OFFICIAL, SHAPES, kind_of
 from cifar_tl.errors import (
     DownloadError,
     MissingDataError,
@@ -63,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
 def check(options: argparse.Namespace) -> None:
     """Checks the arguments, and that results can be written at the end."""
     check_arguments(options)
-    check_own_classes(source_of(options))
+    source = source_of(options)
+    kind_of(source).check(Path(source))
     check_parent(options)
     check_output_dir(options.output_dir)
 
@@ -102,7 +101,7 @@ def train(options: argparse.Namespace) -> int:
         say_spreads(experiments)
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
-    if data.needs_other_base:
+    if data.own_classes:
         log(f"Try it: {next_command(experiments)}")
     return 0
 
@@ -119,9 +118,7 @@ def run_all(
     from cifar_tl.distributed import gather_objects
 
     with naming_commands(options):
-        data, seconds_reading = launch.once_a_machine(
-            partial(read_for_all, options, log, group), group
-        )
+        data, seconds_reading = launch.once_a_machine(partial(read_data, options, log), group)
         check_machines(options, data, device, group)
         stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
         if not stages:
@@ -176,16 +173,6 @@ def run_experiments(
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
         experiments.append((place, {stage: done[place.of(stage)] for stage in stages}))
     return experiments
-
-
-def read_for_all(
-    options: argparse.Namespace, log: Callable[[str], None], group: "ProcessGroup | None"
-) -> tuple["Data", float]:
-    """Reads the data so that it can be handed on; returns it and the seconds of reading."""
-    data, seconds = read_data(options, log)
-    if group is not None:  # the test images as they are, not the function that reads them
-        data = replace(data, read_test=partial(type(data.test), *data.test))
-    return data, seconds
 
 
 def read_data(options: argparse.Namespace, log: Callable[[str], None]) -> tuple["Data", float]:

@@ -22,12 +22,10 @@ from cifar_tl.command.arguments import (
 )
 from cifar_tl.command.console import Parser, UsageError
 from cifar_tl.data.classes import choose_classes, split_suffix
+from cifar_tl.data.pictures.find import TRAIN
 from cifar_tl.data.source import (
     DEFAULT_SOURCE,
-    KINDS,
     SOURCES,
-    TRAIN,
-    has_own_classes,
     kind_of,
     lacks_cifar10,
     results_name,
@@ -116,12 +114,12 @@ def _add_other_options(parser: Parser) -> None:
         "--base-classes",
         metavar="LIST",
         help="the classes that base learns, by names or numbers with commas, or all (default: "
-        "those that are not new; 0-4)",
+        "those that are not new; the first half, 0-4 of ten)",
     )
     add(
         "--new-classes",
         metavar="LIST",
-        help="the classes of the other stages, likewise (default: those not for base; 5-9)",
+        help="the classes of the other stages, likewise (default: those not for base; 5-9 of ten)",
     )
     add(
         "--base",
@@ -245,12 +243,13 @@ def _check_classes(options: argparse.Namespace) -> None:
     source, chosen = source_of(options), (options.base_classes, options.new_classes)
     if chosen == (None, None):
         return
-    if has_own_classes(source):
+    kind = kind_of(source)
+    if kind.own_classes:
         raise UsageError(
-            f"--base-classes and --new-classes divide ten given classes; those of {source} are all "
+            f"--base-classes and --new-classes divide given classes; those of {source} are all "
             "learned: move folders out of it instead"
         )
-    if not (names := KINDS[kind_of(source)].class_names):
+    if not (names := kind.class_names):
         return
     try:
         _, new = choose_classes(names, *chosen)
@@ -284,12 +283,12 @@ def check_parent(options: argparse.Namespace) -> None:
     chosen = (options.base_classes, options.new_classes)
     name = results_name(source)
     if chosen != (None, None):
-        if not (names := KINDS[kind_of(source)].class_names):  # not before it is read
+        if not (names := kind_of(source).class_names):  # not before it is read
             return
-        name += split_suffix(*choose_classes(names, *chosen))
+        name += split_suffix(*choose_classes(names, *chosen), len(names))
     for one in each_run(options):
         with naming_commands(one):
-            own_classes = has_own_classes(source)
+            own_classes = kind_of(source).own_classes
             read_parent(stage, place_of(one, name), options.base, own_classes=own_classes)
 
 
@@ -314,7 +313,7 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
     """Lists the stages in their order; one's own classes are all new, for bases of other data."""
     if options.stage != ALL:
         return (options.stage,)
-    if has_own_classes(source_of(options)):
+    if kind_of(source_of(options)).own_classes:
         return tuple(name for name, stage in stages.STAGES.items() if stage.learns == "new")
     return tuple(stages.STAGES)
 

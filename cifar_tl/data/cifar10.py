@@ -1,4 +1,4 @@
-"""The official CIFAR-10: downloaded once, every checksum verified at each reading."""
+"""The official CIFAR-10: downloaded once, its checksums verified whenever it is read."""
 
 import contextlib
 import socket
@@ -11,9 +11,10 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 import torch
 
-from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, Chosen, choose_classes, split_suffix
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
-from cifar_tl.data.source import ARCHIVES, BATCH, OFFICIAL, TRAIN
+from cifar_tl.data.pictures.find import TRAIN
+from cifar_tl.data.source import ARCHIVES, BATCH
 from cifar_tl.disk import locked
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 
@@ -23,17 +24,14 @@ NETWORK_TIMEOUT = 30.0  # seconds without a single byte
 _NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException)
 
 
-def read_cifar10(
-    folder: Path, *, base_classes: Chosen = None, new_classes: Chosen = None, **_: object
-) -> Data:
-    """Reads the official data through torchvision, which verifies every file's checksum.
+def read_cifar10(folder: Path, **_: object) -> Data:
+    """Reads the official data with torchvision, which verifies the checksum of every file.
 
     Raises:
-        MissingDataError: If it is not there, or a file of it is damaged.
+        MissingDataError: If a file is missing or damaged.
     """
     from torchvision.datasets import CIFAR10  # here, since the import takes time
 
-    base, new = choose_classes(CIFAR10_CLASS_NAMES, base_classes, new_classes)
     folder = _root(folder)
 
     def read(is_train: bool) -> LabeledImages:
@@ -49,79 +47,89 @@ def read_cifar10(
 
     checksums = [md5 for _, md5 in CIFAR10.train_list + CIFAR10.test_list]
     return Data(
-        name=OFFICIAL + split_suffix(base, new),
         description="CIFAR-10",
         class_names=CIFAR10_CLASS_NAMES,
         train=read(is_train=True),
-        read_test=lambda: read(is_train=False),
+        test=read(is_train=False),
         fingerprint=fingerprint_of(*checksums),
-        base_classes=base,
-        new_classes=new,
         mirror=True,
     )
 
 
 def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
-    """Puts CIFAR-10 into a folder, made if need be; an undamaged archive there is only extracted.
+    """Downloads CIFAR-10 into a folder and extracts it. An archive that is there is used.
+
+    Args:
+        folder: Is made if it is missing.
+        progress: Show a bar on standard error.
 
     Raises:
-        DownloadError: If the network or the server does not give the archive.
-        DataError: If what it gives, or what is on disk, is damaged.
-        OSError: If the files cannot be written.
+        DownloadError: If the network or the server fails.
+        DataError: If the download, or what is in the folder, is damaged.
+        OSError: If a file cannot be written.
     """
-    folder = _root(Path(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, wait=True):
-        _download_cifar10(folder, progress=progress)
-
-
-def _download_cifar10(folder: Path, *, progress: bool) -> None:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity, extract_archive
 
-    archive = folder / CIFAR10.filename
-    by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
-    for partial in folder.glob(f"{CIFAR10.filename}.*.partial"):
-        partial.unlink()  # of a process that was killed
-    archives = sorted(path for path in folder.glob("*") if _is_archive(path))
-    found = [path for path in archives if check_integrity(path, CIFAR10.tgz_md5)]
-    if found:
-        archive = found[0]
-    else:
-        damaged = _damaged_files(folder)
+    folder = _root(Path(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=True):
+        for partial in folder.glob(f"{CIFAR10.filename}.*.partial"):
+            partial.unlink()  # of a process that was killed
+        # A browser may have called it `cifar-10-python (1).tar.gz`.
+        names = [path.name for path in folder.glob("*") if path.name.endswith(ARCHIVES)]
+        archives = [folder / name for name in sorted(names) if "cifar" in name.lower()]
+        found = [path for path in archives if check_integrity(path, CIFAR10.tgz_md5)]
+        archive = found[0] if found else _download(folder, progress)
         try:
-            with _socket_timeout(NETWORK_TIMEOUT):
-                torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
-        except _NETWORK_ERRORS as error:
-            reason = getattr(error, "reason", None) or error
-            if isinstance(error, HTTPError):
-                error.close()
-            if damaged:
-                raise DataError(
-                    f"{damaged[0]} is damaged (wrong checksum), and CIFAR-10 cannot be downloaded "
-                    f"anew ({reason}): delete it, {by_hand}"
-                ) from error
-            raise DownloadError(
-                f"CIFAR-10 is not in {folder} and cannot be downloaded ({reason}): {by_hand}"
-            ) from error
-        if not check_integrity(archive, CIFAR10.tgz_md5):
-            size = archive.stat().st_size
-            archive.unlink()  # so that the next run downloads it again
+            extract_archive(str(archive), str(folder))
+        except PermissionError as error:
             raise DataError(
-                f"the download of {archive} was incomplete or wrong ({size:,} bytes, wrong "
-                f"checksum; deleted): try again, or {by_hand}"
-            )
+                f"{archive} cannot be unpacked, since nothing can be written into {folder}: copy "
+                "it into a folder of your own and name that"
+            ) from error
+
+
+def _download(folder: Path, progress: bool) -> Path:
+    """Downloads the archive.
+
+    Torchvision's own download has no limit of time, always shows a bar, and leaves half a file.
+    """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    archive, batches = folder / CIFAR10.filename, folder / CIFAR10.base_folder
+    by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
+    checksums = {archive: CIFAR10.tgz_md5, batches / CIFAR10.meta["filename"]: CIFAR10.meta["md5"]}
+    checksums |= {batches / name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
+    damaged = [p for p, md5 in checksums.items() if p.exists() and not check_integrity(p, md5)]
     try:
-        extract_archive(str(archive), str(folder))
-    except PermissionError as error:
-        raise DataError(
-            f"{archive} cannot be unpacked, since nothing can be written into {folder}: copy it "
-            "into a folder of your own and name that"
+        with _socket_timeout(NETWORK_TIMEOUT):
+            torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
+    except _NETWORK_ERRORS as error:
+        reason = getattr(error, "reason", None) or error
+        if isinstance(error, HTTPError):
+            error.close()
+        if damaged:
+            raise DataError(
+                f"{damaged[0]} is damaged (wrong checksum), and CIFAR-10 cannot be downloaded "
+                f"anew ({reason}): delete it, {by_hand}"
+            ) from error
+        raise DownloadError(
+            f"CIFAR-10 is not in {folder} and cannot be downloaded ({reason}): {by_hand}"
         ) from error
+    if not check_integrity(archive, CIFAR10.tgz_md5):
+        size = archive.stat().st_size
+        archive.unlink()  # so that the next run downloads it again
+        raise DataError(
+            f"the download of {archive} was incomplete or wrong ({size:,} bytes, wrong checksum; "
+            f"deleted): try again, or {by_hand}"
+        )
+    return archive
 
 
 def _root(folder: Path) -> Path:
-    """Returns the folder that holds the one with the batches, which may have been named itself."""
+    """Returns the folder above the batches. The user may have named the folder of the batches."""
     from torchvision.datasets import CIFAR10
 
     if not (folder / BATCH).exists():
@@ -131,27 +139,9 @@ def _root(folder: Path) -> Path:
     return folder.resolve().parent
 
 
-def _is_archive(path: Path) -> bool:
-    """Tells by its name if a file may be the archive, such as ``cifar-10-python (1).tar.gz``."""
-    return "cifar" in path.name.lower() and path.name.endswith(ARCHIVES) and path.is_file()
-
-
-def _damaged_files(folder: Path) -> list[Path]:
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
-    extracted = folder / CIFAR10.base_folder
-    checksums = {folder / CIFAR10.filename: CIFAR10.tgz_md5}
-    checksums |= {extracted / name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
-    checksums[extracted / CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
-    return [
-        path for path, md5 in checksums.items() if path.exists() and not check_integrity(path, md5)
-    ]
-
-
 @contextlib.contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Limits every wait for the network: the downloading functions have no limit of their own."""
+    """Limits each wait for the network, which has no limit by default."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,6 +1,8 @@
-"""Which classes a data set has, which of them a base model learns, and which are new then."""
+"""The classes of a data set: those that a base model learns, and those that are new after it."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TypeAlias
 
 from cifar_tl.errors import DataError
@@ -14,30 +16,48 @@ SHAPES_CLASS_NAMES = (
     *("disc", "square", "triangle", "cross", "bars"),
     *("clover", "flower", "star", "gear", "diamond"),
 )
-
-BASE_CLASSES, NEW_CLASSES = tuple(range(5)), tuple(range(5, 10))  # the documented halves
 ALL_CLASSES = "all"
+LONGEST_SUFFIX = 40  # characters; a file system allows about 255 for the whole name
 
 Chosen: TypeAlias = str | Iterable[int | str] | None  # "cat,deer", or a list of names or numbers
+
+
+def halves(num_classes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Divides classes by default: the first half is for base, the rest is new."""
+    return tuple(range(num_classes // 2)), tuple(range(num_classes // 2, num_classes))
+
+
+BASE_CLASSES, NEW_CLASSES = halves(10)  # the documented ones: 0-4 and 5-9
 
 
 def choose_classes(
     names: Sequence[str], base: Chosen = None, new: Chosen = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Finds the numbers of the base classes and of the new ones.
+    """Finds the numbers of the base classes and of the new classes.
 
     Args:
-        names: Of all classes, ten.
-        base: Names or numbers, as a list or with commas between them; a name that is a number wins.
-            ``"all"``: all of them, so that none is new. By default all that are not new.
-        new: Likewise, but not all. By default all the rest; without either, the documented halves.
+        names: The names of all classes.
+        base: Names or numbers, in a list or with commas between them. If a name looks like a
+            number, the name counts. ``"all"``: all classes, then none is new. Default: all that
+            are not new.
+        new: Names or numbers of new classes. Default: all that are not base classes. If both are
+            missing: `halves`.
+
+    Returns:
+        The base classes and the new classes, each in ascending order.
 
     Raises:
-        DataError: If there is no such class, one is named twice or on both sides, or there are
-            fewer than two on a side.
+        DataError: If a class does not exist, is named twice or on both sides, or if a side has
+            fewer than two classes.
     """
     if base is None and new is None:
-        return BASE_CLASSES, NEW_CLASSES
+        if len(names) < 4:
+            raise DataError(
+                f"there are only {len(names)} classes ({_named(names, range(len(names)))}), and "
+                f"base and new classes need two each: add classes, or choose base classes "
+                f"{ALL_CLASSES}"
+            )
+        return halves(len(names))
     if base == ALL_CLASSES and ALL_CLASSES not in names:
         base = range(len(names))
         new = () if new is None else new
@@ -84,15 +104,35 @@ def _named(names: Sequence[str], numbers: Iterable[int]) -> str:
     return numbered({number: names[number] for number in numbers})
 
 
-def split_suffix(base: Sequence[int], new: Sequence[int]) -> str:
-    """Writes what a folder's name has of the classes: nothing for the documented halves."""
-    if (tuple(base), tuple(new)) == (BASE_CLASSES, NEW_CLASSES):
+def split_suffix(base: Sequence[int], new: Sequence[int], num_classes: int) -> str:
+    """Writes how the name of a results folder ends; other classes give another ending.
+
+    Returns:
+        Nothing for `halves`, ``-all`` if no class is new. Else the base classes, then the new ones:
+        ``-345-89`` of ten classes, ``-0to19_25-30_31`` of any other number. A long ending is
+        replaced by two counts and a checksum: ``-50-50-1b4f0e98``.
+    """
+    if (tuple(base), tuple(new)) == halves(num_classes):
         return ""
-    return "-".join(["", "".join(map(str, base)), "".join(map(str, new))]) if new else "-all"
+    if not new:
+        return f"-{ALL_CLASSES}"
+    if num_classes == 10:  # one digit each
+        return f"-{''.join(map(str, base))}-{''.join(map(str, new))}"
+    suffix = f"-{'_'.join(_runs(base, 'to'))}-{'_'.join(_runs(new, 'to'))}"
+    if len(suffix) <= LONGEST_SUFFIX:
+        return suffix
+    return f"-{len(base)}-{len(new)}-{hashlib.sha256(suffix.encode()).hexdigest()[:8]}"
 
 
 def listed(numbers: Sequence[int]) -> str:
-    """Writes numbers of classes in short, ``5-9``."""
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ", ".join(map(str, numbers))
+    """Writes the numbers of classes for people: ``0, 2, 5-9``."""
+    return ", ".join(_runs(numbers, "-"))
+
+
+def _runs(numbers: Sequence[int], to: str) -> list[str]:
+    """Writes numbers; three or more without a gap become one text, such as ``5-9``."""
+    texts: list[str] = []
+    for _, places in groupby(range(len(numbers)), lambda place: numbers[place] - place):
+        run = [numbers[place] for place in places]
+        texts += [f"{run[0]}{to}{run[-1]}"] if len(run) > 2 else map(str, run)
+    return texts

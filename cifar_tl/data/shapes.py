@@ -1,4 +1,4 @@
-"""The built-in images: ten classes of drawn shapes, for machines without CIFAR-10."""
+"""The built-in images: drawn shapes of ten classes, for machines without CIFAR-10."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -6,17 +6,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_tl.data.classes import Chosen, choose_classes, split_suffix
 from cifar_tl.data.examples import SIZE, Data, fingerprint_of, labeled_images
-from cifar_tl.data.source import SHAPES
 
 NUM_TRAIN, NUM_TEST = 12_000, 2_500
 
-_CHUNK = 500  # images drawn at a time: their arrays stay in the processor's cache
+_CHUNK = 500  # images drawn at a time, so that their arrays fit into the processor's cache
 _SEED = 20_090_408
-_TINT = (1.2, 0.2, 0.7)  # how much the finer shapes differ from their background by channel
+_TINT = (1.2, 0.2, 0.7)  # how much a finer shape differs from its background in each channel
 
-Floats: TypeAlias = Any  # float32 arrays: as NDArray, each result would need a cast
+Floats: TypeAlias = Any  # float32 arrays; with the type NDArray, each result would need a cast
 
 
 def _box(u: Floats, v: Floats, half_width: float, half_height: float) -> Floats:
@@ -33,7 +31,10 @@ def _petals(u: Floats, v: Floats, count: int, depth: float) -> Floats:
 
 
 def _star(u: Floats, v: Floats) -> Floats:
-    """Five points: one half of a point, folded ten times; its edge runs from (1, 0) inwards."""
+    """A star of five points, which is ten times the same half of a point.
+
+    The edge of a half goes from (1, 0) inwards.
+    """
     tenth = np.float32(np.pi / 5)
     angle = np.abs(np.mod(np.arctan2(v, u) + 3.5 * tenth, 2 * tenth) - tenth)
     radius = np.hypot(u, v)
@@ -42,7 +43,7 @@ def _star(u: Floats, v: Floats) -> Floats:
     return (radius * np.cos(angle) - 1) * normal[0] + radius * np.sin(angle) * normal[1]
 
 
-# Each class's signed distance to the edge, negative inside: coarse shapes, then finer ones.
+# The signed distance to the edge of each shape; negative inside. Coarse shapes, then finer ones.
 _SIGNED_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
     "disc": _disc,
     "square": lambda u, v: _box(u, v, 0.8, 0.8),
@@ -60,21 +61,15 @@ _SIGNED_DISTANCES: dict[str, Callable[[Floats, Floats], Floats]] = {
 CLASS_NAMES = tuple(_SIGNED_DISTANCES)
 
 
-def read_shapes(
-    *_: object, base_classes: Chosen = None, new_classes: Chosen = None, **__: object
-) -> Data:
-    """Draws the built-in images."""
-    base, new = choose_classes(CLASS_NAMES, base_classes, new_classes)
+def read_shapes(*_: object, **__: object) -> Data:
+    """Draws the built-in images, for `load_data`."""
     x_train, y_train, x_test, y_test = draw_shapes()
     return Data(
-        name=SHAPES + split_suffix(base, new),
         description="built-in drawn shapes",
         class_names=CLASS_NAMES,
         train=labeled_images(x_train, y_train),
-        read_test=lambda: labeled_images(x_test, y_test),
+        test=labeled_images(x_test, y_test),
         fingerprint=fingerprint_of(x_train, y_train, x_test, y_test),
-        base_classes=base,
-        new_classes=new,
         mirror=True,
     )
 
@@ -82,18 +77,20 @@ def read_shapes(
 def draw_shapes(
     num_train: int = NUM_TRAIN, num_test: int = NUM_TEST
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-    """Draws the images, the same at every call.
+    """Draws the images. They are the same at every call.
 
-    Position, size, rotation, colours, background, clutter, contrast and noise vary, the last two
-    down to what nobody can see, so that no network knows all. The first five shapes are brighter
-    than their background; the others are finer and differ from it in colour, too, so that features
-    which learned the first serve the others, but not as well as features of their own.
+    Position, size, rotation, colours, background, clutter, contrast and noise vary. Some images
+    have so little contrast, or so much noise, that nobody sees the shape: no network reaches 100 %.
+    The first five shapes are brighter than their background. The other five are finer, and their
+    colour differs, too. So features that were trained on the first five help with the others, but
+    less than features that were trained on these.
 
-    Classes come in random order, equally often if the numbers allow.
+    The classes come in random order. Each class has the same number of images, if the total is a
+    multiple of ten.
 
     Returns:
-        Training images ``(num_train, 3, 32, 32)`` and labels ``(num_train,)`` from 0 to 9, then
-        test images and labels likewise.
+        Training images ``(num_train, 3, 32, 32)`` uint8 and labels ``(num_train,)`` int64 from 0 to
+        9; then test images and labels, likewise.
     """
     random = np.random.default_rng(_SEED)
     total = num_train + num_test
@@ -114,7 +111,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
 
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
 
-    # Coordinates in which each shape is upright, at the origin and about 1 in radius.
+    # In the coordinates u, v each shape is upright, at the origin, and has a radius of about 1.
     radius = uniform(8, 12, 1, 1)
     angle = uniform(-0.3, 0.3, 1, 1)
     dx = x - uniform(-2, 2, 1, 1)
@@ -127,7 +124,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
         distance[members] = signed_distance(u[members], v[members])
     shape = _coverage(distance * radius)
 
-    # A background that changes from one colour to another, in waves, with two small discs.
+    # The background: waves from one colour to another, with two small discs.
     direction = uniform(0, 2 * np.pi, 1, 1)
     phase = (x * np.cos(direction) + y * np.sin(direction)) * uniform(0.05, 0.5, 1, 1)
     mixture = 0.5 + 0.5 * np.sin(phase + uniform(0, 2 * np.pi, 1, 1))
@@ -138,7 +135,7 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
         clutter = _coverage(np.hypot(x - uniform(-15, 15, 1, 1), y - uniform(-15, 15, 1, 1)) - size)
         image += clutter[:, None] * (uniform(0, 1, 3, 1, 1) - image)
 
-    # The shape's colour is the background's, brighter, or brighter and tinted.
+    # The colour of the shape: that of the background, but brighter, or brighter and tinted.
     tints = np.where((labels < 5)[:, None], np.float32(1), np.array(_TINT, np.float32))
     step = uniform(0.02, 0.35, 1, 1, 1) * uniform(0.6, 1.2, 3, 1, 1) * tints[:, :, None, None]
     image += shape[:, None] * (background + step - image)
@@ -149,5 +146,5 @@ def _draw(labels: NDArray[np.int64], random: np.random.Generator) -> Any:
 
 
 def _coverage(distance_in_pixels: Floats) -> Floats:
-    """How much of each pixel lies inside: 1 well within, 0 well outside, smooth at the edge."""
+    """Computes the part of each pixel that is inside: from 0 (outside) to 1 (inside)."""
     return np.clip(0.5 - distance_in_pixels, 0, 1)

@@ -1,15 +1,24 @@
-"""The sources of images: what they are called, how each is recognised, and which module reads it.
+"""The sources of images: a table with a row for each kind, and `load_data`, which reads any.
 
-Nothing here needs torch, so that a command can refuse a wrong source at once.
+Importing this module imports no torch. So a command can refuse a wrong source at once.
 """
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, SHAPES_CLASS_NAMES, Chosen
+from cifar_tl.data.classes import (
+    CIFAR10_CLASS_NAMES,
+    SHAPES_CLASS_NAMES,
+    Chosen,
+    choose_classes,
+    listed,
+    split_suffix,
+)
+from cifar_tl.data.pictures.find import TRAIN, find_classes
 from cifar_tl.errors import DataError, DataWarning
 
 if TYPE_CHECKING:
@@ -22,46 +31,52 @@ DEFAULT_SOURCE = "data"  # the folder of the official data itself
 ARCHIVES = (".tar.gz", ".tgz")  # how an archive of CIFAR-10 ends
 BATCH = "data_batch_1"  # a file that the unpacked CIFAR-10 has
 
-TRAIN, VALIDATION, TEST = PARTS = ("train", "val", "test")  # folders with a folder for each class
-
 
 class Kind(NamedTuple):
-    """A kind of source: how a person would name it, is it this one, and its results' folder."""
+    """A row of the table: everything about one kind of source that is known before it is read."""
 
-    what: str
+    module: str  # the file beside this one that reads it, with a function ``read_<module>``
+    what: str  # what a message calls it
     recognizes: Callable[[str | Path], bool]
-    results: Callable[[Path], str]
-    class_names: tuple[str, ...] = ()  # where they are known before anything is read
+    results: Callable[[Path], str]  # the name of its folder of results
+    class_names: tuple[str, ...] = ()  # empty: only the files tell
+    # The user's own classes: base learns all of them, the other stages too, from another base.
+    own_classes: bool = False
+    check: Callable[[Path], object] = lambda _: None  # raises DataError; imports no torch
 
 
-# The kind X is read by ``read_X`` in the module X beside this one. The first to recognize a source
-# has it.
-KINDS = {
-    "shapes": Kind(
+KINDS = (  # the first that recognizes a source has it
+    Kind(
+        "shapes",
         f"{SHAPES}: built-in images",
-        lambda source: source == SHAPES,
-        lambda _: SHAPES,
-        SHAPES_CLASS_NAMES,
+        recognizes=lambda source: source == SHAPES,
+        results=lambda _: SHAPES,
+        class_names=SHAPES_CLASS_NAMES,
     ),
-    "npz": Kind(
+    Kind(
+        "npz",
         "a .npz file in the Keras layout",
-        lambda source: Path(source).suffix.lower() == ".npz",
-        lambda path: path.name,
+        recognizes=lambda source: Path(source).suffix.lower() == ".npz",
+        results=lambda path: path.name,
     ),
-    "class_folders": Kind(
+    Kind(
+        "class_folders",
         "a folder with classes of your own, images in train/CLASS/ and maybe val/CLASS/ and "
         "test/CLASS/",
-        lambda source: (Path(source) / TRAIN).is_dir(),
-        lambda path: path.resolve().name,
+        recognizes=lambda source: (Path(source) / TRAIN).is_dir(),
+        results=lambda path: path.resolve().name,
+        own_classes=True,
+        check=find_classes,
     ),
-    "cifar10": Kind(
+    Kind(
+        "cifar10",
         "a folder with CIFAR-10",
-        lambda source: not Path(source).is_file(),  # which may be missing: CIFAR-10 goes there
-        lambda _: OFFICIAL,
-        CIFAR10_CLASS_NAMES,
+        recognizes=lambda source: not Path(source).is_file(),  # if it is missing, too: see download
+        results=lambda _: OFFICIAL,
+        class_names=CIFAR10_CLASS_NAMES,
     ),
-}
-SOURCES = "; ".join(kind.what for kind in reversed(KINDS.values()))
+)
+SOURCES = "; ".join(kind.what for kind in reversed(KINDS))
 
 
 def load_data(
@@ -72,57 +87,80 @@ def load_data(
     white: Mapping[str, float] | None = None,
     progress: bool = False,
 ) -> "Data":
-    """Reads one of the data sources and checks it.
+    """Reads all images of a source, checks them, and divides their classes.
 
     Args:
-        source: ``"shapes"`` for the built-in images; a folder for the official CIFAR-10; a
-            ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test`` in the Keras
-            layout, images ``(N, 32, 32, 3)`` uint8 and integer labels 0..9, ``(N,)`` or
-            ``(N, 1)``, and maybe ``x_val``, ``y_val`` and ten ``class_names``; or a folder with
-            classes of your own, image files
-            ``train/CLASS/*`` and maybe ``val/CLASS/*`` and ``test/CLASS/*``, each read by
-            `read_image`. Without ``val/``, the first 80 % of each class train, in the order of
-            their names, and the last 20 % validate.
-        base_classes: Which of the ten classes a base model learns, by names or numbers,
-            ``["cat", "deer", 5]`` or ``"cat,deer,dog"``, or ``"all"``; by default all that are not
-            new. Not for a folder with classes of your own, where all are.
-        new_classes: Which classes the other stages learn, likewise; by default all the rest;
-            without either, 0-4 and 5-9, as documented.
-        white: For image files that a trained model is to be asked about: what it takes for white
-            in images of more than 8 bits, see `read_image`. By default the images tell.
+        source: One of these:
+
+            - ``"shapes"``: the built-in images.
+            - A folder with the official CIFAR-10.
+            - A ``.npz`` file in the Keras layout: ``x_train`` and ``x_test``, ``(N, 32, 32, 3)``
+              uint8; ``y_train`` and ``y_test``, ``(N,)`` or ``(N, 1)``, integers from 0 to K - 1.
+              It may have ``x_val`` and ``y_val``. It may have ``class_names``, K strings;
+              without them the classes are CIFAR-10's ten.
+            - A folder with classes of your own: image files ``train/CLASS/*``, maybe
+              ``val/CLASS/*`` and ``test/CLASS/*``. `read_image` says how a file is read. Without
+              ``val/``, the files of each class are sorted by name; the first 80 % train, the last
+              20 % validate.
+        base_classes: The classes that a base model learns, by name or number:
+            ``["cat", "deer", 5]``, ``"cat,deer,dog"`` or ``"all"``. Default: all that are not new.
+            Classes of your own are not divided: all of them are base classes and new classes.
+        new_classes: The classes that the other stages learn. Default: all that are not base
+            classes. If both are missing, the first half is for base: 0-4 of ten, as documented.
+        white: What a trained model takes for white in images of more than 8 bits, see
+            `read_image`. Default: the images tell.
         progress: Show a bar on standard error while image files are read.
 
     Returns:
-        The images, with every class among the training and the validation images. The test images
-        of the first three are read when they are first asked for, and damage to their pixels is
-        found then, too.
+        The images. Every class has training and validation images.
 
     Raises:
         MissingDataError: If CIFAR-10 is not in the folder: see `download_cifar10`.
-        DataError: If the data is damaged or not of this kind, or has no such classes.
+        DataError: If the data is damaged, is no such source, or does not have these classes.
 
     Warns:
-        DataWarning: Of what is left out, taken for granted, or doubtful; see `Data.notes`.
+        DataWarning: For each of `Data.notes`: what was left out, assumed, or is doubtful.
     """
-    from cifar_tl.data.examples import check_pixels
+    from cifar_tl.data.examples import check_classes, check_pixels
 
-    kind = kind_of(source)
-    read = getattr(import_module(f"cifar_tl.data.{kind}"), f"read_{kind}")
-    chosen = {"base_classes": base_classes, "new_classes": new_classes}
-    data: Data = read(Path(source), **chosen, white=white, progress=progress)
-    check_pixels(data.name, "training", data.train.images)
-    if data.validation is not None:
-        check_pixels(data.name, "validation", data.validation.images)
-    for note in data.notes:
+    kind, chosen = kind_of(source), (base_classes, new_classes)
+    is_chosen = chosen != (None, None)
+    if kind.own_classes and is_chosen:
+        raise DataError(
+            f"{source}: its classes are not divided into base and new ones, all are either: move "
+            "folders out of it, and leave the choice of classes out"
+        )
+    read = getattr(import_module(f"cifar_tl.data.{kind.module}"), f"read_{kind.module}")
+    data: Data = read(Path(source), white=white, progress=progress)
+    names, name, notes = data.class_names, kind.results(Path(source)), data.notes
+    if kind.own_classes:
+        base = new = tuple(range(len(names)))
+    else:
+        base, new = choose_classes(names, *chosen)
+        name += split_suffix(base, new, len(names))
+        if not is_chosen and len(names) != 10:
+            notes += (
+                f"{source} has {len(names)} classes: base learns {listed(base)}, the other stages "
+                f"learn {listed(new)}; base classes and new classes can be chosen",
+            )
+    data = replace(data, name=name, base_classes=base, new_classes=new, notes=notes)
+    if not kind.own_classes:
+        check_classes(str(source), data)
+    check_pixels(data)
+    for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
     return data
 
 
-def kind_of(source: str | Path) -> str:
-    """Finds out which of `KINDS` a source is; raises `DataError` if it can be none."""
-    for name, kind in KINDS.items():
+def kind_of(source: str | Path) -> Kind:
+    """Finds the row of `KINDS` for a source.
+
+    Raises:
+        DataError: If there is none.
+    """
+    for kind in KINDS:
         if kind.recognizes(source):
-            return name
+            return kind
     if str(source).endswith(ARCHIVES):
         raise DataError(
             f"{source}: unpack it, or if it is CIFAR-10's, name the folder in which it is"
@@ -131,18 +169,13 @@ def kind_of(source: str | Path) -> str:
 
 
 def results_name(source: str | Path) -> str:
-    """Names the folder of a source's results."""
-    return KINDS[kind_of(source)].results(Path(source))
-
-
-def has_own_classes(source: str | Path) -> bool:
-    """Tells whether a source is a folder with classes of the user's own: it has ``train``."""
-    return kind_of(source) == "class_folders"
+    """Returns the name of a source's folder of results, before `split_suffix`."""
+    return kind_of(source).results(Path(source))
 
 
 def lacks_cifar10(source: str | Path) -> bool:
-    """Tells whether a source is a folder for CIFAR-10 that holds nothing of it."""
-    if kind_of(source) != "cifar10":
+    """Returns whether a source is a folder for CIFAR-10, but holds nothing of CIFAR-10 yet."""
+    if kind_of(source).module != "cifar10":
         return False
     names = [path.name for path in Path(source).glob("*")]
     return BATCH not in names and not any("cifar" in name.lower() for name in names)

@@ -43,7 +43,7 @@ def load_parent(
         raise ValueError(f"only a transfer takes another base model, not {stage}")
     if STAGES[stage].parent is None:
         return None
-    path, content, remedy = read_parent(stage, place, base, own_classes=data.needs_other_base)
+    path, content, remedy = read_parent(stage, place, base, own_classes=data.own_classes)
     try:
         model, settings, _ = read_model(path, content)
     except CheckpointError as error:
@@ -101,7 +101,7 @@ def _check(
     wanted: dict[str, Any] = {"stage": parent}
     if not takes_base(stage):
         wanted["train_fraction"] = train_fraction
-    if takes_base(stage) and data.needs_other_base:
+    if takes_base(stage) and data.own_classes:
         _check_images(path, settings, data)
     else:
         wanted["classes"] = list(stage_classes(parent, data))

@@ -16,6 +16,7 @@ from cifar_tl.data.examples import (
     Data,
     LabeledImages,
     channel_statistics,
+    prefix_rows,
     select_classes,
     stratified_prefix,
 )
@@ -222,11 +223,8 @@ def _plan(
 
 def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
     """Counts the images that a stage trains on."""
-    # Their labels stand in for the images.
-    stand_in = LabeledImages(data.train.labels, data.train.labels)
-    classes = stage_classes(stage, data)
-    train, _ = dataclasses.replace(data, train=stand_in).train_and_validation(classes)
-    return len(stratified_prefix(train, train_fraction).labels)
+    rows, _ = data.train_and_validation_rows(stage_classes(stage, data))
+    return len(prefix_rows(data.train.labels[rows], train_fraction))
 
 
 def _outputs(stage: str, data: Data) -> Outputs:

@@ -1,7 +1,4 @@
-import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,8 +7,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from cifar_tl.data.cifar10 import download_cifar10
-from cifar_tl.data.npz import read_npz
-from cifar_tl.data.source import KINDS, SHAPES, Kind, has_own_classes, load_data, results_name
+from cifar_tl.data.source import SHAPES, kind_of, load_data
 from cifar_tl.errors import DataError, MissingDataError
 from tests.data.test_npz import save_npz
 
@@ -53,27 +49,10 @@ def test_a_folder_train_makes_own_classes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     for name in ("mine/train", "other/test", f"{SHAPES}/train"):
         Path(name).mkdir(parents=True)
-    assert has_own_classes("mine")
-    assert has_own_classes(Path("mine"))
-    assert not has_own_classes("other")
-    assert not has_own_classes("none")
-    assert not has_own_classes(SHAPES)
-    assert has_own_classes(f"./{SHAPES}")
-
-
-def test_another_source_is_a_module_and_an_entry_in_the_table(
-    tmp_path: Path, small_npz: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = ModuleType("cifar_tl.data.renamed")
-    module.read_renamed = lambda path, **_: read_npz(  # type: ignore[attr-defined]
-        path.rename(tmp_path / "small.npz")
-    )
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    kind = Kind("a renamed file", lambda source: str(source).endswith(".zip"), lambda _: "renamed")
-    monkeypatch.setattr("cifar_tl.data.source.KINDS", {"renamed": kind, **KINDS})
-    path = Path(shutil.copy(small_npz, tmp_path / "small.zip"))
-    assert results_name(path) == "renamed"
-    assert len(load_data(path).train.labels) == 400
+    for source in ("mine", Path("mine"), f"./{SHAPES}"):
+        assert kind_of(source).own_classes
+    for source in ("other", "none", SHAPES):
+        assert not kind_of(source).own_classes
 
 
 @pytest.mark.parametrize("divided", [True, False])
@@ -88,9 +67,8 @@ def test_images_in_which_there_is_nothing_to_see_are_refused(
     with pytest.raises(DataError, match=rf"mine\.npz: all .*{message}"):
         load_data(path)
     path = save_npz(tmp_path / "test.npz", small_arrays, x_test=change)
-    data = load_data(path)  # the test images are read when they are asked for
     with pytest.raises(DataError, match=r"test\.npz: all .*test images .*(0 or 1|the same)"):
-        data.test  # noqa: B018
+        load_data(path)
     folder = tmp_path / "own"
     for number in range(4):
         for name in "ab":

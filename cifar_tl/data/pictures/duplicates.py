@@ -1,4 +1,4 @@
-"""The same image twice: on both sides of a split, or in two classes."""
+"""Finds the same image on both sides of a split, or in two classes."""
 
 import hashlib
 from collections import defaultdict
@@ -7,21 +7,23 @@ from itertools import combinations
 
 from torch import Tensor
 
-from cifar_tl.data.source import TEST, TRAIN, VALIDATION
+from cifar_tl.data.pictures.find import TEST, TRAIN, VALIDATION
 from cifar_tl.names import count
 
 PARTS_OF_A_SPLIT = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 
 def find_duplicates(images: Tensor, samples: Sequence[tuple[str, str, int]]) -> list[str]:
-    """Compares images as the network sees them, pixel by pixel.
+    """Finds images that are there twice, and so make an accuracy wrong.
+
+    Images are compared as the network sees them, pixel by pixel.
 
     Args:
         images: ``(N, 3, 32, 32)`` uint8.
-        samples: Part, path and label of each.
+        samples: The part, path and label of each image.
 
     Returns:
-        Lines that say what makes accuracies other than they are.
+        Lines for the owner of the images.
     """
     same = defaultdict(list)  # the samples of each image
     for row, sample in zip(images.flatten(1).numpy(), samples, strict=True):

@@ -1,4 +1,4 @@
-"""Find the image files in folders, and of which class each is; nothing here needs torch."""
+"""Finds the image files in folders, and the class of each. Importing it imports no torch."""
 
 import os
 import unicodedata
@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_tl.data.source import PARTS, TEST, TRAIN, VALIDATION
 from cifar_tl.errors import DataError
 from cifar_tl.names import count
 
-# What is read, by Pillow's names, with every suffix that Pillow registers for it.
+TRAIN, VALIDATION, TEST = PARTS = ("train", "val", "test")  # folders with a folder for each class
+
+# The formats that are read, by Pillow's names, with every suffix that Pillow registers for them.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # .mpo: with more than one image
     "PNG": (".png", ".apng"),
@@ -27,7 +28,7 @@ HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
 HEIF_PACKAGE = "pillow_heif"  # reads them, if it is installed
 INSTALL_HEIF = "pip install pillow-heif"
 
-# Of systems and their tools, in folders that they share with their users; those with a dot besides.
+# Systems and their tools put these into folders of their users. Names with a dot are skipped, too.
 SERVICE_FOLDERS = (
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # network storage
     *("__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
@@ -36,31 +37,31 @@ SERVICE_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 
 
 class Found(NamedTuple):
-    """The image files in and below a folder, in order, and the files that are left out."""
+    """What is in a folder and in the folders below it."""
 
-    images: list[str]
-    others: list[str]
-    folders: dict[tuple[int, int], str]  # by device and number, under which each is known once
+    images: list[str]  # paths of image files, in order
+    others: list[str]  # paths of files that are left out
+    folders: dict[tuple[int, int], str]  # device and inode of each real folder: its path
 
 
 class Classes(NamedTuple):
-    """The image files of classes of one's own, and what their owner should know about them."""
+    """The image files of all classes, and what their owner should know about them."""
 
-    images: dict[str, dict[str, list[str]]]  # of each part, such as ``train``, by class
+    images: dict[str, dict[str, list[str]]]  # part, such as ``train``: class: paths
     notes: list[str]
 
 
 def suffixes() -> tuple[str, ...]:
-    """Lists the suffixes of the files that can be read here."""
+    """Lists the suffixes of files that can be read on this machine."""
     listed = [suffix for of_format in FORMATS.values() for suffix in of_format]
     return (*listed, *(HEIF_SUFFIXES if find_spec(HEIF_PACKAGE) else ()))
 
 
 def list_image_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Lists files, whatever their names, and the images in and below each folder, in order.
+    """Replaces each folder by the image files in it and below it; keeps each file.
 
     Returns:
-        The files, and for each folder in which some are left out a line that says so.
+        The files, and a note for each folder in which files are left out.
     """
     files: list[Path] = []
     notes: list[str] = []
@@ -77,8 +78,8 @@ def list_image_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 def find_images(folder: str | Path) -> Found:
     """Finds the image files in and below a folder, in the order of torchvision's ImageFolder.
 
-    Links are followed, each real folder is entered once. What is hidden, or of the system, counts
-    nowhere. A link to nowhere is listed as an image, so that reading it tells.
+    Hidden files and files of the system are skipped. Links are followed, and each real folder is
+    entered once. A link to nowhere is listed as an image: then reading it gives the error.
 
     Raises:
         DataError: If a folder cannot be read.
@@ -88,8 +89,8 @@ def find_images(folder: str | Path) -> Found:
         for name in sorted(names):
             if name.startswith(".") or name.lower() in SERVICE_FILES:
                 continue
-            path = os.path.join(root, name)  # noqa: PTH118  # as often as there are files
-            if not os.path.exists(path):  # noqa: PTH110  # a link to nowhere, whatever its name
+            path = os.path.join(root, name)  # noqa: PTH118  # there may be many files: no Path
+            if not os.path.exists(path):  # noqa: PTH110  # a link to nowhere
                 found.images.append(path)
                 continue
             is_image = os.path.splitext(name)[1].lower() in known and os.path.isfile(path)  # noqa: PTH122, PTH113
@@ -98,7 +99,7 @@ def find_images(folder: str | Path) -> Found:
 
 
 def _walk(top: str, entered: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields each real folder once, and the names of its files."""
+    """Yields the path of each real folder and the names of its files."""
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
@@ -118,7 +119,7 @@ def _is_service(name: str) -> bool:
 
 
 def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
-    """Says in one line, if there is something to say, which files are left out, and what to do."""
+    """Returns a note about files that are left out, and what to do; an empty list if none are."""
     counts = Counter(os.path.splitext(path)[1].lower() for path in others)  # noqa: PTH122
     if not counts:
         return []
@@ -131,13 +132,15 @@ def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
 
 
 def find_classes(folder: Path) -> Classes:
-    """Finds the images of classes of one's own, as `load_data` describes the folder.
+    """Finds the image files of classes of your own. `load_data` describes the folder.
 
-    ``val`` has none at all if some of those of ``train`` are to validate.
+    Returns:
+        The files. ``val`` is empty if there is no folder ``val``; part of ``train`` validates then.
 
     Raises:
-        DataError: If a class has no image to train or to validate with, there is another class
-            than those of ``train``, a folder is in two classes, or something would be ignored.
+        DataError: If a class lacks training or validation images, if ``train`` does not have a
+            class of ``val`` or ``test``, if a folder belongs to two classes, or if images would be
+            ignored.
     """
     _check_layout(folder)
     classes = _folders(folder / TRAIN)
@@ -154,14 +157,12 @@ def find_classes(folder: Path) -> Classes:
                 f"{folder / part / unknown[0]} is a class that {TRAIN} does not have{what}"
             )
     found = {
-        part: {
-            name: find_images(folder / part / name)
-            for name in classes
-            if (folder / part / name).is_dir()
-        }
+        part: {name: find_images(folder / part / name) for name in _folders(folder / part)}
         for part in PARTS
     }
-    _check_numbers(folder, found)
+    for part in (TRAIN, VALIDATION) if (folder / VALIDATION).is_dir() else (TRAIN,):
+        for name in classes:
+            _check_number(folder, part, name, found[part].get(name))
     for by_class in found.values():
         _check_shared(by_class)
     others = [path for by_class in found.values() for of in by_class.values() for path in of.others]
@@ -169,8 +170,8 @@ def find_classes(folder: Path) -> Classes:
         part: {name: by_class[name].images if name in by_class else [] for name in classes}
         for part, by_class in found.items()
     }
-    notes = [*left_out(folder, others), *_unused(folder), *_untested(found)]
-    return Classes(images, [*notes, *_doubtful(folder, images[TRAIN])])
+    notes = [*left_out(folder, others), *_unused(folder), *_untested(images[TEST])]
+    return Classes(images, [*notes, *_nested(folder, images[TRAIN]), *_alike(classes)])
 
 
 def _check_layout(folder: Path) -> None:
@@ -193,34 +194,31 @@ def _check_layout(folder: Path) -> None:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Lists the folders in a folder, which may be missing, but for hidden and service folders."""
+    """Lists the folders in a folder, without hidden ones. If it is missing, the list is empty."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted(path.name for path in paths if not _is_service(path.name) and path.is_dir())
 
 
-def _check_numbers(folder: Path, found: Mapping[str, Mapping[str, Found]]) -> None:
-    """Refuses a class without images to train and to validate with."""
-    held_out = (folder / VALIDATION).is_dir()
-    for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
-        for name in found[TRAIN]:
-            of_class = found[part].get(name, Found([], [], {}))
-            if not of_class.images:
-                names = [os.path.basename(path) for path in of_class.others[:2]]  # noqa: PTH119
-                what = f", only {count(len(of_class.others), 'other file')}: {', '.join(names)}"
-                instead = f"{folder / part}, to validate with images of {TRAIN}"
-                raise DataError(
-                    f"{folder / part / name} has no image{what if names else ''}: add some, or "
-                    f"delete {'that class' if part == TRAIN else instead}"
-                )
-            if len(of_class.images) == 1 and not held_out:
-                raise DataError(
-                    f"{folder / part / name} has one image: a class needs one to train and another "
-                    f"to validate, here or in {VALIDATION}"
-                )
+def _check_number(folder: Path, part: str, name: str, of_class: Found | None) -> None:
+    """Refuses a class that lacks images in ``train`` or ``val``."""
+    images, others = (of_class.images, of_class.others) if of_class else ([], [])
+    if not images:
+        names = [os.path.basename(path) for path in others[:2]]  # noqa: PTH119
+        what = f", only {count(len(others), 'other file')}: {', '.join(names)}" if names else ""
+        instead = f"{folder / part}, to validate with images of {TRAIN}"
+        raise DataError(
+            f"{folder / part / name} has no image{what}: add some, or delete "
+            f"{'that class' if part == TRAIN else instead}"
+        )
+    if len(images) == 1 and not (folder / VALIDATION).is_dir():
+        raise DataError(
+            f"{folder / part / name} has one image: a class needs one to train and another to "
+            f"validate, here or in {VALIDATION}"
+        )
 
 
 def _check_shared(by_class: Mapping[str, Found]) -> None:
-    """Refuses a real folder that links make a part of two classes."""
+    """Refuses a real folder that belongs to two classes by a link."""
     seen: dict[tuple[int, int], str] = {}
     for found in by_class.values():
         for key, path in found.folders.items():
@@ -230,12 +228,12 @@ def _check_shared(by_class: Mapping[str, Found]) -> None:
 
 
 def _unused(folder: Path) -> list[str]:
-    """Says in one line, if there are any, which folders beside the parts hold images."""
+    """Returns a note about folders with images beside ``train``, ``val`` and ``test``."""
     parts = [folder / part for part in PARTS if (folder / part).exists()]
     others = [folder / name for name in _folders(folder) if name not in PARTS]
     unused = [
         str(path)
-        for path in others
+        for path in others  # where case does not count, Train may be train
         if not any(path.samefile(part) for part in parts) and _holds_images(path)
     ]
     if not unused:
@@ -244,7 +242,7 @@ def _unused(folder: Path) -> list[str]:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Looks for one image, not through links, and into what can be read."""
+    """Looks for one image. Links are not followed, and unreadable folders are skipped."""
     known = suffixes()
     for _, folders, names in os.walk(folder):
         if any(name.lower().endswith(known) and not name.startswith(".") for name in names):
@@ -253,38 +251,43 @@ def _holds_images(folder: Path) -> bool:
     return False
 
 
-def _untested(found: Mapping[str, Mapping[str, Found]]) -> list[str]:
-    """Says in one line, if there are any, which classes have no test images though others do."""
-    tested = [name for name, of_class in found[TEST].items() if of_class.images]
-    if not tested or len(tested) == len(found[TRAIN]):
+def _untested(images: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns a note about classes without test images, if other classes have some."""
+    names = [name for name, paths in images.items() if not paths]
+    if len(names) in (0, len(images)):
         return []
-    names = ", ".join(name for name in found[TRAIN] if name not in tested)
-    return [f"there are no test images of {names}: the test accuracy says nothing about them"]
-
-
-def _doubtful(folder: Path, images: Mapping[str, Sequence[str]]) -> list[str]:
-    """Says what is taken for granted about classes, where something else may have been meant."""
-    notes = []
-    spoken: dict[str, list[str]] = {}
-    for name, paths in images.items():
-        spoken.setdefault(_spoken(name), []).append(name)
-        below = {Path(path).relative_to(folder / TRAIN / name).parts[0] for path in paths}
-        if len(below) > 1 and not any((folder / TRAIN / name / part).is_file() for part in below):
-            notes.append(
-                f"{folder / TRAIN / name}: images in {', '.join(sorted(below))} are all of the "
-                f"class {name}; for classes of their own, move these folders up"
-            )
-    alike = [names for names in spoken.values() if len(names) > 1]
     return [
-        *notes,
-        *(
-            f"the classes {' and '.join(map(repr, names))} differ only in their spelling: if they "
-            "are one, move their images together"
-            for names in alike
-        ),
+        f"there are no test images of {', '.join(names)}: the test accuracy says nothing about them"
+    ]
+
+
+def _nested(folder: Path, images: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns a note about each class that has its images in several folders of its own."""
+    notes = []
+    for name, paths in images.items():
+        of_class = folder / TRAIN / name
+        below = {Path(path).relative_to(of_class).parts[0] for path in paths}
+        if len(below) > 1 and not any((of_class / part).is_file() for part in below):
+            notes.append(
+                f"{of_class}: images in {', '.join(sorted(below))} are all of the class {name}; "
+                "for classes of their own, move these folders up"
+            )
+    return notes
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Returns a note about classes that a person would call the same."""
+    spoken: dict[str, list[str]] = {}
+    for name in classes:
+        spoken.setdefault(_spoken(name), []).append(name)
+    return [
+        f"the classes {' and '.join(map(repr, names))} differ only in their spelling: if they are "
+        "one, move their images together"
+        for names in spoken.values()
+        if len(names) > 1
     ]
 
 
 def _spoken(name: str) -> str:
-    """Leaves out of a name what is not heard: case, spaces, two ways to write an accent."""
+    """Removes what one does not hear: case, spaces, and the two ways to write an accent."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())

@@ -1,7 +1,7 @@
-"""An image file becomes what the network sees: 32x32 pixels, as a person would see the picture.
+"""Reads image files: 32x32 pixels for the network, as a person would see the picture.
 
-Nothing here changes Pillow's settings or the filters of warnings, which belong to the whole
-process: files are read in threads, and in programs of others.
+Files are read in several threads, and also in programs of other people. So nothing here changes
+Pillow's settings or the filters of warnings: both belong to the whole process.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ from PIL import Image, ImageOps, JpegImagePlugin
 from torch import Tensor
 
 from cifar_tl.data.examples import SIZE
-from cifar_tl.data.metadata import turn, without_metadata
 from cifar_tl.data.pictures import deep as deep_images
 from cifar_tl.data.pictures.deep import DeepImage
 from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
@@ -32,6 +31,7 @@ from cifar_tl.progress import with_bar
 
 READING_RULES = 2  # counted up when the same file becomes other pixels
 
+_BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
 
 
@@ -40,17 +40,17 @@ class ReadImages(NamedTuple):
 
     images: Tensor  # (N, 3, 32, 32) uint8
     digests: list[str]  # SHA-256 of each file
-    white: dict[str, float]  # what was taken for white; empty if nothing was in question
+    white: dict[str, float]  # see `white_levels`
     notes: list[str]  # what the owner of the files should know
-    software: dict[str, str]  # what decoded them, with versions
+    software: dict[str, str]  # what decoded them: names and versions
 
 
 class _Colours(NamedTuple):
-    """An image of 8 bits a colour, or of the upper 8 of 16."""
+    """An image with 8 bits a colour."""
 
     path: str
     pixels: NDArray[np.uint8]  # (32, 32, 3)
-    halved: bool  # it has 16
+    halved: bool  # the file has 16 bits a colour; these are the upper 8
     heif: bool
 
 
@@ -60,15 +60,15 @@ def read_images(
     white: Mapping[str, float] | None = None,
     progress: bool = False,
 ) -> ReadImages:
-    """Reads N images as `read_image` does, several at a time, all with the same white.
+    """Reads N images as `read_image` does, but with one white for all of them.
 
     Args:
         paths: The files.
-        white: What a trained model takes for white; by default the images tell, see `white_levels`.
+        white: What a trained model takes for white. Default: the images tell, see `white_levels`.
         progress: Show a bar on standard error.
 
     Raises:
-        ImageError: If some cannot be read; the message names all of these.
+        ImageError: If some images cannot be read. The message names all of them.
     """
     images = torch.empty(len(paths), 3, SIZE, SIZE, dtype=torch.uint8)
     digests = [""] * len(paths)
@@ -113,23 +113,24 @@ def read_images(
 
 
 def read_image(path: str | Path, white: Mapping[str, float] | None = None) -> Tensor:
-    """Reads an image file of any size and mode, in one of the documented formats.
+    """Reads an image file of any size. docs/data.md lists the formats.
 
-    It is turned as its EXIF data says, put on white where it is transparent, scaled so that its
-    shape is kept and its shorter side has 32 pixels, and cropped to its middle.
+    The image is turned as its EXIF data says. White shows where it is transparent. It keeps its
+    shape: it is scaled until its shorter side has 32 pixels, then cropped to the middle.
 
     Args:
         path: The file.
-        white: Which value is white in a grey image of more than 8 bits of ``"integers"`` or of
-            ``"floats"``: what the model takes for white that is asked about the image. By default
-            the largest that the bits of the file allow, or 1.
+        white: For grey images with more than 8 bits: the value that is white, by kind of values,
+            ``{"integers": 4095}`` or ``{"floats": 1}``. Take that of the model which is asked about
+            the image, `CifarNet.white`. Default: the largest value that the bits of the file allow,
+            or 1 for floats.
 
     Returns:
         ``(3, 32, 32)`` uint8.
 
     Raises:
-        ImageError: If the file is missing, damaged, no image, too large to decode, or has values
-            of which nobody can tell which are black and white.
+        ImageError: If the file is missing, damaged, no image, or too large to decode, or if nobody
+            can tell which of its values are black and white.
     """
     picture = _decode(str(path), _read_file(path))
     return _to_tensor(picture, _levels([picture], white or {}))
@@ -150,13 +151,13 @@ def _read_file(path: str | Path) -> bytes:
 
 def _decode(path: str, content: bytes) -> _Colours | DeepImage:
     try:
-        opened = _open(without_metadata(content))
-        opened.draft(None, (8 * SIZE, 8 * SIZE))  # decodes a large JPEG smaller, so faster
+        opened = _open(content)
+        opened.draft(None, (8 * SIZE, 8 * SIZE))  # a large JPEG is decoded smaller, so faster
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and opened.width * opened.height > limit:
             raise Image.DecompressionBombError
         bits = _bits(path, opened)
-        image = turn(opened)
+        image = _turn(opened)
         if image.mode == "F" or image.mode.startswith("I"):
             if "transparency" in image.info:
                 raise ValueError("grey of more than 8 bits with transparency: convert it to 8 bits")
@@ -167,14 +168,18 @@ def _decode(path: str, content: bytes) -> _Colours | DeepImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path} is too large, with too many pixels: scale it down") from error
-    except Exception as error:  # damage surfaces as whatever the decoder trips over first
-        raise ImageError(f"{path} is no readable image ({first_line(error)})") from error
+    except Exception as error:  # damage can raise anything
+        reason = first_line(error)
+        if content.startswith(_BIG_TIFF):  # good files, too
+            reason = "Pillow reads no BigTIFF of this byte order: save it as TIFF or PNG"
+        raise ImageError(f"{path} is no readable image ({reason})") from error
 
 
 def _open(content: bytes) -> Image.Image:
-    """Opens an image as ``Image.open`` does, which tries more formats and refuses what is large.
+    """Opens an image without ``Image.open``.
 
-    A PostScript file would start another program; a large JPEG is not too large to decode small.
+    ``Image.open`` also tries formats such as PostScript, which start other programs. And it refuses
+    a JPEG for its size, although it would be decoded small.
     """
     if content[4:8] == b"ftyp" and any(brand in content[8:40] for brand in _HEIF_BRANDS):
         if find_spec(HEIF_PACKAGE) is None:
@@ -188,7 +193,9 @@ def _open(content: bytes) -> Image.Image:
         if isinstance(accepted, str):  # Pillow was built without it
             raise ValueError(accepted)
         if factory is not None and accepted:
-            return (_Jpeg if name == "JPEG" else factory)(io.BytesIO(content), "")
+            if name == "JPEG":  # of a file with several images, the first alone
+                factory = JpegImagePlugin.JpegImageFile
+            return factory(io.BytesIO(content), "")
     if content[4:8] == b"ftyp" and b"avif" in content[8:40]:
         raise ValueError("AVIF: a newer Pillow reads it")
     raise ValueError(f"none of {', '.join(FORMATS)}")
@@ -201,15 +208,20 @@ def _load_plugins() -> None:
             import_module(f"PIL.{name}ImagePlugin")
 
 
-class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """A JPEG, or the first image of a file with several, in silence."""
-
-    def _read_dpi_from_exif(self) -> None:
-        """Does not look for what nobody asks for, and warns of no damage found there."""
+def _turn(image: Image.Image) -> Image.Image:
+    """Turns an image in place, as its EXIF data says. Damaged EXIF data are ignored."""
+    image.load()  # here, damaged pixels are an error
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # damage can raise anything
+        pass
+    return image
 
 
 def _bits(path: str, image: Image.Image) -> int:
-    """Finds how many bits a colour has by the file, and refuses what Pillow reads wrongly."""
+    """Returns the number of bits of a colour. Refuses TIFF files that Pillow reads wrongly."""
     if image.format == "TIFF":
         tags: Mapping[int, Any] = image.tag_v2  # type: ignore[attr-defined]
         per_sample, sample_format = tags.get(258, (1,)), tags.get(339, (1,))
@@ -231,7 +243,7 @@ def _bits(path: str, image: Image.Image) -> int:
 def _levels(
     pictures: Sequence[_Colours | DeepImage], white: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """Finds which value is white; and refuses colours of 16 bits that do not use the upper ones."""
+    """Finds which value is white, see `white_levels`. Refuses colours of 16 bits that are dark."""
     halved = [p for p in pictures if isinstance(p, _Colours) and p.halved]
     if halved and max(int(picture.pixels.max()) for picture in halved) < 64:
         raise ImageError(

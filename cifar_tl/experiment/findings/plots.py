@@ -162,7 +162,7 @@ def confusion(counts: Sequence[Sequence[int]], outputs: Outputs, title: str) -> 
     small: dict[str, Any] = {"fontsize": 10 if len(columns) <= 20 else 6}
     slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(places, columns[::step], **slanted, **small)
-    ax.set_yticks(places[: len(names)], columns[: len(names) : step], **small)
+    ax.set_yticks(range(0, len(names), step), columns[: len(names) : step], **small)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.set_title(f"{title}\nvalidation, percent of each class", fontsize="medium")
