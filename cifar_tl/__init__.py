@@ -9,8 +9,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
   file
 - model: `CifarNet`, `whiten_first_layer`, `separate_first_layer`, `transfer_model`, `freeze`,
   `unfreeze`
-- training: `TUNED` and `ORIGINAL` recipes, `Muon`, `extract_features`, `fit`, `evaluate`,
-  `confusion_matrix`
+- training: `TUNED` and `ORIGINAL` recipes, `Plan`, `Muon`, `extract_features`, `fit`,
+  `evaluate`, `confusion_matrix`
 - results: `run_stage`, `save_model`, `load_model`, `predict`, `export_pt2`, `export_onnx`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 
@@ -30,12 +30,40 @@ Importing the package imports neither torch nor numpy: a name brings what it nee
 used. All errors are a `CifarTLError`.
 """
 
-import functools
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cifar_tl.version import __version__ as __version__
 
-if TYPE_CHECKING:  # the one list of the public names, which type checkers follow and Python reads
+# The public names by module. A name imports its module, and maybe torch, when it is first used.
+_NAMES = {
+    "checkpoint": "load_model save_model",
+    "data.cifar10": "download_cifar10",
+    "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
+    "stratified_prefix",
+    "data.pictures.read": "read_image",
+    "data.source": "load_data",
+    "data.subset": "class_subset",
+    "data.views": "make_views shift_randomly",
+    "errors": "CheckpointError CifarTLError CifarTLWarning DataError DataWarning DownloadError "
+    "ExportError ImageError LockedError MissingDataError RunError RunWarning TrainingError",
+    "evaluation": "Metrics confusion_matrix evaluate extract_features",
+    "experiment.findings.results": "StageResult",
+    "experiment.run": "run_stage",
+    "experiment.stages": "STAGES",
+    "export": "export_onnx export_pt2",
+    "first_layer": "separate_first_layer whiten_first_layer",
+    "freezing": "count_parameters freeze transfer_model unfreeze",
+    "machine": "keep_freed_memory",
+    "muon": "Muon",
+    "network": "CifarNet",
+    "prediction": "Prediction predict",
+    "recipe": "ORIGINAL Plan RECIPES Recipe TUNED",
+    "training": "EpochRecord fit make_optimizer",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.checkpoint import load_model as load_model
     from cifar_tl.checkpoint import save_model as save_model
     from cifar_tl.data.cifar10 import download_cifar10 as download_cifar10
@@ -86,36 +114,20 @@ if TYPE_CHECKING:  # the one list of the public names, which type checkers follo
     from cifar_tl.recipe import ORIGINAL as ORIGINAL
     from cifar_tl.recipe import RECIPES as RECIPES
     from cifar_tl.recipe import TUNED as TUNED
+    from cifar_tl.recipe import Plan as Plan
     from cifar_tl.recipe import Recipe as Recipe
     from cifar_tl.training import EpochRecord as EpochRecord
     from cifar_tl.training import fit as fit
     from cifar_tl.training import make_optimizer as make_optimizer
 else:
+    __all__ = sorted(_MODULES)
 
     def __getattr__(name):
         """Imports a public name when it is first used (PEP 562)."""
-        import importlib
-
-        modules = _modules()
-        if name == "__all__":
-            value = sorted(modules)
-        elif name in modules:
-            value = getattr(importlib.import_module(modules[name]), name)
-        else:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         return value
 
     def __dir__():
-        return sorted({*globals(), *_modules()})
-
-    @functools.cache
-    def _modules():
-        """Finds in the imports above which module has each public name."""
-        import ast
-
-        tree = ast.parse(__spec__.loader.get_source(__name__))
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        own = [node for node in imports if node.module.startswith(f"{__name__}.")]
-        names = {alias.name: node.module for node in own for alias in node.names}
-        return {name: module for name, module in names.items() if not name.startswith("_")}
+        return sorted({*globals(), *_MODULES})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cifar_tl.__main__ import main
 from cifar_tl.checkpoint import load_model, save_checkpoint, save_model
-from cifar_tl.command import evaluate, export, predict, train_arguments
+from cifar_tl.command import evaluate, export, predict, train_arguments, train_parser
 from cifar_tl.command.console import Parser, UsageError
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import CheckpointError, DataError
@@ -59,7 +59,7 @@ def check_npz(path: Path) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], None]]] = {
-    "train": (train_arguments.make_parser, train_arguments.check_arguments),
+    "train": (train_parser.make_parser, train_arguments.check_arguments),
     "predict": (predict.make_parser, predict.check),
     "evaluate": (evaluate.make_parser, evaluate.check),
     "export": (export.make_parser, export.check),

@@ -1,5 +1,6 @@
 """The first word of the command, and the words with which its messages say what to type."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -144,8 +145,15 @@ def test_evaluating_on_what_lacks_cifar10_is_refused_without_torch(tmp_path: Pat
 
 def paste(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Types a command that a message suggests."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where ``python`` is this one
+    environment = {**os.environ, "PATH": path}
     return subprocess.run(
-        ["sh", "-c", command], cwd=folder, capture_output=True, text=True, check=False
+        ["sh", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -176,18 +184,18 @@ def check_spelling(words: Sequence[str], arguments: Sequence[str], called: str, 
     ],
 )
 def test_train_speaks_as_it_was_called(words: list[str]) -> None:
-    typed = [sys.executable, *words]
     arguments = ["--data", "shapes", "--stage", "transfer", "--output-dir", "none"]
-    check_spelling(typed, arguments, " ".join(typed), " ".join(typed))
+    called = " ".join(["python", *words])  # whatever its whole path is
+    check_spelling([sys.executable, *words], arguments, called, called)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
 def test_others_speak_as_they_were_called(command: str) -> None:
     arguments = {"predict": ["a.png", "--model", "none.pt"], "evaluate": ["none.pt"]}
-    program = f"{sys.executable} -m cifar_tl"
+    program = "python -m cifar_tl"
     check_spelling(
-        [*program.split(), command],
+        [sys.executable, *program.split()[1:], command],
         arguments.get(command, ["none.pt", "out"]),
         f"{program} {command}",
         f"{program} train",

@@ -1,6 +1,7 @@
 """The package as other projects see it, its inner order, and the documents as readers use them."""
 
 import ast
+import compileall
 import graphlib
 import importlib
 import inspect
@@ -11,6 +12,8 @@ import pydoc
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -65,6 +68,26 @@ def test_names_are_found_in_every_usual_way() -> None:
         _ = cifar_tl.nothing  # type: ignore[attr-defined]
     with pytest.raises(ImportError, match="cannot import name 'nothing' from 'cifar_tl'"):
         exec("from cifar_tl import nothing")
+
+
+def test_type_checkers_see_the_same_names_in_the_same_modules() -> None:
+    tree = ast.parse(Path(cifar_tl.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names}
+    modules = {name: f"cifar_tl.{module}" for name, module in cifar_tl._MODULES.items()}
+    assert {name: seen[name] for name in PUBLIC} == modules
+    assert {name for name in seen if name and not name.startswith("_")} == set(PUBLIC)
+
+
+def test_a_package_without_sources_works(tmp_path: Path) -> None:
+    package = tmp_path / "cifar_tl"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert compileall.compile_dir(package, quiet=1, legacy=True)
+    for path in package.rglob("*.py"):
+        path.unlink()
+    script = "import cifar_tl; assert cifar_tl.TUNED.name == 'tuned' and 'fit' in dir(cifar_tl)"
+    process = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
+    assert process.returncode == 0
 
 
 def test_public_classes_and_values_can_be_pickled() -> None:

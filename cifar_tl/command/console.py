@@ -85,32 +85,28 @@ def called(name: str) -> str:
     """Writes how a command is called, in the words with which this one was, ready to be pasted.
 
     Returns:
-        Such as ``cifar-tl train``, ``python3 train.py`` or ``torchrun ... train.py``.
+        Such as ``cifar-tl train``, ``python train.py`` or ``torchrun ... train.py``.
     """
-    if name == "train" and (launcher := launch.words()):
-        script = [sys.argv[0]] if Path(sys.argv[0]).name == "train.py" else ["-m", "cifar_tl", name]
-        return shlex.join([*launcher, *script])
     program, *arguments = sys.argv
-    typed = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
-    file = Path(program)
-    if sys.orig_argv != [*typed, *arguments]:  # somebody has changed the arguments
+    file, module = Path(program), ["-m", "cifar_tl", name]
+    python, *options = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+    if Path(python).is_absolute():
+        python = "python"
+    if name == "train" and (launcher := launch.words()):
+        words = [*launcher, *([program] if file.name == "train.py" else module)]
+    elif sys.orig_argv[1:] != [*options, *arguments]:  # somebody has changed the arguments
         words = [COMMAND, name]
     elif file.name == "train.py":
-        words = typed if name == "train" else [*typed[:-1], "-m", "cifar_tl", name]
+        words = [python, *options] if name == "train" else [python, *options[:-1], *module]
     elif file.name == "__main__.py" and file.parent.name == "cifar_tl":
-        words = [*typed, name]
+        words = [python, *options, name]
     else:
-        words = [COMMAND, name]
-        if file.stem == COMMAND and not _is_on_path(file):
-            words = [program, name]
+        from shutil import which
+
+        found = which(COMMAND)
+        is_on_path = found is not None and Path(found).with_suffix("") == file.with_suffix("")
+        words = [COMMAND if is_on_path or file.stem != COMMAND else program, name]
     return shlex.join(filter(None, words))
-
-
-def _is_on_path(file: Path) -> bool:
-    from shutil import which
-
-    found = which(COMMAND)
-    return found is not None and Path(found).with_suffix("") == file.with_suffix("")
 
 
 def run_command(

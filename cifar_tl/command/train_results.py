@@ -1,5 +1,6 @@
-"""What ``train`` shows when the stages have run: the comparison, pictures, a page, what is next."""
+"""What ``train`` shows in the end: the comparison, pictures, a page, the next command."""
 
+import argparse
 import importlib.util
 import shlex
 import warnings
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from cifar_tl.command.console import called, say
+from cifar_tl.command.train_parser import ALL, write_command
 from cifar_tl.errors import RunWarning, first_line
 from cifar_tl.experiment.stages import COMPARISON_PICTURES, MODEL, PICTURES, Place
 from cifar_tl.names import count, printable
@@ -18,6 +20,23 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
 
 Results: TypeAlias = dict[str, "StageResult"]  # by stage
 Experiment: TypeAlias = tuple[Place, Results]  # of one seed and one fraction
+
+
+def show(
+    options: argparse.Namespace,
+    experiments: Sequence[Experiment],
+    data: "Data",
+    log: Callable[[str], object],
+) -> None:
+    """Shows what came out, and what to type next."""
+    if options.stage == ALL and data.new_classes:
+        compare_stages(experiments, write_command(options))
+    elif options.seeds is not None:
+        say_spreads(experiments)
+    if not has_matplotlib():
+        log("For pictures of all this: pip install matplotlib, then the same command again")
+    if data.own_classes:
+        log(f"Try it: {next_command(experiments)}")
 
 
 def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
@@ -40,7 +59,7 @@ def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
 
 
 def say_spreads(experiments: Sequence[Experiment]) -> None:
-    """Says mean and spread of the stages of several seeds that are not compared."""
+    """Says mean and spread of stages of several seeds that are not compared."""
     from cifar_tl.experiment.findings.comparison import percent
     from cifar_tl.experiment.findings.uncertainty import spread
 
@@ -76,7 +95,7 @@ def plots() -> ModuleType:
 
 
 def draw(folder: Path, names: Sequence[str], function: Callable[[], None]) -> None:
-    """Draws pictures that are missing; whatever goes wrong costs them, and nothing else."""
+    """Draws missing pictures. If drawing fails, only the pictures are missing."""
     if not has_matplotlib() or all((folder / name).exists() for name in names):
         return
     try:
@@ -88,12 +107,12 @@ def draw(folder: Path, names: Sequence[str], function: Callable[[], None]) -> No
 
 
 def has_matplotlib() -> bool:
-    """Tells whether pictures can be drawn."""
+    """Returns whether pictures can be drawn."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def next_command(experiments: Sequence[Experiment]) -> str:
-    """Writes the command that asks the model that validated best."""
+    """Writes the command that asks the model with the best validation accuracy."""
     accuracies = {
         place.of(stage) / MODEL: result["val_accuracy"]
         for place, results in experiments

@@ -104,7 +104,7 @@ def test_help_that_cannot_be_printed_is_one_line(words: list[str], output: str) 
     )
     os.close(writer)
     assert process.returncode == 1
-    called = " ".join([sys.executable, "-m", "cifar_tl", *words])
+    called = " ".join(["python", "-m", "cifar_tl", *words])
     assert one_line(process.stderr) == f"{called}: {reason}\n"
 
 

@@ -10,9 +10,8 @@ from cifar_tl.command.train import main
 from cifar_tl.command.train_arguments import (
     check_arguments,
     choose_recipe,
-    make_parser,
-    write_command,
 )
+from cifar_tl.command.train_parser import make_parser, write_command
 
 
 @pytest.mark.parametrize(
