@@ -98,7 +98,8 @@ def _download(folder: Path, progress: bool) -> Path:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    archive, batches = folder / CIFAR10.filename, folder / CIFAR10.base_folder
+    archive: Path = folder / CIFAR10.filename
+    batches = folder / CIFAR10.base_folder
     by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
     checksums = {archive: CIFAR10.tgz_md5, batches / CIFAR10.meta["filename"]: CIFAR10.meta["md5"]}
     checksums |= {batches / name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
