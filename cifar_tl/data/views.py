@@ -63,8 +63,8 @@ def shift_by(images: Tensor, down: int, right: int) -> Tensor:
 
     Args:
         images: ``(N, C, H, W)`` of any type.
-        down: Pixels, less than H; a negative number shifts up.
-        right: Pixels, less than W; a negative number shifts left.
+        down: Pixels, less than H. A negative number shifts up.
+        right: Pixels, less than W. A negative number shifts left.
 
     Returns:
         New images of the same shape; without a shift the given images.
@@ -83,14 +83,6 @@ def shift_by(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def _reflect(steps: Tensor, size: int) -> Tensor:
-    """Finds the pixel that comes to each place of a line of pixels between two mirrors.
-
-    Args:
-        steps: ``(N, 1)``, whole numbers below ``size``.
-        size: The number of pixels.
-
-    Returns:
-        ``(N, size)``: place p shows the pixel p + step, reflected at the ends.
-    """
+    """Returns ``(N, size)``: place p shows pixel p + step, reflected at the ends of the line."""
     positions = (torch.arange(size, device=steps.device) + steps).abs()
     return size - 1 - (size - 1 - positions).abs()

@@ -299,6 +299,10 @@ def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
     assert len(figure.axes[0].get_xticks()) <= 60
     assert "class 0 with a very\u2026" in texts(figure)
     plots.save(figure, tmp_path / "confusion.png")
+    counts = torch.ones(120, 240).tolist()  # as of the new half of 240 classes
+    figure = plots.confusion(counts, range(120, 240), names[:120], "title")
+    assert len(figure.axes[0].get_xticks()) == len(figure.axes[0].get_yticks()) + 1 == 41
+    plots.save(figure, tmp_path / "confusion.png")
 
 
 def test_names_may_hold_dollar_signs_and_any_script(
