@@ -1,9 +1,7 @@
 """The official CIFAR-10: downloaded once, its checksums verified whenever it is read."""
 
-import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -19,7 +17,6 @@ from cifar_tl.disk import locked
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 
 NETWORK_TIMEOUT = 30.0  # seconds without a single byte
-
 # Not every OSError: a full disk is no fault of the network.
 _NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException)
 
@@ -91,21 +88,20 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
 
 
 def _download(folder: Path, progress: bool) -> Path:
-    """Downloads the archive.
-
-    Torchvision's own download has no limit of time, always shows a bar, and leaves half a file.
-    """
+    # Torchvision's own download has no limit of time, always shows a bar, and leaves half a file.
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    archive, batches = folder / CIFAR10.filename, folder / CIFAR10.base_folder
+    archive: Path = folder / CIFAR10.filename
+    batches = folder / CIFAR10.base_folder
     by_hand = f"download {CIFAR10.url} by hand and put it at {archive}"
     checksums = {archive: CIFAR10.tgz_md5, batches / CIFAR10.meta["filename"]: CIFAR10.meta["md5"]}
     checksums |= {batches / name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
     damaged = [p for p, md5 in checksums.items() if p.exists() and not check_integrity(p, md5)]
+    before = socket.getdefaulttimeout()  # by default, none
     try:
-        with _socket_timeout(NETWORK_TIMEOUT):
-            torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
+        socket.setdefaulttimeout(NETWORK_TIMEOUT)
+        torch.hub.download_url_to_file(CIFAR10.url, str(archive), progress=progress)
     except _NETWORK_ERRORS as error:
         reason = getattr(error, "reason", None) or error
         if isinstance(error, HTTPError):
@@ -118,6 +114,8 @@ def _download(folder: Path, progress: bool) -> Path:
         raise DownloadError(
             f"CIFAR-10 is not in {folder} and cannot be downloaded ({reason}): {by_hand}"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     if not check_integrity(archive, CIFAR10.tgz_md5):
         size = archive.stat().st_size
         archive.unlink()  # so that the next run downloads it again
@@ -137,14 +135,3 @@ def _root(folder: Path) -> Path:
     if folder.resolve().name != CIFAR10.base_folder:
         raise DataError(f"{folder} holds CIFAR-10: rename it to {CIFAR10.base_folder}")
     return folder.resolve().parent
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Limits each wait for the network, which has no limit by default."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

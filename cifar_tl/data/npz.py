@@ -98,16 +98,9 @@ def _read_part(path: Path, archive: zipfile.ZipFile, part: str, num_classes: int
 
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str, types: str, what: str) -> NDArray[Any]:
-    """Reads an array. Before that it looks at the array's header.
+    """Reads an array of one of some types: NumPy's characters for them, and the same in words.
 
-    A damaged header may claim any size, and memory must not be taken for it.
-
-    Args:
-        path: The archive.
-        archive: The open archive.
-        name: The array.
-        types: NumPy's characters for the types that the array may have.
-        what: These types in words.
+    The header is checked first: it may claim any size, and memory must not be taken for that.
     """
     file = archive.getinfo(f"{name}.npy")
     with archive.open(file) as member:

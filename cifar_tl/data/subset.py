@@ -1,4 +1,4 @@
-"""The classes of a half as a torch dataset, for any torchvision-style dataset."""
+"""Some classes of a torchvision-style dataset, as a dataset."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -21,14 +21,14 @@ class ClassSubset(Subset[Example]):
 def class_subset(dataset: Dataset[Example], classes: Iterable[int]) -> ClassSubset[Example]:
     """Selects the examples of some classes from a torchvision-style dataset.
 
-    No example is loaded to select: only ``targets`` or ``labels``, the label of every example, is
-    read, through ``Subset`` (of ``random_split``, too) and ``ConcatDataset``.
+    Only the labels are read, from ``targets`` or ``labels``; no example is loaded. The dataset may
+    be a ``Subset`` (also one of ``random_split``) or a ``ConcatDataset``.
 
     Returns:
-        A dataset of these examples in their order, labels unchanged, with ``targets`` of its own.
+        A dataset of these examples. Their order and labels stay, and it has ``targets``, too.
 
     Raises:
-        TypeError: If the dataset does not list its labels.
+        TypeError: If the dataset has no list of its labels.
         ValueError: If a class has no example.
     """
     labels = _targets(dataset)

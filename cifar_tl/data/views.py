@@ -1,4 +1,4 @@
-"""Versions of images that show the same: mirrored, shifted at random, shifted all by as much."""
+"""Other versions of images that show the same: mirrored images and shifted images."""
 
 import itertools
 
@@ -7,19 +7,20 @@ from torch import Tensor
 
 
 def make_views(images: Tensor, *, mirror: bool, shift: int = 0) -> Tensor:
-    """Stacks the equally valid versions of each image.
+    """Makes V views of each image: versions that show the same.
 
     Args:
         images: ``(N, 3, 32, 32)``.
         mirror: Add the mirror images.
-        shift: Add the images, and mirror images, shifted by so many pixels in eight directions.
+        shift: Add the images, shifted by this many pixels in each of eight directions. If
+            ``mirror`` is true, add the shifted mirror images, too. 0: no shifts.
 
     Returns:
-        ``(V, N, 3, 32, 32)``, the images themselves first; V is 1 or 2, with shifts 9 or 18, and so
-        is the memory that they take.
+        ``(V, N, 3, 32, 32)``. The first view is the images themselves. V is 1, or 2 with mirror
+        images, times 9 with shifts. The views take V times the memory of the images.
 
     Raises:
-        ValueError: If the images have no more pixels than that.
+        ValueError: If the shift is as large as the images.
     """
     steps = (0, -shift, shift) if shift else (0,)
     versions = list(itertools.product((False, True) if mirror else (False,), steps, steps))
@@ -27,24 +28,25 @@ def make_views(images: Tensor, *, mirror: bool, shift: int = 0) -> Tensor:
         return images[None]
     views = images.new_empty(len(versions), *images.shape)
     for view, (mirrored, down, right) in zip(views, versions, strict=True):
-        # All at once would take the memory of a further view.
+        # In parts: a copy of all images would take the memory of another view.
         for part, batch in zip(view.split(1000), images.split(1000), strict=True):
             part.copy_(shift_by(batch.flip(-1) if mirrored else batch, down, right))
     return views
 
 
 def shift_randomly(images: Tensor, pixels: int) -> Tensor:
-    """Shifts each image by up to so many pixels up or down, and left or right.
+    """Shifts each image at random, up or down and left or right.
 
-    What comes in at an edge is a reflection. How far is drawn from torch's global generator of the
-    CPU, evenly.
+    Each image gets two steps of its own, whole numbers from ``-pixels`` to ``pixels``, all equally
+    likely. They are drawn from torch's global generator of the CPU. The pixels that come in at an
+    edge are a reflection of the image.
 
     Args:
         images: ``(N, C, H, W)`` of any type.
-        pixels: At least 0, and less than the images have.
+        pixels: The largest step: at least 0, less than H and W.
 
     Returns:
-        Images of the same shape, new ones if there are any pixels to shift by.
+        New images of the same shape; with 0 pixels the given images.
     """
     if pixels == 0:
         return images
@@ -57,18 +59,18 @@ def shift_randomly(images: Tensor, pixels: int) -> Tensor:
 
 
 def shift_by(images: Tensor, down: int, right: int) -> Tensor:
-    """Shifts all images by as many pixels; what comes in at an edge is a reflection.
+    """Shifts all images by the same steps. The pixels that come in at an edge are a reflection.
 
     Args:
         images: ``(N, C, H, W)`` of any type.
-        down: How many, less than the images have; below 0 upwards.
-        right: How many; below 0 to the left.
+        down: Pixels, less than H. A negative number shifts up.
+        right: Pixels, less than W. A negative number shifts left.
 
     Returns:
-        Images of the same shape, new ones if there are any pixels to shift by.
+        New images of the same shape; without a shift the given images.
 
     Raises:
-        ValueError: If the images have no more pixels than that.
+        ValueError: If a step is as large as the images.
     """
     height, width = images.shape[2:]
     if abs(down) >= height or abs(right) >= width:
@@ -81,6 +83,6 @@ def shift_by(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def _reflect(steps: Tensor, size: int) -> Tensor:
-    """Finds what comes to each place after steps ``(N, 1)`` between two mirrors: ``(N, size)``."""
+    """Returns ``(N, size)``: place p shows pixel p + step, reflected at the ends of the line."""
     positions = (torch.arange(size, device=steps.device) + steps).abs()
     return size - 1 - (size - 1 - positions).abs()

@@ -18,7 +18,10 @@ from PIL import Image
 
 from cifar_tl.__main__ import COMMANDS
 from cifar_tl.checkpoint import save_model
+from cifar_tl.command import evaluate
 from cifar_tl.data.shapes import CLASS_NAMES
+from cifar_tl.data.source import load_data
+from cifar_tl.errors import DataWarning
 from cifar_tl.network import CifarNet
 from tests.forked import CLOSED_PIPE, ROOT, Command, one_line
 
@@ -138,3 +141,19 @@ def test_errors_never_go_to_standard_output() -> None:
             ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert (process.returncode, process.stdout) == (2, "")
+
+
+@pytest.mark.filterwarnings("always")
+def test_the_command_drops_pillow_s_warnings_and_no_others(
+    own_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(own_classes, "own")
+    exif = b"Exif\0\0MM\0*" + bytes(3) + b"\x08\0\x09"  # nine entries are announced, none comes
+    Image.new("RGB", (40, 40), "red").save("own/train/ash/damaged.jpg", exif=exif)
+    Path("own/train/ash/notes.txt").touch()
+    with pytest.warns(UserWarning, match="orrupt EXIF"), pytest.warns(DataWarning, match="1 .txt"):
+        load_data("own")  # the library drops none
+    assert evaluate.main(["cifar5", "--data", "own"]) == 1
+    left_out, error = capsys.readouterr().err.splitlines()
+    assert "evaluate: warning: own: left out, 1 file (1 .txt)" in left_out
+    assert "cifar5 knows the classes 0 airplane" in error

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,56 @@ def test_classes_are_chosen_by_name_or_number(
 ) -> None:
     chosen = choose_classes(CIFAR10_CLASS_NAMES, base, new)
     assert chosen == expected
-    assert split_suffix(*chosen) == suffix
+    assert split_suffix(*chosen, len(CIFAR10_CLASS_NAMES)) == suffix
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "base", "new", "suffix"),
+    [
+        (100, None, None, ""),
+        (7, None, None, ""),  # 0-2 and 3-6
+        (100, "all", None, "-all"),
+        (100, "1,23", "4,5", "-1_23-4_5"),
+        (100, "1,2,3", "4,5", "-1to3-4_5"),
+        (100, "1,2", "3,45", "-1_2-3_45"),
+        (100, None, range(20, 100), "-0to19-20to99"),
+        (12, "0,1,2,5,7,8,9,11", None, "-0to2_5_7to9_11-3_4_6_10"),
+    ],
+)
+def test_any_number_of_classes_has_a_clear_name(
+    num_classes: int, base: Chosen, new: Chosen, suffix: str
+) -> None:
+    names = [f"class {number}" for number in range(num_classes)]
+    chosen = choose_classes(names, base, new)
+    assert split_suffix(*chosen, num_classes) == suffix
+
+
+def test_many_scattered_classes_have_a_short_name_of_their_own() -> None:
+    names = [f"class {number}" for number in range(100)]
+    suffixes = set()
+    for left_out in range(100):
+        base = [number for number in range(0, 100, 2) if number != left_out]
+        suffixes.add(split_suffix(*choose_classes(names, base), 100))
+        suffixes.add(split_suffix(*choose_classes(names, base, "1,3"), 100))
+    assert len(suffixes) == 2 * 51  # fifty without one of them, and one with all
+    assert all(re.fullmatch(r"-\d\d-\d+-[0-9a-f]{8}", suffix) for suffix in suffixes)
+    assert split_suffix(*choose_classes(names, range(0, 100, 2)), 100) == "-50-50-b4bf6948"
+
+
+@pytest.mark.parametrize("number", [10, 11, 20, 100])
+def test_every_class_is_on_one_side_by_default(number: int) -> None:
+    base, new = choose_classes([f"class {n}" for n in range(number)])
+    assert (*base, *new) == tuple(range(number))
+    assert len(base) == number // 2
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_too_few_classes_to_divide_say_what_to_do(number: int) -> None:
+    names = ("a", "b", "c")[:number]
+    with pytest.raises(DataError, match=f"only {number} classes .*or choose base classes all"):
+        choose_classes(names)
+    if number == 3:
+        assert choose_classes(names, "all") == ((0, 1, 2), ())
 
 
 @pytest.mark.parametrize(
@@ -67,9 +117,10 @@ def test_the_names_are_those_of_what_is_drawn() -> None:
 
 
 def test_numbers_in_short() -> None:
-    assert [listed(c) for c in ((5, 6, 7, 8, 9), (3,), (0, 1), (0, 2, 3))] == (
-        ["5-9", "3", "0, 1", "0, 2, 3"]
+    assert [listed(c) for c in ((5, 6, 7, 8, 9), (3,), (0, 1), (0, 2, 3), ())] == (
+        ["5-9", "3", "0, 1", "0, 2, 3", ""]
     )
+    assert listed((0, 1, 2, 4, 6, 7, 8, 9, 98, 99)) == "0-2, 4, 6-9, 98, 99"
 
 
 def test_a_file_must_have_the_chosen_classes_and_no_others(small_npz: Path) -> None:

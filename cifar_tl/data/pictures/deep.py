@@ -1,4 +1,4 @@
-"""Images with more than 8 bits: which value is white is one rule for a data set and its model."""
+"""Grey images of more than 8 bits: finds the value that is white, one for a whole data set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,28 +12,28 @@ from cifar_tl.errors import ImageError
 from cifar_tl.names import count
 
 INTEGERS, FLOATS = KINDS = ("integers", "floats")
-FULL = {INTEGERS: 65535.0, FLOATS: 1.0}  # white, if nothing says otherwise
+FULL = {INTEGERS: 65535.0, FLOATS: 1.0}  # white by default
 _DEPTHS = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # 8 to 16 bits
-# The largest value that floats of each white may have: resampling goes a little beyond.
+# For each white of floats, the range of the largest value. Resampling goes a little beyond white.
 _FLOATS = {1.0: (0.0, 1.1), 255.0: (32.0, 280.0), 65535.0: (4096.0, 72000.0)}
-_FEW = 16  # an image that uses less than a sixteenth of its range may be of fewer bits
+_FEW = 16  # an image with no value above a sixteenth of white may have fewer bits
 
 
 class DeepImage(NamedTuple):
-    """An image of grey values that are not yet scaled."""
+    """A grey image whose values are not yet scaled to 8 bits."""
 
     path: str
     kind: str  # one of `KINDS`
     values: NDArray[np.float32]  # (32, 32)
-    largest: float  # of the whole file
-    white: float  # by the bits that the file says it has
+    largest: float  # the largest value in the file
+    white: float  # the largest value that the bits of the file allow
 
 
 def deep_image(path: str, image: Image.Image, bits: int) -> DeepImage:
-    """Reads an image whose file says that it has so many bits of grey.
+    """Makes a `DeepImage` from an open image. ``bits`` is the number of bits of grey in its file.
 
     Raises:
-        ImageError: If it has values of which nobody can tell what they mean.
+        ImageError: If values are negative, too large, or not numbers.
     """
     kind = FLOATS if image.mode == "F" else INTEGERS
     values = np.asarray(image, dtype=np.float32)
@@ -51,15 +51,18 @@ def deep_image(path: str, image: Image.Image, bits: int) -> DeepImage:
 def white_levels(
     images: Sequence[DeepImage], white: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Finds which value is white, one for all images of a kind.
+    """Finds the value that is white, one for all images of a kind.
 
     Args:
-        images: All images of a data set, or the one that a model is asked about.
-        white: What a model takes for white; without one, the images of a data set tell by the
-            largest value of all.
+        images: All images of a data set, or the one image that a model is asked about.
+        white: For a model: what it takes for white, by kind; may be empty. None for a new data set:
+            then white is the smallest of some usual values that is not below any value.
+
+    Returns:
+        White by kind, of the kinds that these images have.
 
     Raises:
-        ImageError: If it is not to be known.
+        ImageError: If white cannot be known, or an image goes beyond a model's white.
     """
     levels = {}
     for kind in KINDS:
@@ -83,7 +86,7 @@ def white_levels(
 
 
 def notes(images: Sequence[DeepImage], levels: Mapping[str, float]) -> list[str]:
-    """Says what was taken for white in a data set, and what makes that doubtful."""
+    """Returns lines that say what is taken for white in a data set, and what makes it doubtful."""
     lines = [
         f"grey images of more than 8 bits: in all that hold {kind}, {level:g} is taken for white, "
         "and the model remembers it"
@@ -103,7 +106,7 @@ def notes(images: Sequence[DeepImage], levels: Mapping[str, float]) -> list[str]
 
 
 def to_grey(image: DeepImage, level: float) -> NDArray[Any]:
-    """Scales an image to ``(32, 32)`` uint8."""
+    """Scales an image to 8 bits: ``(32, 32)`` uint8, 255 for ``level``."""
     grey: NDArray[Any] = (image.values.clip(0, level) * (255 / level)).round().astype(np.uint8)
     return grey
 

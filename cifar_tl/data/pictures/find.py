@@ -231,14 +231,11 @@ def _unused(folder: Path) -> list[str]:
     """Returns a note about folders with images beside ``train``, ``val`` and ``test``."""
     parts = [folder / part for part in PARTS if (folder / part).exists()]
     others = [folder / name for name in _folders(folder) if name not in PARTS]
-    unused = [
-        str(path)
-        for path in others  # where case does not count, Train may be train
-        if not any(path.samefile(part) for part in parts) and _holds_images(path)
-    ]
-    if not unused:
-        return []
-    return [f"images in {', '.join(unused)} are not used: what is used is in {', '.join(PARTS)}"]
+    # Where case does not count, Train is train.
+    others = [path for path in others if not any(path.samefile(part) for part in parts)]
+    unused = [str(path) for path in others if _holds_images(path)]
+    note = f"images in {', '.join(unused)} are not used: what is used is in {', '.join(PARTS)}"
+    return [note] if unused else []
 
 
 def _holds_images(folder: Path) -> bool:
@@ -254,11 +251,8 @@ def _holds_images(folder: Path) -> bool:
 def _untested(images: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns a note about classes without test images, if other classes have some."""
     names = [name for name, paths in images.items() if not paths]
-    if len(names) in (0, len(images)):
-        return []
-    return [
-        f"there are no test images of {', '.join(names)}: the test accuracy says nothing about them"
-    ]
+    note = f"there are no test images of {', '.join(names)}: the test accuracy says nothing about"
+    return [f"{note} them"] if 0 < len(names) < len(images) else []
 
 
 def _nested(folder: Path, images: Mapping[str, Sequence[str]]) -> list[str]:

@@ -243,7 +243,7 @@ def _bits(path: str, image: Image.Image) -> int:
 def _levels(
     pictures: Sequence[_Colours | DeepImage], white: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """Finds which value is white, see `white_levels`. Refuses colours of 16 bits that are dark."""
+    """Finds the values that are white, see `white_levels`. Refuses dark colours of 16 bits."""
     halved = [p for p in pictures if isinstance(p, _Colours) and p.halved]
     if halved and max(int(picture.pixels.max()) for picture in halved) < 64:
         raise ImageError(
@@ -255,7 +255,7 @@ def _levels(
 
 
 def _to_tensor(picture: _Colours | DeepImage, levels: Mapping[str, float]) -> Tensor:
-    """Makes ``(3, 32, 32)`` uint8 of a picture."""
+    """Converts a picture to ``(3, 32, 32)`` uint8."""
     if isinstance(picture, _Colours):
         return torch.from_numpy(picture.pixels).permute(2, 0, 1).contiguous()
     grey = deep_images.to_grey(picture, levels[picture.kind])

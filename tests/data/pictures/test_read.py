@@ -1,5 +1,7 @@
 import contextlib
+import io
 import os
+import random
 import signal
 import struct
 import warnings
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.errors import ImageError
@@ -345,30 +347,112 @@ def test_what_counts_is_the_size_that_would_be_decoded(
     assert colour(read_image(tmp_path / "a.png")) == RED
 
 
+def halves(size: int = 64) -> Image.Image:
+    """White, its upper half red."""
+    image = Image.new("RGB", (size, size), WHITE)
+    image.paste(RED, (0, 0, size, size // 2))
+    return image
+
+
 def strange_images(folder: Path) -> list[Path]:
-    """Good pictures of which Pillow warns."""
-    image = Image.new("RGB", (64, 64), WHITE)
-    image.paste(RED, (0, 0, 64, 32))
-    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 9, 274, 3, 1, 3, 0)  # 9 entries, and one
-    palette = image.convert("P")
-    return [
-        save(image, folder / "exif.jpg", exif=exif),
-        save(image, folder / "exif.png", exif=exif),
-        save(palette, folder / "palette.png", transparency=bytes([255] * 256)),
+    """Good pictures of whose metadata Pillow warns, or of which it reads none; upside down."""
+    image = halves().rotate(180)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 9, 274, 3, 1, 1, 0)  # 9 entries, and one
+    paths = [
+        *(save(image, folder / f"entries{suffix}", exif=exif) for suffix in (".jpg", ".png")),
+        *(save(image, folder / f"no{kind}", exif=b"no EXIF") for kind in (".jpg", ".png", ".webp")),
     ]
+    tiff = save(image, folder / "value.tif").read_bytes()
+    samples = struct.pack("<HHI", 277, 3, 1)
+    assert samples in tiff
+    (folder / "values.tif").write_bytes(tiff.replace(samples, struct.pack("<HHI", 277, 3, 2)))
+    tiff = save(image, folder / "text.tif", software="somebody or other").read_bytes()
+    text = tiff.index(struct.pack("<HH", 305, 2))
+    beyond = tiff[: text + 8] + struct.pack("<I", len(tiff)) + tiff[text + 12 :]
+    (folder / "beyond.tif").write_bytes(beyond)
+    png = save(image, folder / "a.png", save_all=True, append_images=[image]).read_bytes()
+    place, chunk = png.index(b"acTL"), b"acTL" + bytes(8)  # an animation of no images
+    none = png[:place] + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[place + 16 :]
+    (folder / "animation.png").write_bytes(none)
+    return [*paths, *(folder / name for name in ("values.tif", "beyond.tif", "animation.png"))]
 
 
-def test_pillow_warns_of_none_and_nothing_of_the_process_changes(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_metadata_are_no_damage(tmp_path: Path) -> None:
+    paths = strange_images(tmp_path)
+    for path, image in zip(paths, read_images(paths).images, strict=True):
+        assert tuple(image[:, 4, 16].tolist()) == WHITE, path
+        assert image[0, 28, 16] > 250, path
+        assert image[1:, 28, 16].max() < 10, path
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_an_image_is_turned_although_other_metadata_are_damaged(tmp_path: Path) -> None:
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 9, 274, 3, 1, 3, 0)  # 9 entries, and one
+    for suffix in (".jpg", ".png"):
+        seen = read_image(save(halves(), tmp_path / f"a{suffix}", exif=exif))
+        assert tuple(seen[:, 4, 16].tolist()) == WHITE
+        assert seen[1, 28, 16] < 10
+
+
+def test_pillow_warns_as_it_likes_and_nothing_of_the_process_changes(tmp_path: Path) -> None:
     paths = strange_images(tmp_path)
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
-    images = read_images(paths).images  # in tests, a warning is an error
-    for image in images[:2]:  # turned as the damaged data still say
-        assert tuple(image[:, 4, 16].tolist()) == WHITE
-        assert image[1, 28, 16] < 10
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_images(paths)
+    assert {Path(warning.filename).parent.name for warning in caught} == {"PIL"}
     after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
     assert before == after
-    with pytest.warns(UserWarning, match="orrupt EXIF"), Image.open(paths[0]) as opened:
-        opened.getexif().get(274)  # so there is something to warn of
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "PPM"])
+def test_whatever_is_damaged_it_is_read_or_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[305] = 6, "somebody or other"
+    options: dict[str, Any] = {} if kind in ("BMP", "PPM", "GIF") else {"exif": exif}
+    if kind in ("TIFF", "PNG", "MPO", "WEBP", "GIF"):
+        options |= {"save_all": True, "append_images": [halves(32).rotate(90)]}
+    buffer = io.BytesIO()
+    halves(32).save(buffer, kind, **options)
+    good, path = buffer.getvalue(), tmp_path / "a"
+    random.seed(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(good)
+        for place in random.choices(range(min(len(good), 600)), k=random.choice((1, 4))):
+            damaged[place] = random.choice((0, 1, 255, random.randrange(256)))
+        path.write_bytes(damaged[: random.choice((len(good), len(good) // 2))])
+        try:
+            assert read_image(path).shape == (3, 32, 32)
+        except ImageError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            refused += 1
+    assert 20 < refused < 300
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_bigtiff_is_read_or_named_for_what_it_is(tmp_path: Path, order: str) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    values = {256: 32, 257: 32, 258: 8, 259: 1, 262: 2, 273: 16 + 8 + 9 * 20 + 8}
+    values |= {277: 3, 278: 32, 279: pixels.nbytes}
+    content = struct.pack(f"{order}2sHHHQ", b"II" if order == "<" else b"MM", 43, 8, 0, 16)
+    content += struct.pack(f"{order}Q", len(values))
+    for tag, value in values.items():  # each a number of eight bytes, or three of two
+        shorts = struct.pack(f"{order}HHQ4H", tag, 3, 3, 8, 8, 8, 0)
+        content += shorts if tag == 258 else struct.pack(f"{order}HHQQ", tag, 16, 1, value)
+    path = tmp_path / "a.tif"
+    path.write_bytes(content + bytes(8) + pixels.tobytes())
+    try:
+        with Image.open(path) as opened:
+            assert np.array_equal(np.array(opened), pixels)
+    except UnidentifiedImageError:  # Pillow 13 and before it, for the order that few files have
+        with pytest.raises(ImageError, match=r"\(Pillow reads no BigTIFF of this byte order: save"):
+            read_image(path)
+    else:
+        assert torch.equal(read_image(path), torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -303,6 +303,11 @@ def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
     assert len(figure.axes[0].get_xticks()) <= 60
     assert "class 0 with a very\u2026" in texts(figure)
     plots.save(figure, tmp_path / "confusion.png")
+    counts = torch.ones(120, 240).tolist()  # as of the new half of 240 classes
+    half = Outputs(tuple(range(120, 240)), tuple(names[:120]), 240)
+    figure = plots.confusion(counts, half, "title")
+    assert len(figure.axes[0].get_xticks()) == len(figure.axes[0].get_yticks()) + 1 == 41
+    plots.save(figure, tmp_path / "confusion.png")
 
 
 def test_names_may_hold_dollar_signs_and_any_script(
