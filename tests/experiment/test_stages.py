@@ -99,7 +99,8 @@ def test_another_precision_is_refused_with_the_flag_that_goes_on(
 def test_auto_is_resolved_before_settings_are_compared(
     small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(SMALL, precision="auto")
+    recipe = dataclasses.replace(SMALL, precision="auto", epochs=1, batch_size=160)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for capabilities, precision in (({"amx_bf16": True}, "bf16"), ({}, "float32")):
         monkeypatch.setattr(
             torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False
