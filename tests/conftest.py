@@ -10,11 +10,12 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are several processes of tests
+os.environ["OMP_NUM_THREADS"] = "1"  # on any number of cores, and there are several processes
 
 import numpy as np
 import pytest
@@ -66,8 +67,17 @@ def own_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what programs leave behind, such as torchrun its logs, where pytest deletes it."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+    tempfile.tempdir = None  # so that Python looks again
+
+
 @pytest.fixture(autouse=True)
-def _same_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _same_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs each test in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "*")  # the servers of these tests are on loopback
     # Pictures take a second a stage: as if matplotlib were not installed, but in their own tests.
     monkeypatch.setitem(sys.modules, "matplotlib", None)
