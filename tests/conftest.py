@@ -1,5 +1,6 @@
 """What several test files need: small images in the two file formats, and untouched settings."""
 
+import contextlib
 import gc
 import hashlib
 import io
@@ -21,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torchvision.datasets import CIFAR10
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
@@ -40,8 +43,23 @@ def zygote() -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="session")
 def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 training and 100 test images in the Keras layout."""
-    x_train, y_train, x_test, y_test = draw_shapes(400, 100)
     path = tmp_path_factory.mktemp("data") / "small.npz"
+    save_npz(path, *draw_shapes(400, 100))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 training and 20 test images, for what takes long: five and two of each class in turn."""
+    images, labels, _, _ = draw_shapes(400, 0)
+    chosen = np.stack([(labels == label).nonzero()[0][:7] for label in range(10)], axis=1)
+    train, test = chosen[:5].flatten(), chosen[5:].flatten()
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    save_npz(path, images[train], labels[train], images[test], labels[test])
+    return path
+
+
+def save_npz(path: Path, x_train: Any, y_train: Any, x_test: Any, y_test: Any) -> None:
     np.savez(
         path,
         x_train=x_train.transpose(0, 2, 3, 1),
@@ -49,7 +67,22 @@ def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
         x_test=x_test.transpose(0, 2, 3, 1),
         y_test=y_test[:, None],
     )
-    return path
+
+
+@contextlib.contextmanager
+def noted_precisions() -> Iterator[set[torch.dtype]]:
+    """Notes in which precisions convolutions and linear layers compute a batch."""
+    found: set[torch.dtype] = set()
+
+    def note(module: nn.Module, _: object, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear) and len(output) > 1:  # 1: the layer table
+            found.add(output.dtype)
+
+    handle = register_module_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-PATIENCE = 600.0  # seconds: far more than anything takes on the slowest and busiest machine
+PATIENCE = 300.0  # seconds: far more than anything takes on the slowest and busiest machine
 
 # Imports once, then runs a command, or a program, in a process of its own for each line, so that
 # none costs seconds of imports; prints the process's number, then how it ended.
 ZYGOTE = """
-import json, os, signal, sys, threading, time, traceback
+import json, os, signal, sys, time, traceback
 sys.path.insert(0, sys.argv[1])
 sys.modules["matplotlib"] = None  # pictures take a second a stage
 import torch
@@ -27,6 +27,7 @@ for line in sys.stdin:
     request = json.loads(line)
     pid = os.fork()
     if pid == 0:
+        signal.setitimer(signal.ITIMER_REAL, request["killed_after"])  # nobody handles SIGALRM
         os.chdir(request["folder"])
         os.dup2(os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         if request["output"] == "closed pipe":
@@ -48,11 +49,6 @@ for line in sys.stdin:
             os._exit(1)
         os._exit(0)
     print(pid, flush=True)
-    alarm = threading.Timer(request["kill_after"], lambda: os.kill(pid, signal.SIGKILL))
-    alarm.start()
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the number is its own
-    alarm.cancel()
-    alarm.join()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 CLOSED_PIPE = "closed pipe"  # an output that nobody reads
@@ -68,13 +64,13 @@ class Command:
         *,
         program: str | None = None,  # Python to run instead, with these arguments
         before: str = "",  # Python that the process runs first
-        kill_after: float = PATIENCE,
+        killed_after: float = PATIENCE,  # seconds; by SIGALRM, as sudden as SIGKILL
         output: str = "out.txt",  # a file, or CLOSED_PIPE
         encoding: str = "utf-8",  # of what it prints
     ) -> None:
         request: dict[str, object] = {"folder": str(Path.cwd()), "arguments": arguments}
-        request |= {"program": program, "before": before, "kill_after": kill_after}
-        request |= {"output": output, "encoding": encoding}
+        request |= {"program": program, "before": before}
+        request |= {"killed_after": killed_after, "output": output, "encoding": encoding}
         assert zygote.stdin is not None
         assert zygote.stdout is not None
         print(json.dumps(request), file=zygote.stdin, flush=True)
