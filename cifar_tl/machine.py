@@ -33,6 +33,10 @@ def _has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch 2.6 has none
         return False
+    # What torch may use: ATEN_CPU_CAPABILITY can ask for less than the processor has.
+    # It is "AVX2" or "DEFAULT" on older processors, "DEFAULT" or "SVE..." on aarch64.
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in CPU_INSTRUCTIONS)
 

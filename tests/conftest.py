@@ -1,5 +1,6 @@
 """What several test files need: small images in the two file formats, and untouched settings."""
 
+import contextlib
 import gc
 import hashlib
 import io
@@ -10,16 +11,19 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are several processes of tests
+os.environ["OMP_NUM_THREADS"] = "1"  # on any number of cores, and there are several processes
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torchvision.datasets import CIFAR10
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
@@ -39,8 +43,23 @@ def zygote() -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="session")
 def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 training and 100 test images in the Keras layout."""
-    x_train, y_train, x_test, y_test = draw_shapes(400, 100)
     path = tmp_path_factory.mktemp("data") / "small.npz"
+    save_npz(path, *draw_shapes(400, 100))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 training and 20 test images, for what takes long: five and two of each class in turn."""
+    images, labels, _, _ = draw_shapes(400, 0)
+    chosen = np.stack([(labels == label).nonzero()[0][:7] for label in range(10)], axis=1)
+    train, test = chosen[:5].flatten(), chosen[5:].flatten()
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    save_npz(path, images[train], labels[train], images[test], labels[test])
+    return path
+
+
+def save_npz(path: Path, x_train: Any, y_train: Any, x_test: Any, y_test: Any) -> None:
     np.savez(
         path,
         x_train=x_train.transpose(0, 2, 3, 1),
@@ -48,7 +67,22 @@ def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
         x_test=x_test.transpose(0, 2, 3, 1),
         y_test=y_test[:, None],
     )
-    return path
+
+
+@contextlib.contextmanager
+def noted_precisions() -> Iterator[set[torch.dtype]]:
+    """Notes in which precisions convolutions and linear layers compute a batch."""
+    found: set[torch.dtype] = set()
+
+    def note(module: nn.Module, _: object, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear) and len(output) > 1:  # 1: the layer table
+            found.add(output.dtype)
+
+    handle = register_module_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +100,17 @@ def own_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what programs leave behind, such as torchrun its logs, where pytest deletes it."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+    tempfile.tempdir = None  # so that Python looks again
+
+
 @pytest.fixture(autouse=True)
-def _same_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _same_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs each test in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "*")  # the servers of these tests are on loopback
     # Pictures take a second a stage: as if matplotlib were not installed, but in their own tests.
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -9,28 +9,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
+
+PATIENCE = 300.0  # seconds: far more than anything takes on the slowest and busiest machine
 
 # Imports once, then runs a command, or a program, in a process of its own for each line, so that
 # none costs seconds of imports; prints the process's number, then how it ended.
 ZYGOTE = """
-import json, os, resource, signal, sys, threading, time, traceback
+import json, os, signal, sys, time, traceback
 sys.path.insert(0, sys.argv[1])
+sys.modules["matplotlib"] = None  # pictures take a second a stage
 import torch
 from cifar_tl import *
 from cifar_tl.__main__ import main
 torch.optim.SGD([torch.zeros(1)])
-fsync = os.fsync
-def slow_fsync(descriptor):
-    print("saving", flush=True)
-    time.sleep(0.2)
-    fsync(descriptor)
 for line in sys.stdin:
     request = json.loads(line)
     pid = os.fork()
     if pid == 0:
+        signal.setitimer(signal.ITIMER_REAL, request["killed_after"])  # nobody handles SIGALRM
         os.chdir(request["folder"])
         os.dup2(os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         if request["output"] == "closed pipe":
@@ -40,25 +37,18 @@ for line in sys.stdin:
             writer = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(writer, 1)
         sys.stdout.reconfigure(encoding=request["encoding"])
-        if request["slow_disk"]:
-            os.fsync = slow_fsync
-        if request["file_size"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
+        exec(request["before"])
         if request["program"] is None:
             os._exit(main(request["arguments"]))
         sys.argv[1:] = request["arguments"]
         try:
             exec(request["program"], {"__name__": "__main__"})
+            sys.stdout.flush()
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
     print(pid, flush=True)
-    alarm = threading.Timer(request["kill_after"], lambda: os.kill(pid, signal.SIGKILL))
-    alarm.start()
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the number is its own
-    alarm.cancel()
-    alarm.join()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 CLOSED_PIPE = "closed pipe"  # an output that nobody reads
@@ -73,15 +63,14 @@ class Command:
         arguments: Sequence[str],
         *,
         program: str | None = None,  # Python to run instead, with these arguments
-        kill_after: float = 300,
+        before: str = "",  # Python that the process runs first
+        killed_after: float = PATIENCE,  # seconds; by SIGALRM, as sudden as SIGKILL
         output: str = "out.txt",  # a file, or CLOSED_PIPE
         encoding: str = "utf-8",  # of what it prints
-        slow_disk: bool = False,  # every file takes a while to be written
-        file_size: int = 0,  # in bytes: no file may be longer
     ) -> None:
         request: dict[str, object] = {"folder": str(Path.cwd()), "arguments": arguments}
-        request |= {"program": program, "kill_after": kill_after, "output": output}
-        request |= {"encoding": encoding, "slow_disk": slow_disk, "file_size": file_size}
+        request |= {"program": program, "before": before}
+        request |= {"killed_after": killed_after, "output": output, "encoding": encoding}
         assert zygote.stdin is not None
         assert zygote.stdout is not None
         print(json.dumps(request), file=zygote.stdin, flush=True)
@@ -91,16 +80,8 @@ class Command:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait_until_saving(self, times: int = 1) -> None:
-        """Waits until so many files and folders have begun to be synced to the slow disk."""
-        self.wait_until_printed("saving", times)
-
-    def wait_until_printed(self, text: str, times: int = 1) -> None:
-        for _ in range(6000):
-            if Path("out.txt").exists() and Path("out.txt").read_text().count(text) >= times:
-                return
-            time.sleep(0.01)
-        pytest.fail(f"it does not print {text!r}")
+    def wait_until_printed(self, text: str) -> None:
+        wait_for(Path("out.txt"), text)
 
     def exit_code(self) -> int:
         return int(self.answers.readline())
@@ -109,6 +90,14 @@ class Command:
         """Waits for its end with a code; returns its one line of errors."""
         assert self.exit_code() == code, Path("errors.txt").read_text()
         return one_line(Path("errors.txt").read_text())
+
+
+def wait_for(path: Path, text: str) -> None:
+    """Waits until a file holds a text."""
+    end = time.monotonic() + PATIENCE
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < end, f"{path} does not come to hold {text!r}"
+        time.sleep(0.01)
 
 
 def run_forked(zygote: subprocess.Popen[str], program: str, *arguments: str) -> str:
@@ -141,6 +130,6 @@ def run_program(*words: str, cwd: Path | None = None) -> subprocess.CompletedPro
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )

@@ -1,4 +1,5 @@
 import copy
+import errno
 import hashlib
 import os
 import subprocess
@@ -23,6 +24,7 @@ from cifar_tl.errors import CheckpointError
 from cifar_tl.freezing import transfer_model
 from cifar_tl.network import CifarNet
 from cifar_tl.prediction import predict
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -129,43 +131,47 @@ def test_undamaged_files_with_senseless_content_are_refused(
 
 
 def test_checkpoints_load_where_only_tensors_and_plain_values_may_be_unpickled(
-    tmp_path: Path,
+    zygote: subprocess.Popen[str],
 ) -> None:
-    save_model(tmp_path / "model.pt", CifarNet(5), {"stage": "base", "lr": 0.1})
-    script = (
-        "import pickle, sys\n"
-        "from cifar_tl import load_model\n"
-        "def forbid(event, arguments):\n"
-        "    if event == 'pickle.find_class':\n"
-        "        raise RuntimeError(f'unpickles {arguments}')\n"
-        "sys.addaudithook(forbid)\n"
-        "load_model(sys.argv[1])\n"
-        "try:\n"
-        "    pickle.loads(pickle.dumps(print))\n"
-        "except RuntimeError:\n"
-        "    sys.exit()\n"
-        "sys.exit('nothing was forbidden')\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model.pt")], check=True)
+    save_model("model.pt", CifarNet(5), {"stage": "base", "lr": 0.1})
+    program = """
+import pickle, sys
+from cifar_tl import load_model
+def forbid(event, arguments):
+    if event == "pickle.find_class":
+        raise RuntimeError(f"unpickles {arguments}")
+sys.addaudithook(forbid)
+load_model("model.pt")
+try:
+    pickle.loads(pickle.dumps(print))
+except RuntimeError:
+    pass
+else:
+    raise AssertionError("nothing was forbidden")
+"""
+    run_forked(zygote, program)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-def test_failed_write_leaves_the_old_file_and_nothing_else(saved: Path) -> None:
+def test_failed_write_leaves_the_old_file_and_nothing_else(
+    zygote: subprocess.Popen[str], saved: Path
+) -> None:
     before = saved.read_bytes()
-    script = (
-        "import resource, signal, sys, torch\n"
-        "from pathlib import Path\n"
-        "from cifar_tl.checkpoint import save_checkpoint\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "save_checkpoint(Path(sys.argv[1]), {'weights': torch.zeros(100_000)})\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", script, str(saved)], capture_output=True, text=True, check=False
-    )
-    assert "OSError: [Errno 27] File too large" in process.stderr
+    program = """
+import resource, signal, sys, torch
+from pathlib import Path
+from cifar_tl.checkpoint import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    save_checkpoint(Path("last.pt"), {"weights": torch.zeros(100_000)})
+except OSError as error:
+    print(error.strerror)
+"""
+    run_forked(zygote, program)
+    assert Path("out.txt").read_text() == os.strerror(errno.EFBIG) + "\n"
     assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
+    assert {path.name for path in Path().iterdir()} == {saved.name, "out.txt", "errors.txt"}
 
 
 def test_values_that_could_not_be_read_back_are_refused(saved: Path) -> None:

@@ -47,11 +47,6 @@ def in_group(size, work, folder):
 """
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def in_groups(
     zygote: subprocess.Popen[str], program: str, name: str, sizes: tuple[int, ...]
 ) -> dict[int, Any]:

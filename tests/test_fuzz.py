@@ -90,10 +90,7 @@ def words(command: str) -> st.SearchStrategy[list[str]]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("examples", [SHORT, LONG])
-def test_arguments(
-    examples: int, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_arguments(examples: int, command: str, tmp_path: Path) -> None:
     make_parser, check_options = COMMANDS[command]
     parser = make_parser()
 
@@ -113,11 +110,8 @@ def test_arguments(
 
 @pytest.mark.parametrize("command", [*COMMANDS, ""])
 @pytest.mark.parametrize("examples", [SHORT, LONG])
-def test_whole_commands(
-    examples: int, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_commands(examples: int, command: str, tmp_path: Path) -> None:
     """In an empty folder, where there is nothing to work with."""
-    monkeypatch.chdir(tmp_path)
     nothing = ["--data", "none.npz"] if command == "train" else []
 
     def check(arguments: list[str]) -> None:

@@ -30,18 +30,21 @@ print(bool(size & 2))
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "chosen"),
+    ("may_use", "capabilities", "chosen"),
     [
-        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
-        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
-        ({"avx512_bf16": False, "avx512_f": True}, "float32"),
-        ({"architecture": "aarch64", "bf16": True}, "float32"),  # not tried
-        (None, "float32"),  # torch 2.6
+        ("AVX512", {"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ("AVX512", {"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ("AVX512", {"avx512_bf16": False, "avx512_f": True}, "float32"),
+        ("AVX2", {"avx512_bf16": True, "amx_bf16": True}, "float32"),  # ATEN_CPU_CAPABILITY=avx2
+        ("DEFAULT", {"avx512_bf16": True}, "float32"),  # ATEN_CPU_CAPABILITY=default
+        ("SVE256", {"architecture": "aarch64", "bf16": True}, "float32"),  # not tried
+        ("AVX512", None, "float32"),  # torch 2.6
     ],
 )
 def test_auto_is_what_the_processor_has_instructions_for(
-    monkeypatch: pytest.MonkeyPatch, capabilities: Any, chosen: str
+    monkeypatch: pytest.MonkeyPatch, may_use: str, capabilities: Any, chosen: str
 ) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: may_use)
     if capabilities is None:
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:

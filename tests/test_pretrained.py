@@ -24,11 +24,6 @@ from tests.forked import one_line
 IMAGES = Path(__file__).parent / "cifar10.png"
 
 
-@pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def described() -> dict[str, list[str]]:
     lines = (FOLDER / "README.md").read_text().splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]

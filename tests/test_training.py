@@ -16,8 +16,9 @@ from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
 from cifar_tl.freezing import freeze, transfer_model
 from cifar_tl.network import CifarNet
-from cifar_tl.recipe import ORIGINAL, TUNED, Recipe, rate_factor
+from cifar_tl.recipe import ORIGINAL, TUNED, Precision, Recipe, rate_factor
 from cifar_tl.training import EpochRecord, derive_seed, fit, make_optimizer
+from tests.conftest import noted_precisions
 
 SMALL = dataclasses.replace(TUNED, precision="float32", epochs=3, batch_size=32, by_size=False)
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -206,28 +207,17 @@ def test_cached_features_train_the_same_head_as_running_the_frozen_layers(
     assert [r.val_loss for r in records] == pytest.approx([r.val_loss for r in expected])
 
 
-def test_bf16_computes_in_bfloat16_and_keeps_weights_in_float32(
-    model: CifarNet, arrays: Arrays
-) -> None:
-    outputs: list[torch.dtype] = []
-    handle = model.features.register_forward_hook(lambda *seen: outputs.append(seen[2].dtype))
-    views, labels = arrays[0][:1, :30], arrays[1][:30]
-    recipe = dataclasses.replace(ORIGINAL, epochs=120, batch_size=30, precision="bf16")
-    fit(model, views, labels, views[0], labels, recipe)
-    assert set(outputs) == {torch.bfloat16}  # in training and in validation
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert evaluate(model, views[0], labels).accuracy == 1.0
-    outputs.clear()
-    fit(
-        model,
-        views,
-        labels,
-        views[0],
-        labels,
-        dataclasses.replace(recipe, precision="float32", epochs=1),
-    )
-    assert set(outputs) == {torch.float32}
-    handle.remove()
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_precision_is_that_of_all_layers_and_of_no_weight(precision: Precision) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    inputs, labels = torch.randn(30, 8), torch.arange(30) % 3
+    recipe = dataclasses.replace(ORIGINAL, lr=0.02, epochs=100, batch_size=30, precision=precision)
+    with noted_precisions() as found:  # in training and in validation
+        fit(module, inputs[None], labels, inputs, labels, recipe)
+    assert found == {{"float32": torch.float32, "bf16": torch.bfloat16}[precision]}
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert evaluate(module, inputs, labels).accuracy == 1.0  # it has learned
 
 
 def test_features_of_no_images_are_refused(model: CifarNet) -> None:

@@ -1,8 +1,7 @@
-"""What tests of the commands share: an empty folder, forked processes, remedies in messages."""
+"""What tests of the commands share: no CIFAR-10, remedies in messages."""
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from torchvision.datasets import CIFAR10
@@ -11,9 +10,8 @@ from tests.forked import one_line
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs each test in an empty folder, with CIFAR-10 out of reach."""
-    monkeypatch.chdir(tmp_path)
+def _without_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10 is out of reach."""
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/refuses")
 
 

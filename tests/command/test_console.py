@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from PIL import Image
 from cifar_tl.__main__ import COMMANDS
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command import evaluate
-from cifar_tl.data.shapes import CLASS_NAMES
+from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning
 from cifar_tl.network import CifarNet
@@ -27,21 +26,29 @@ from tests.forked import CLOSED_PIPE, ROOT, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
+# What takes for ever: the evaluation stops where it reads the model, the export where it writes.
+FOR_EVER = """
+def take_for_ever(*_, **__):
+    print("at work", flush=True)
+    time.sleep(1e6)
+{} = take_for_ever
+"""
+BUSY = {"evaluate": FOR_EVER.format("torch.load"), "export": FOR_EVER.format("os.fsync")}
 SUMMER = "\N{LATIN SMALL LETTER E WITH ACUTE}t\N{LATIN SMALL LETTER E WITH ACUTE}"
 
 
 @pytest.fixture
 def work(small_npz: Path) -> dict[str, list[str]]:
-    """For each command, arguments in the present folder that keep it busy for a while."""
+    """For each command, arguments in the present folder; two keep it busy for a long while."""
     torch.manual_seed(0)
-    settings = {"classes": [5, 6, 7, 8, 9], "class_names": list(CLASS_NAMES[5:])}
+    settings = {"classes": [5, 6, 7, 8, 9], "class_names": list(CIFAR10_CLASS_NAMES[5:])}
     save_model(Path("model.pt"), CifarNet(10), settings)
     Image.new("RGB", (40, 40), "red").save("picture.png")
     training = ["--data", str(small_npz), "--stage", "base", "--epochs", "1000"]
     return {
         "train": [*training, "--threads", "1", "--batch-size", "20"],
         "predict": ["--model", "model.pt", *["picture.png"] * 5000],
-        "evaluate": ["model.pt", "--data", "shapes"],
+        "evaluate": ["model.pt", "--data", str(small_npz)],
         "export": ["model.pt", "out"],
     }
 
@@ -55,11 +62,9 @@ def test_a_signal_is_one_line_and_its_exit_code(
     number: signal.Signals,
     code: int,
 ) -> None:
-    process = Command(zygote, [command, *work[command]])
-    if command in ("train", "predict"):
-        process.wait_until_printed({"train": "epoch ", "predict": "picture.png: "}[command])
-    else:
-        time.sleep(0.2)
+    process = Command(zygote, [command, *work[command]], before=BUSY.get(command, ""))
+    first = {"train": "epoch ", "predict": "picture.png: "}
+    process.wait_until_printed(first.get(command, "at work"))
     process.send(number)
     errors = process.end(code)
     assert errors.startswith(f"cifar-tl {command}: interrupted")

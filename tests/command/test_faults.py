@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,32 @@ from cifar_tl.data.cifar10 import download_cifar10
 from cifar_tl.disk import locked
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.stages import STAGES
-from tests.forked import ROOT, Command, one_line
+from tests.forked import PATIENCE, ROOT, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
 SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1"]
+
+# The disk takes its time once: a file or folder is being synced until there is a file "go".
+HELD_DISK = """
+fsync, syncs = os.fsync, []
+def held_fsync(descriptor):
+    syncs.append(descriptor)
+    if len(syncs) == {number}:
+        print("saving", flush=True)
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+    fsync(descriptor)
+os.fsync = held_fsync
+"""
+
+
+def start_and_hold(zygote: subprocess.Popen[str], arguments: Sequence[str], number: int) -> Command:
+    """Starts ``train`` and waits until it is syncing a file or folder, the first, second, ..."""
+    before = HELD_DISK.format(number=number)
+    process = Command(zygote, ["train", *arguments], before=before)
+    process.wait_until_printed("saving")
+    return process
 
 
 @pytest.fixture
@@ -48,10 +70,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     while killed < kills or not finished:
         output_dir = Path(f"killed{finished}")
         # Half of the time of a whole run, so that most runs are killed more than once.
-        kill_after = generator.uniform(0, duration / 2) if killed < kills else 300
+        killed_after = generator.uniform(1e-3, duration / 2) if killed < kills else PATIENCE
         command = [*arguments, "--output-dir", str(output_dir)]
-        code = Command(zygote, ["train", *command], kill_after=kill_after).exit_code()
-        if code == -signal.SIGKILL:
+        code = Command(zygote, ["train", *command], killed_after=killed_after).exit_code()
+        if code == -signal.SIGALRM:
             killed += 1
             continue
         assert code == 0
@@ -93,9 +115,9 @@ def test_a_signal_during_a_save_lets_it_complete(
     epoch: int,
     saved: set[str],
 ) -> None:
-    process = Command(zygote, ["train", *arguments, "--stage", "base"], slow_disk=True)
-    process.wait_until_saving(saving)
+    process = start_and_hold(zygote, [*arguments, "--stage", "base"], saving)
     process.send(number)
+    Path("go").touch()
     errors = process.end(code)
     assert "what was finished is saved. To go on: cifar-tl train --data /" in errors
     assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == epoch
@@ -105,11 +127,11 @@ def test_a_signal_during_a_save_lets_it_complete(
 def test_a_second_signal_ends_it_at_once(
     zygote: subprocess.Popen[str], arguments: list[str]
 ) -> None:
-    process = Command(zygote, ["train", *arguments, "--stage", "base"], slow_disk=True)
-    process.wait_until_saving(5)  # two for each file and its folder: this is the second epoch
+    # Two syncs for each file, its own and its folder's: the fifth is in the second epoch.
+    process = start_and_hold(zygote, [*arguments, "--stage", "base"], 5)
     process.send(signal.SIGINT)
-    time.sleep(0.05)  # two equal signals in one moment are one
-    process.send(signal.SIGINT)
+    process.send(signal.SIGTERM)  # another one: two equal signals in one moment are one
+    Path("go").touch()
     assert process.exit_code() == 130
     assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == 1
 
@@ -121,7 +143,8 @@ def test_a_write_error_keeps_what_was_there(
     stop_after_an_epoch(zygote, arguments)
     folder = Path("runs/small.npz/base")
     before = (folder / stages.LAST).read_bytes()
-    errors = Command(zygote, ["train", *arguments], file_size=100_000).end(1)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    errors = Command(zygote, ["train", *arguments], before=limit).end(1)
     assert (
         f"{folder / stages.LAST}: {os.strerror(errno.EFBIG)}; what was finished is saved" in errors
     )
@@ -131,9 +154,9 @@ def test_a_write_error_keeps_what_was_there(
 
 
 def stop_after_an_epoch(zygote: subprocess.Popen[str], arguments: list[str]) -> None:
-    process = Command(zygote, ["train", *arguments], slow_disk=True)
-    process.wait_until_saving()
+    process = start_and_hold(zygote, arguments, 1)
     process.send(signal.SIGTERM)
+    Path("go").touch()
     process.end(143)
 
 
@@ -141,8 +164,7 @@ def test_two_processes_never_share_a_folder(
     zygote: subprocess.Popen[str], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments += ["--stage", "base"]
-    process = Command(zygote, ["train", *arguments, "--epochs", "1000"], slow_disk=True)
-    process.wait_until_saving(2)
+    process = start_and_hold(zygote, arguments, 2)
     for extra in ([], ["--restart"]):
         assert main([*arguments, *extra]) == 1
         errors = capsys.readouterr().err

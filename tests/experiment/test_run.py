@@ -27,8 +27,9 @@ from cifar_tl.experiment.stages import EVERYTHING, HEAD, STAGES, Stage
 from cifar_tl.first_layer import separate_first_layer
 from cifar_tl.freezing import transfer_model
 from cifar_tl.network import CifarNet
-from cifar_tl.recipe import ORIGINAL, TUNED, Recipe
+from cifar_tl.recipe import ORIGINAL, TUNED, Precision, Recipe
 from cifar_tl.training import derive_seed, fit, seeded
+from tests.conftest import noted_precisions
 from tests.experiment.conftest import (
     SMALL,
     StopError,
@@ -115,21 +116,15 @@ def test_result_and_history_hold_the_promised_figures(
     assert text.count("validation: loss") == epochs
 
 
-def test_bf16_reaches_every_forward_pass_of_a_stage(small_data: Data, tmp_path: Path) -> None:
-    outputs: list[torch.dtype] = []
-
-    def note(module: nn.Module, _: object, output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d | nn.Linear) and len(output) > 1:  # 1: the layer table
-            outputs.append(output.dtype)
-
-    recipe = dataclasses.replace(SMALL, epochs=1, precision="bf16")
-    handle = register_module_forward_hook(note)
-    try:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_precision_reaches_every_forward_pass_of_a_stage(
+    tiny_npz: Path, tmp_path: Path, precision: Precision
+) -> None:
+    recipe = dataclasses.replace(SMALL, epochs=1, precision=precision, shift=0)
+    with noted_precisions() as found:
         for stage in ("base", "transfer"):
-            run_stage(stage, small_data, recipe, output_dir=tmp_path)
-    finally:
-        handle.remove()
-    assert set(outputs) == {torch.bfloat16}
+            run_stage(stage, load_data(tiny_npz), recipe, output_dir=tmp_path)
+    assert found == {{"float32": torch.float32, "bf16": torch.bfloat16}[precision]}
 
 
 def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(

@@ -103,17 +103,19 @@ def test_another_precision_is_refused_with_the_flag_that_goes_on(
 
 
 def test_auto_is_resolved_before_settings_are_compared(
-    small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(SMALL, precision="auto")
+    data = load_data(tiny_npz)
+    recipe = dataclasses.replace(SMALL, precision="auto", epochs=1)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for capabilities, precision in (({"amx_bf16": True}, "bf16"), ({}, "float32")):
         monkeypatch.setattr(
             torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False
         )
-        result = run_stage("base", small_data, recipe, output_dir=tmp_path / precision)
+        result = run_stage("base", data, recipe, output_dir=tmp_path / precision)
         assert result["precision"] == precision
     with pytest.raises(RunError, match="bf16 there, float32 now"):
-        run_stage("base", small_data, recipe, output_dir=tmp_path / "bf16")
+        run_stage("base", data, recipe, output_dir=tmp_path / "bf16")
 
 
 def test_every_neutral_value_is_one_of_the_recipe() -> None:

@@ -151,10 +151,7 @@ def test_a_base_that_was_there_before_is_named() -> None:
     assert "a base model of other classes, cifar10 help" in page(found).text
 
 
-def test_the_command_leaves_it(
-    own_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_command_leaves_it(own_classes: Path) -> None:
     shutil.copytree(own_classes, "mine")
     shutil.copytree("mine/train/ash", "mine/train/<script>")
     assert train.main(["--data", "mine", "--epochs", "1"]) == 0
