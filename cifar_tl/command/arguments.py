@@ -1,4 +1,4 @@
-"""What arguments of several commands may be: numbers within bounds, models, sources of data."""
+"""Arguments of several commands: numbers within bounds, models, sources of data."""
 
 import argparse
 import math
@@ -75,7 +75,7 @@ def fractions(text: str) -> tuple[float, ...]:
 
 
 def check_model(path: Path) -> None:
-    """Refuses a model that is not there or damaged."""
+    """Refuses a model that is missing or damaged."""
     if not is_pretrained(path) and not path.is_file():
         maker = called("train")
         raise UsageError(f"there is no model {path}: name another, or make one with {maker}")
@@ -83,7 +83,7 @@ def check_model(path: Path) -> None:
 
 
 def check_source(source: str, if_missing: str = "check the name") -> None:
-    """Refuses a source of data that can be none; if it is missing, says what to do."""
+    """Refuses a wrong source of data. ``if_missing`` says what to do if there is none."""
     if source == "":
         raise UsageError("--data: is empty; leave it out or name a source")
     if source != SHAPES and not Path(source).exists():

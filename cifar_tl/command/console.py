@@ -1,4 +1,4 @@
-"""The manners that all commands share: streams, signals, one-line errors, exit codes.
+"""What all commands share: the parser, signals, errors in one line, exit codes.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated.
 """
@@ -26,19 +26,19 @@ from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
 import_torch: Callable[[], object] = partial(import_module, "torch")  # takes seconds
-OUT_OF_MEMORY = re.compile(  # in what torch, oneDNN and Python say
+OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
-# In what torch says of a process that is gone.
+# In torch's messages about a process that is gone.
 LOST = re.compile("gloo/|NCCL|[Cc]onnection|failed to recv")
 
 
 class UsageError(Exception):
-    """The arguments make no sense; the message says what to do."""
+    """The arguments make no sense. The message says what to do."""
 
 
 class Interrupt(KeyboardInterrupt):
-    """Ctrl-C or a scheduler's SIGTERM; ``code`` is the exit code that stands for it."""
+    """Ctrl-C, or a scheduler's SIGTERM. ``code`` is the exit code for it."""
 
     code: int
 
@@ -48,13 +48,13 @@ class Interrupt(KeyboardInterrupt):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UsageError` instead of printing a usage text of many lines and exiting."""
+    """Raises `UsageError`. argparse would print a usage text of many lines and exit."""
 
     def __init__(self, name: str, description: str) -> None:
         super().__init__(prog=called(name), description=description, add_help=False)
 
     def add_group(self, title: str, example: str) -> Callable[..., Any]:
-        """Begins a group of options; returns what adds one to it."""
+        """Begins a group of options. Returns the function that adds an option to it."""
         return self.add_argument_group(title, f"such as: %(prog)s {example}").add_argument
 
     def add_help_options(self) -> None:
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         add("--version", action=_ShowVersion, nargs=0, help="print the versions and exit")
 
     def print_help(self, _: object = None) -> None:
-        """Prints the help; argparse's own would hide that it cannot be printed."""
+        """Prints the help. argparse's own function hides errors of the output."""
         say(self.format_help().rstrip())
 
     def error(self, message: str) -> NoReturn:
@@ -118,15 +118,15 @@ def run_command(
     load: Callable[[], object] = import_torch,
     go_on: Callable[[argparse.Namespace], str] | None = None,
 ) -> int:
-    """Runs a command; whatever ends it early becomes one line on standard error and an exit code.
+    """Runs a command. An error becomes one line on standard error and an exit code.
 
     Args:
         parser: Parses the arguments.
         argv: The arguments.
-        work: Does what they say and returns the exit code.
-        check: Raises `UsageError` for what makes no sense and can be known before the imports.
+        work: Does the work, and returns the exit code.
+        check: Raises `UsageError` for wrong arguments, before the imports.
         load: Does the imports that take seconds.
-        go_on: Says, when the work has been cut off, how to go on.
+        go_on: Says how to go on, if the work was cut off.
 
     Returns:
         The exit code.
@@ -181,19 +181,19 @@ def run_command(
 
 
 def say(line: str) -> None:
-    """Prints a line of results, of several processes once."""
+    """Prints a line of results. Of several processes, one prints."""
     if launch.speaks():
         print(line, flush=True)
 
 
 def warn(line: str) -> None:
-    """Prints a line on standard error, of several processes once."""
+    """Prints a line on standard error. Of several processes, one prints."""
     if launch.speaks():
         _write_error(line)
 
 
 def _write_error(line: str) -> None:
-    """Prints a line on standard error; if nobody reads errors either, the exit code tells."""
+    """Prints a line on standard error, if somebody reads it."""
     if sys.stderr is None:
         return
     with contextlib.suppress(OSError):
@@ -211,13 +211,13 @@ def _show_warning(
 
 
 def shows_progress() -> bool:
-    """Tells whether bars are of use: on a terminal."""
+    """Returns whether standard error is a terminal, where bars can be seen."""
     return launch.speaks() and sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
 def _handling(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handles signals in a function of ours and in the end as before, unless it came to leaving."""
+    """Handles signals with one function, and in the end as before."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -228,8 +228,8 @@ def _handling(numbers: Iterable[int], handler: Callable[[int, object], None]) ->
 
 
 def _signals_as_exceptions() -> contextlib.AbstractContextManager[None]:
-    """Raises `Interrupt` on Ctrl-C or SIGTERM; another signal then ends the process at once."""
-    # Whoever handles or ignores a signal already (a shell, for its background) is left alone.
+    """Raises `Interrupt` on Ctrl-C or SIGTERM. A second signal ends the process at once."""
+    # A signal that somebody else handles or ignores is left alone (a shell, for its background).
     defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     numbers = [n for n, default in defaults.items() if signal.getsignal(n) is default]
     is_main = threading.current_thread() is threading.main_thread()  # only it may handle signals
@@ -237,7 +237,7 @@ def _signals_as_exceptions() -> contextlib.AbstractContextManager[None]:
 
 
 def _leaving_at_once(say_why: Callable[[int], int]) -> contextlib.AbstractContextManager[None]:
-    """Ends the process on the first signal: an exception while torch is imported can crash it."""
+    """Ends the process on the first signal. An exception while torch is imported can crash it."""
 
     def leave_with_message(number: int, _: object) -> NoReturn:
         os._exit(say_why(128 + number))

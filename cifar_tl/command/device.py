@@ -1,4 +1,4 @@
-"""Where ``train`` computes: the device that was asked for, and what else the machine has."""
+"""The device on which ``train`` computes."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,17 @@ CPU, AUTO = "cpu", "auto"
 def choose_device(
     name: str | None, precision: str | None, log: Callable[[str], object], *, separate: bool = False
 ) -> str:
-    """Finds the device of this process; of several on a machine, each has an accelerator.
+    """Finds the device of this process. Several processes have an accelerator each.
 
     Args:
-        name: As torch names it, or ``"auto"``; None: the documented experiment's.
-        precision: What it must be able to compute in, if anybody has said it.
-        log: Told when an accelerator lies idle.
-        separate: Each process works by itself: several may use one accelerator.
+        name: As torch names it, or ``"auto"``. None: the CPU, as documented.
+        precision: The precision that was asked for. None: any.
+        log: Called if an accelerator lies idle.
+        separate: Each process works by itself. Then several may use one accelerator.
 
     Raises:
-        UsageError: If it does not exist, or lacks the precision, or is one for several processes.
+        UsageError: If the device does not exist, lacks the precision, or is one for several
+            processes that work together.
     """
     import torch
 
@@ -50,7 +51,7 @@ def choose_device(
 
 
 def check_device(name: str, precision: str | None) -> None:
-    """Fails before any work is done if the device does not exist or lacks the precision."""
+    """Raises `UsageError` if the device does not exist or lacks the precision."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""``cifar-tl evaluate``: a trained model on the images of a data source."""
+"""``cifar-tl evaluate``: measures a trained model on the images of a data source."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def select_examples(
     classes: Mapping[int, str],
     data: "Data",
 ) -> "LabeledImages":
-    """Selects the images to measure on, and refuses those of which a figure would mislead."""
+    """Selects the images to measure on. Refuses images whose accuracy would mislead."""
     from cifar_tl.data.examples import select_classes
 
     expected = dict(enumerate(data.class_names))

@@ -1,4 +1,4 @@
-"""``cifar-tl export``: a trained model as files for programs without this package."""
+"""``cifar-tl export``: writes a trained model for programs without this package."""
 
 import argparse
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def make_parser() -> Parser:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Checks that the model is there, and that there is a place for the files."""
+    """Checks that there is the model, and a folder for the files."""
     check_model(options.model)
     if options.out.name in ("", ".."):
         raise UsageError(f"{options.out}: names no file: add its name")
@@ -41,7 +41,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Writes the files that can be written."""
+    """Writes the .pt2 file, and the .onnx file if its packages are installed."""
     from cifar_tl.checkpoint import read_named_model
     from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
 

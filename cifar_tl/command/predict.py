@@ -1,4 +1,4 @@
-"""``cifar-tl predict``: names what is in pictures."""
+"""``cifar-tl predict``: names the classes of pictures."""
 
 import argparse
 import contextlib
@@ -46,14 +46,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Checks that the model and some of the pictures are there."""
+    """Checks that there is the model, and at least one picture."""
     check_model(model_of(options))
     if not any(path.exists() for path in options.images):
         raise UsageError(f"there is no file {options.images[0]}: check the path")
 
 
 def name_images(options: argparse.Namespace) -> int:
-    """Names what is in each picture; what cannot be read is reported, and the rest done."""
+    """Names the classes of each picture. Damaged files are reported, and the rest is done."""
     from cifar_tl.checkpoint import read_named_model
     from cifar_tl.data.pictures.read import read_image
     from cifar_tl.prediction import predict
@@ -90,7 +90,7 @@ def name_images(options: argparse.Namespace) -> int:
 
 
 def model_of(options: argparse.Namespace) -> Path:
-    """Returns the model that the arguments name or mean."""
+    """Returns the model: the default if none is named."""
     return Path(DEFAULT_MODEL) if options.model is None else options.model
 
 
@@ -101,7 +101,7 @@ def listing(classes: Sequence[str]) -> str:
 
 
 def newest_own_model(output_dir: Path) -> Path | None:
-    """Finds, in the folder of results on one's own classes that is the newest, the best model."""
+    """Finds the best model on the user's own classes, in the newest folder of results."""
     found = []
     for path in output_dir.glob(f"*/*/**/{RESULT}"):
         model, folder = path.with_name(MODEL), path.relative_to(output_dir).parts[0]

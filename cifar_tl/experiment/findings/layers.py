@@ -20,7 +20,7 @@ class Layer(NamedTuple):
 
 
 def layers(model: CifarNet) -> list[Layer]:
-    """Lists the eight documented layers, with the shapes that they really put out."""
+    """Lists the eight documented layers, with the real shapes of their outputs."""
     rows: list[Layer] = []
     output = model.preprocess(torch.zeros(1, *IMAGE_SHAPE, device=model.mean.device))
     with torch.no_grad():

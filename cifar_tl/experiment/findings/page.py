@@ -1,4 +1,4 @@
-"""One page to show: the comparison, its pictures and all that it depends on, in a single file."""
+"""The page ``report.html``: the comparison and its pictures, in one file."""
 
 import base64
 import html
@@ -7,7 +7,7 @@ from typing import Any
 
 from cifar_tl.experiment.findings import comparison as words
 from cifar_tl.experiment.findings.results import class_rows, confused_lines, doubt, recipe_line
-from cifar_tl.experiment.stages import STAGES, control
+from cifar_tl.experiment.stages import STAGES, control, takes_base
 from cifar_tl.names import count, printable
 from cifar_tl.outputs import outputs_of
 
@@ -59,7 +59,7 @@ def page(
     pictures: Mapping[str, bytes],
     command: str,
 ) -> str:
-    """Writes the page, in HTML that needs nothing else: no other file, no network, no script.
+    """Writes the page. It needs no other file, no network and no script.
 
     Args:
         comparison: The content of ``comparison.json``, from `compare`.
@@ -93,7 +93,8 @@ def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, 
     old = results.get("base", {}).get("class_names")
     names = _listed(scratch["class_names"])
     start = f"a small network that knows {_listed(old)}" if old else "a base model of other classes"
-    if not old and (path := results["transfer"].get("parent_path")):
+    path = next(result.get("parent_path") for name, result in results.items() if takes_base(name))
+    if not old and path:
         start += f", <code>{_text(path)}</code>"
     notes = "".join(f"<li>{_text(note)}</li>\n" for note in scratch.get("data_notes", ()))
     return [

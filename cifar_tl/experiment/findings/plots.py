@@ -1,7 +1,6 @@
 """Pictures of finished runs, drawn from their files with matplotlib, an optional extra.
 
-Colours are those of Okabe and Ito (2008, "Color Universal Design"), which colour-blind people can
-tell apart; lines differ in markers and dashes, too, so that they can be told apart in grey.
+Lines differ in colour, marker and dashes. So they can be told apart in grey, too.
 """
 
 import contextlib
@@ -43,7 +42,7 @@ SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
 
 def draw_stage(folder: Path, data: Data) -> None:
-    """Draws the pictures of a finished stage into its folder, over those that are there."""
+    """Draws the pictures of a finished stage into its folder."""
     result, rows = _read(folder)
     model, _, outputs = read_named_model(folder / stages.MODEL)
     _, validation = data.train_and_validation(outputs.classes)
@@ -62,9 +61,11 @@ def draw_stage(folder: Path, data: Data) -> None:
 
 
 def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> None:
-    """Draws the comparison of some stages, of one seed or several, into the data's folder.
+    """Draws the comparison of stages, of one seed or several, into the data's folder.
 
-    A folder of a base may be there that has nothing to do with the others: it is not among them.
+    Args:
+        places: A place for each seed.
+        names: The stages. Base is not among them if the others used another base.
     """
     read = [{stage: _read(place.of(stage)) for stage in names} for place in places]
     result = read[0][stages.control()][0]
@@ -95,7 +96,7 @@ def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> Non
 
 
 def draw_images(folder: Path) -> None:
-    """Draws accuracy against the number of images into the data's folder, by its comparison."""
+    """Draws accuracy against the number of images, from the comparison in the data's folder."""
     content = json.loads((folder / stages.COMPARISON[0]).read_text(encoding="utf-8"))
     with _drawing(), locked(folder, wait=True):
         figure = images(content["sizes"], f"{printable(content['data'])}, {content['recipe']}")
@@ -137,7 +138,7 @@ def curves(records: Sequence[EpochRecord], title: str) -> Figure:
 
 
 def confusion(counts: Sequence[Sequence[int]], outputs: Outputs, title: str) -> Figure:
-    """Draws which class is taken for which, in percent of each class.
+    """Draws the confusion matrix, in percent of each class.
 
     ``counts`` has a row for each class and a column for each output of the model.
     """
@@ -221,10 +222,10 @@ def comparison(
     """Draws validation accuracy against time for transfer, transfer and finetuning, and scratch.
 
     Args:
-        histories: The epochs of the stages on the new classes, in their order, for each seed.
-        seconds_base: How long the base model took, or None if it was there before.
-        title: What they are of.
-        seconds_reading: What each stage's time has of reading, which is needed only once.
+        histories: For each stage on the new classes, the epochs of each seed.
+        seconds_base: How long the base model took. None: it was there before.
+        title: The title.
+        seconds_reading: How long reading took. It is in the time of each stage, and counts once.
         documented: Mark the documented result.
     """
     figure = Figure(figsize=(8.5, 5), layout="constrained")
@@ -293,7 +294,7 @@ def _draw_spread(
     points: Sequence[tuple[float, float]],
     histories: Sequence[Sequence[HistoryRow]],
 ) -> str:
-    """Draws the standard deviation over the seeds around a stage's epochs; returns the last."""
+    """Draws a band of the standard deviation over seeds. Returns the last deviation in words."""
     if len(histories) == 1:
         return ""
     spreads = [
@@ -337,7 +338,7 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 
 def _mark_documented(ax: Axes) -> None:
-    """Marks the documented result, at the right edge if it lies beyond it."""
+    """Marks the documented result. If it is beyond the right edge, the mark is at the edge."""
     seconds = min(DOCUMENTED_SECONDS, ax.get_xlim()[1])
     marker = "*" if seconds == DOCUMENTED_SECONDS else ">"
     place = (seconds, DOCUMENTED_ACCURACY)
@@ -358,7 +359,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[HistoryRow]]:
 def _tiles(
     ax: Axes, images: Tensor, columns: int, *, gap: float, gap_above: float | None = None
 ) -> list[tuple[float, float]]:
-    """Shows images ``(N, 3, height, width)`` in rows, each one unit wide; returns their corners."""
+    """Shows images ``(N, 3, height, width)`` in rows, one unit wide. Returns their corners."""
     above = gap if gap_above is None else gap_above
     corners = [
         (place % columns * (1 + gap), place // columns * (1 + above))
@@ -383,14 +384,14 @@ def _short(name: str, most: int = 14) -> str:
 
 
 def label_accuracy(ax: Axes, label: str) -> None:
-    """Labels the vertical axis, after the data is there: it ends at 100 %."""
+    """Labels the vertical axis, which ends at 100 %. The data must be drawn before."""
     ax.set_ylabel(label)
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
     ax.set_ylim(top=min(1.01, ax.get_ylim()[1]))
 
 
 def plain(ax: Axes) -> None:
-    """Leaves of the frame only two axes and a light grid."""
+    """Leaves two axes and a light grid of the frame."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
@@ -398,7 +399,7 @@ def plain(ax: Axes) -> None:
 
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
-    """The names of classes and folders may hold any character, dollar signs among them."""
+    """Sets matplotlib up for names with any character, such as dollar signs."""
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # shown as boxes
         yield

@@ -1,4 +1,4 @@
-"""What a stage's results say, for people and for programs."""
+"""The results of one stage, for people and for programs."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ FEW_IMAGES = 1000  # fewer make an accuracy uncertain by some points
 
 
 class StageResult(TypedDict, total=False):
-    """The content of ``result.json``: what a stage was and what came out; and its recipe's values.
+    """The content of ``result.json``: what was trained, with which values, and what came out.
 
     ``val_confusion`` has a row for each class and a column for each output. Accuracies are
     fractions, None without images; seconds of reading are those of the last run alone.
@@ -74,7 +74,7 @@ class StageResult(TypedDict, total=False):
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """Says in one line what happened in one of so many epochs."""
+    """Says in one line what happened in an epoch."""
     return (
         f"epoch {record.epoch:{len(str(epochs))}}/{epochs}"
         f"  training: loss {record.train_loss:.4f}, accuracy {record.train_accuracy:7.2%}"
@@ -84,12 +84,12 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 
 
 def is_shown(epoch: int, epochs: int) -> bool:
-    """Tells whether a person wants to see an epoch: the first, about twenty more, and the last."""
+    """Returns whether an epoch is printed: the first, about twenty more, and the last are."""
     return epoch in (1, epochs) or epoch % math.ceil(epochs / 20) == 0
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """Says in one line what came out of a stage, by the content of its ``result.json``."""
+    """Says in one line what came out of a stage, from its ``result.json``."""
     accuracy = result["test_accuracy"]
     tested = "no test images" if accuracy is None else f"test accuracy {accuracy:.2%}"
     return (
@@ -100,7 +100,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def doubt(result: Mapping[str, Any]) -> str:
-    """Says how uncertain the validation accuracy is, where few images judge."""
+    """Says how uncertain the validation accuracy is, if few images judge."""
     if result["images_validation"] >= FEW_IMAGES:
         return ""
     low, high = wilson_interval(result["val_accuracy"], result["images_validation"])
@@ -150,7 +150,7 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
 
 
 def recipe_line(result: Mapping[str, Any]) -> str:
-    """Lists the values that a stage used of its recipe."""
+    """Lists the values of the recipe that a stage used."""
     names = [field.name for field in dataclasses.fields(Recipe) if field.name in result]
     return f"Recipe {result['recipe']}: {', '.join(f'{name} {result[name]}' for name in names)}"
 
@@ -271,7 +271,7 @@ def confused_lines(confusion: Sequence[Sequence[int]], outputs: Outputs) -> list
 
 
 def table(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
-    """Makes a table in Markdown, to be pasted into a report; see `align`."""
+    """Makes a table in Markdown. The arguments are those of `align`."""
     lines = [f"| {line} |" for line in align(rows, alignments, between=" | ", strip=False)]
     rules = [
         f"{'-' * (len(cell) - 1)}{'-' if alignment == '<' else ':'}"
@@ -283,7 +283,7 @@ def table(rows: Sequence[Sequence[str]], alignments: str) -> list[str]:
 def align(
     rows: Sequence[Sequence[str]], alignments: str, between: str = "  ", *, strip: bool = True
 ) -> list[str]:
-    """Makes lines of a table's rows; ``alignments`` has ``<`` or ``>`` for each column."""
+    """Makes a line of each row. ``alignments`` has ``<`` or ``>`` for each column."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
