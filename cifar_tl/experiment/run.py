@@ -21,7 +21,6 @@ from cifar_tl.data.examples import (
     stratified_prefix,
 )
 from cifar_tl.data.views import make_views, shift_randomly
-from cifar_tl.disk import locked
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
 from cifar_tl.experiment.findings.layers import layers
 from cifar_tl.experiment.findings.results import (
@@ -34,7 +33,7 @@ from cifar_tl.experiment.findings.results import (
 from cifar_tl.experiment.folder import History, RunFolder
 from cifar_tl.experiment.parents import Parent, load_parent
 from cifar_tl.experiment.settings import plan_values, run_settings
-from cifar_tl.experiment.sharing import shared
+from cifar_tl.experiment.sharing import held
 from cifar_tl.experiment.stages import HEAD, STAGES, Place, stage_classes, takes_base
 from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
 from cifar_tl.freezing import count_parameters, freeze, transfer_model, unfreeze
@@ -122,15 +121,10 @@ def run_stage(
     digest = parent.digest if parent else None
     settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest)
     folder = RunFolder(place.of(stage), settings)
-    with contextlib.ExitStack() as held:
-        writes = group is None or held.enter_context(shared(folder, group))
-        if (finished := folder.finished()) is not None:
+    with held(folder, group) as (writes, finished):
+        if finished is not None:
             log(f"{stage}: finished before, in {printable(str(folder.path))}")
             return cast(StageResult, finished)
-        if group is None:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder.path))
-
         images = _examples(data, outputs, train_fraction)
         model = _starting_model(stage, plan, parent, outputs, images.train, int(seed)).to(on)
         part = model.classifier if STAGES[stage].trains == HEAD else model
@@ -141,16 +135,14 @@ def run_stage(
         log(f"{stage}: {_announcement(plan, parent, images, outputs, history)}")
 
         views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
-        inputs, val_inputs = (
-            to_device_if_it_fits(x, on) for x in (views, images.validation.images)
-        )
+        inputs = to_device_if_it_fits(views, on)
+        val_inputs = to_device_if_it_fits(images.validation.images, on)
         if part is not model:  # frozen layers have no randomness: one pass serves all epochs
             begin, bar = time.perf_counter(), f"{stage} features" if progress else None
             with autocast(plan.precision, on):
                 inputs, val_inputs = _features(model, inputs, val_inputs, bar, group)
-            seconds = time.perf_counter() - begin
+            history.seconds_features += (seconds := time.perf_counter() - begin)
             log(f"{stage}: frozen features of all these images in {seconds:.2f} s")
-            history.seconds_features += seconds
 
         def on_epoch(record: EpochRecord) -> None:
             history.add(record)
@@ -177,14 +169,13 @@ def run_stage(
             )
         with autocast(plan.precision, on):
             confusion = confusion_matrix(part, val_inputs, images.validation.labels, group=group)
-            tested = evaluate(model, *images.test, group=group) if len(images.test.labels) else None
+            tested = _test_figures(model, images.test, group)
         result = {
             **plan_values(stage, plan),
             **settings,
             **_description(data, parent, images, model),
             **confusion_figures(confusion, outputs),
-            "test_accuracy": tested.accuracy if tested else None,  # None: there are no test images
-            "test_loss": tested.loss if tested else None,
+            **tested,
             **history.figures(),
             "seconds_reading": seconds_reading,  # of this call alone
             "environment": {**environment(device, processes), **data.software},
@@ -316,6 +307,17 @@ def _announcement(
         + f", {count(plan.epochs, 'epoch')}"
         + (f", going on after epoch {done}" if done else "")
     )
+
+
+def _test_figures(
+    model: CifarNet, test: LabeledImages, group: "ProcessGroup | None"
+) -> dict[str, float | None]:
+    """Measures the model on the test images, once. Without images the figures are None."""
+    found = evaluate(model, *test, group=group) if len(test.labels) else None
+    return {
+        "test_accuracy": found.accuracy if found else None,
+        "test_loss": found.loss if found else None,
+    }
 
 
 def _description(

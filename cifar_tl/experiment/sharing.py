@@ -1,4 +1,4 @@
-"""A run's folder for the processes of a group, maybe on several machines.
+"""A run's folder, kept to one process or to a group, maybe on several machines.
 
 One process on each machine writes, or one for all machines if they see the same folder. A machine
 that comes back, or is new, gets the files of the others. So all go on from the same epoch.
@@ -10,7 +10,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
@@ -25,16 +25,34 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def shared(folder: RunFolder, group: "ProcessGroup") -> Iterator[bool]:
-    """Makes a run's folder the same for all, and keeps it to this group until all are done.
+def held(
+    folder: RunFolder, group: "ProcessGroup | None"
+) -> Iterator[tuple[bool, dict[str, Any] | None]]:
+    """Keeps a run's folder to this process, or to a group of processes, until they are done.
+
+    A finished run is not kept: many may read it.
 
     Yields:
-        Whether this process writes in it.
+        Whether this process writes in it, and the result if the run is finished.
 
     Raises:
         RunError: If it holds a run with other settings, or the processes have different ones.
-        LockedError: If a process outside the group is at work in it.
+        LockedError: If another process is at work in it.
     """
+    if group is not None:
+        with _shared(folder, group) as writes:
+            yield writes, folder.finished()
+    elif (result := folder.finished()) is not None:
+        yield False, result
+    else:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with locked(folder.path):
+            yield True, None
+
+
+@contextlib.contextmanager
+def _shared(folder: RunFolder, group: "ProcessGroup") -> Iterator[bool]:
+    """Makes a run's folder the same for all processes, and keeps it to them."""
     try:  # the digest of the model to start from is a setting, too
         check_same(group, **folder.settings)
     except ValueError as error:
