@@ -178,7 +178,9 @@ def run_keras(path: Path, report: Report) -> None:
 
 
 def run_dataloader(path: Path, report: Report, *, num_workers: int = 0) -> None:
+    sys.path.insert(0, str(ROOT / "examples"))
     import torch
+    from documented import make_network
     from PIL import Image
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, Dataset
@@ -217,25 +219,11 @@ def run_dataloader(path: Path, report: Report, *, num_workers: int = 0) -> None:
             report(time.perf_counter() - start, correct / len(half.val_y))
 
     torch.manual_seed(0)
-    features = nn.Sequential(
-        nn.Conv2d(3, 32, 5),
-        nn.ReLU(),
-        nn.Conv2d(32, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 8, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.42),
-    )
-    for classes, outputs in ((range(5), 5), (range(5, 10), 10)):
-        model = nn.Sequential(features, nn.Linear(800, 128), nn.ReLU(), nn.Linear(128, outputs))
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad:
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        train(model, read_half(path, classes))
-        features.requires_grad_(False)
+    base = make_network(outputs=5)
+    train(base, read_half(path, range(5)))
+    features = base[0].requires_grad_(False)
+    _, classifier = make_network(outputs=10)
+    train(nn.Sequential(features, classifier), read_half(path, range(5, 10)))
 
 
 PEERS: dict[str, Callable[[Path, Report], None]] = {

@@ -83,6 +83,20 @@ def test_loop(
     assert len(percentages(output)) == 1
 
 
+def test_documented(
+    small_npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """test_documented.py has the rest."""
+    with torch.random.fork_rng(devices=[]):
+        run_example("documented.py", small_npz, 2, monkeypatch=monkeypatch)
+    output = capsys.readouterr().out
+    assert len(percentages(output)) == 3 * (2 + 1)
+    assert re.findall(r"^(\w+): test accuracy", output, flags=re.MULTILINE) == [
+        *("base", "transfer", "scratch")
+    ]
+    assert len(re.findall(r"\d\.\d s", output)) == 3 * 2 + 1  # epochs, and the frozen features
+
+
 def test_every_example_has_a_test() -> None:
     tested = Path(__file__).read_text(encoding="utf-8")
     for path in (ROOT / "examples").glob("*.py"):

@@ -186,6 +186,20 @@ def test_no_modules_import_each_other() -> None:
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
+def test_the_map_names_every_file_and_no_other() -> None:
+    """The map in README.md, and the files that it leaves out in CONTRIBUTING.md."""
+    more = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    trees = [
+        re.findall(r"[\w/]+\.py", text[text.index(start) :].split("```")[1])
+        for text, start in ((README, "## The map"), (more, "## Inside the folders"))
+    ]
+    named = [Path(name).name for tree in trees for name in tree]
+    assert len(named) == len(set(named))
+    files = {path.name for path in MODULES.values()}
+    doors = {"documented.py", "hubconf.py", "train.py"}
+    assert {*named, *(f"{command}.py" for command in COMMANDS)} == files | doors
+
+
 # The documents
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
