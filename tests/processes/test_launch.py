@@ -1,71 +1,17 @@
 """What the processes of a launch do once: for all of it, or for a machine."""
 
-import json
 import os
 import re
-import socket
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from cifar_tl.processes.launch import once_a_launch
-from tests.forked import run_forked
+from cifar_tl.processes.launch import divided_threads, once_a_launch
+from tests.processes.launched import in_all
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-
-# Forks the processes of two machines, two on each, with what torchrun would tell them.
-MACHINES = """
-import json, os, sys, time, traceback
-from pathlib import Path
-import torch
-from torch import distributed
-from cifar_tl import *
-from cifar_tl.processes import launch
-from cifar_tl.command.train import main
-
-launch.TIME_TO_BE_ENDED = 0.1  # by whom? Here is no torchrun
-results = []
-
-def in_all(work):
-    pids = []
-    for rank in range(4):
-        pids.append(os.fork())
-        if pids[-1] == 0:
-            code = 1
-            try:
-                machine = Path(f"machine{rank // 2}").absolute()
-                machine.mkdir(exist_ok=True)
-                os.chdir(machine)
-                os.environ.update(
-                    RANK=str(rank), WORLD_SIZE="4", LOCAL_RANK=str(rank % 2),
-                    LOCAL_WORLD_SIZE="2", GROUP_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test",
-                    TORCHELASTIC_USE_AGENT_STORE="False", TORCHELASTIC_RESTART_COUNT="0",
-                    TORCHELASTIC_ERROR_FILE=f"{machine}/logs/attempt_0/{rank % 2}/error.json",
-                    MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1],
-                )
-                Path("logs").mkdir(exist_ok=True)
-                Path(f"../{rank}.json").write_text(json.dumps(work()))
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-    assert not any(os.waitpid(pid, 0)[1] for pid in pids)
-    results.append([json.loads(Path(f"{rank}.json").read_text()) for rank in range(4)])
-    Path("results.json").write_text(json.dumps(results))
-"""
-
-
-def in_all(zygote: subprocess.Popen[str], program: str) -> tuple[list[list[Any]], str]:
-    """Runs a program that calls ``in_all``; returns what each call found by rank, and errors."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    errors = run_forked(zygote, MACHINES + program, str(port))
-    return json.loads(Path("results.json").read_text()), errors
 
 
 def test_a_result_is_made_once_a_machine_and_all_wait_for_the_slowest(
@@ -208,3 +154,22 @@ in_all(work)
 """
     found, _ = in_all(zygote, program)
     assert found == [["lost", "lost", "failed before", "lost"]]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(8, 2, 4), (8, 3, 2), (2, 4, 1), (8, 1, None)]
+)
+def test_the_processes_of_a_machine_divide_its_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, threads: int | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(processes))
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it
+    assert divided_threads() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # as the user has set it
+    assert divided_threads() is None
