@@ -14,19 +14,19 @@ compare with a control what that saves and costs. The parts, in the order in whi
 - results: `run_stage`, `save_model`, `load_model`, `predict`, `export_pt2`, `export_onnx`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 
-A whole transfer in a few lines, without files::
+A whole transfer in a few lines::
 
     data = load_data("shapes")
     train, validation = data.train_and_validation(data.new_classes)
     model = transfer_model(load_model("runs/shapes/base/model.pt"))
     features = extract_features(model.forward_features, train.images)
     val_features = extract_features(model.forward_features, validation.images)
-    recipe = TUNED.for_stage("transfer", len(features))
-    model.classifier.dropout.p = recipe.dropout
-    fit(model.classifier, features[None], train.labels, val_features, validation.labels, recipe)
+    plan = TUNED.for_stage("transfer", len(features))
+    model.classifier.dropout.p = plan.dropout
+    fit(model.classifier, features[None], train.labels, val_features, validation.labels, plan)
 
 Images are uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``, accuracies fractions, times seconds.
-Importing the package imports neither torch nor numpy: a name brings what it needs when it is first
+Importing the package imports neither torch nor numpy. A name imports its module when it is first
 used. All errors are a `CifarTLError`.
 """
 
