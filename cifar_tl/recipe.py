@@ -26,8 +26,8 @@ class Plan:
     `Recipe.for_stage` makes it. `Recipe` explains the fields, and these are different:
 
     Attributes:
-        normalize: False also where the stage starts from a model, and keeps its preprocessing.
-        first_layer: ``"random"`` also where the stage starts from a model, and keeps its layers.
+        normalize: None: the stage starts from a model, and keeps its preprocessing.
+        first_layer: None: the stage starts from a model, and keeps its first layer.
         precision: ``"auto"`` is left for the device to decide: `choose_precision`.
         shift: The largest random shift of each training image, in pixels.
         view_shift: The fixed shift of the further views of each image, in pixels: `make_views`.
@@ -37,8 +37,8 @@ class Plan:
     optimizer: Optimizer
     lr: float
     schedule: Schedule
-    normalize: bool
-    first_layer: FirstLayer
+    normalize: bool | None
+    first_layer: FirstLayer | None
     mirror: bool
     epochs: int
     batch_size: int
@@ -184,10 +184,10 @@ class Recipe:
         if num_images is None:
             return recipe
         plan = recipe._decide(num_images, share, mirror)
-        if stage == "transfer":
-            assert recipe.transfer_shift is not None  # decided above
-            plan = replace(plan, view_shift=recipe.transfer_shift)
-        return plan
+        if stage in ("base", "scratch"):
+            return plan
+        view_shift = (recipe.transfer_shift or 0) if stage == "transfer" else 0
+        return replace(plan, view_shift=view_shift, normalize=None, first_layer=None)
 
     def for_images(self, num_images: int) -> Plan:
         """Makes the plan of base and scratch: `for_stage` without mirror images."""
@@ -206,7 +206,6 @@ class Recipe:
             dropout=self.transfer_dropout,
             shift=0,  # the frozen features of an image are computed once
             transfer_shift=shift,
-            **_KEPT,
         )
 
     def _for_finetune(self, num_images: int | None) -> "Recipe":
@@ -218,7 +217,7 @@ class Recipe:
             epochs = max(1, round(FINETUNE_SHARE * others))
         if epochs is None or lr is None or (self.by_size and num_images is None):
             raise ValueError("what finetune does depends on num_images: say it")
-        return replace(self, epochs=epochs, lr=lr, **_KEPT)
+        return replace(self, epochs=epochs, lr=lr)
 
     def _decide(self, num_images: int, share: float, mirror: bool) -> Plan:
         """Decides what depends on the number of training images.
@@ -262,9 +261,6 @@ class Recipe:
 
 # The stages whose values a recipe holds. A row of the table of stages names one of them.
 STAGES_WITH_VALUES = ("base", "scratch", "transfer", "finetune")
-
-# A stage that starts from a model keeps its preprocessing and its first layer.
-_KEPT: dict[str, Any] = {"normalize": False, "first_layer": "random"}
 
 
 def epochs_for(num_images: int) -> int:

@@ -171,7 +171,7 @@ def run_stage(
             confusion = confusion_matrix(part, val_inputs, images.validation.labels, group=group)
             tested = _test_figures(model, images.test, group)
         result = {
-            **plan_values(stage, plan),
+            **plan_values(plan),
             **settings,
             **_description(data, parent, images, model),
             **confusion_figures(confusion, outputs),

@@ -8,7 +8,7 @@ from typing import Any
 
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import RunError
-from cifar_tl.experiment.stages import HEAD, STAGES
+from cifar_tl.experiment.stages import STAGES
 from cifar_tl.names import portable
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import NEUTRAL, Plan, Recipe
@@ -19,16 +19,12 @@ _WORDS = {  # of settings that say nothing to a person
 }
 
 
-def plan_values(stage: str, plan: Plan) -> dict[str, Any]:
-    """Lists the values of a plan that a stage uses, under the names that files give them."""
-    values = {
-        **vars(plan),
-        "shift": plan.view_shift if STAGES[stage].trains == HEAD else plan.shift,
-    }
-    unused = {"name", "view_shift"}
-    if STAGES[stage].parent is not None:  # it keeps the preprocessing and the layers of its model
-        unused |= {"normalize", "first_layer"}
-    return {name: value for name, value in values.items() if name not in unused}
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """Lists the values of a plan under the names that files give them."""
+    values = {**vars(plan), "shift": plan.view_shift or plan.shift}  # one of them is 0
+    kept = [name for name in ("normalize", "first_layer") if values[name] is None]
+    unlisted = ("name", "view_shift", *kept)
+    return {name: value for name, value in values.items() if name not in unlisted}
 
 
 def run_settings(
@@ -45,7 +41,7 @@ def run_settings(
     Values of the plan that change nothing are left out. ``parent_digest`` is the SHA-256 of the
     ``model.pt`` that the stage starts from.
     """
-    values = plan_values(stage, plan)
+    values = plan_values(plan)
     settings = {
         "stage": stage,
         "data": portable(data.name),

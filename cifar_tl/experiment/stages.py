@@ -19,31 +19,26 @@ class Stage:
         parent: The stage whose model it starts from. None: it starts from fresh weights.
         learns: It learns the base classes or the new classes.
         trains: `EVERYTHING` or `HEAD`.
-        recipe: Whose values of the recipe it uses: `Recipe.for_stage`.
         words: What it does, in a sentence.
         colour: Of its lines in pictures.
         marker: Of its points in pictures, as matplotlib names it.
         control: It is what transfer is compared with. One row is.
-
-    Raises:
-        ValueError: If ``trains`` and ``recipe`` do not fit: only transfer's values are for a head.
     """
 
     parent: str | None
     learns: Literal["base", "new"]
     trains: Literal["everything", "the classifier"]
-    recipe: Literal["base", "transfer", "finetune"]
     words: str
     colour: str
     marker: str
     control: bool = False
 
-    def __post_init__(self) -> None:
-        if (self.trains == HEAD) is not (self.recipe == "transfer"):
-            raise ValueError(
-                f"a stage that trains {self.trains} cannot use the recipe's values of "
-                f"{self.recipe}: those of transfer are for the classifier, and for nothing else"
-            )
+    @property
+    def recipe(self) -> Literal["base", "transfer", "finetune"]:
+        """Whose values of the recipe it uses: `Recipe.for_stage`."""
+        if self.trains == HEAD:
+            return "transfer"
+        return "base" if self.parent is None else "finetune"
 
 
 # In an order in which they can run. The colours are those of Okabe and Ito (2008, "Color Universal
@@ -53,7 +48,6 @@ STAGES = {
         parent=None,
         learns="base",
         trains=EVERYTHING,
-        recipe="base",
         words="The network learns the base classes.",
         colour="#777777",
         marker="D",
@@ -62,7 +56,6 @@ STAGES = {
         parent="base",
         learns="new",
         trains=HEAD,
-        recipe="transfer",
         words="The base model's convolutional layers are frozen. Only a new classifier learns.",
         colour="#0072B2",
         marker="o",
@@ -71,7 +64,6 @@ STAGES = {
         parent="transfer",
         learns="new",
         trains=EVERYTHING,
-        recipe="finetune",
         words="The transfer model goes on with nothing frozen.",
         colour="#D55E00",
         marker="^",
@@ -80,7 +72,6 @@ STAGES = {
         parent=None,
         learns="new",
         trains=EVERYTHING,
-        recipe="base",
         words="The control: the same network learns from fresh weights.",
         colour="#000000",
         marker="s",

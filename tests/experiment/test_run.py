@@ -561,10 +561,10 @@ def test_a_base_of_all_classes_leaves_none(small_npz: Path, tmp_path: Path) -> N
 def test_another_stage_is_a_line_in_the_table(
     finished: Path, small_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And it is trained as its row says, with the values of the recipe that its row names."""
+    """And it is trained as its row says, with the values of the recipe for such a stage."""
     look: dict[str, Any] = {"words": "One of mine.", "colour": "#009E73", "marker": "v"}
-    monkeypatch.setitem(STAGES, "direct", Stage("base", "new", EVERYTHING, "finetune", **look))
-    monkeypatch.setitem(STAGES, "head", Stage("direct", "new", HEAD, "transfer", **look))
+    monkeypatch.setitem(STAGES, "direct", Stage("base", "new", EVERYTHING, **look))
+    monkeypatch.setitem(STAGES, "head", Stage("direct", "new", HEAD, **look))
     shutil.copytree(finished, tmp_path / "small.npz")
     recipe = dataclasses.replace(SMALL, transfer_dropout=0.3, transfer_shift=1, finetune_epochs=1)
     results = {s: run_stage(s, small_data, recipe, output_dir=tmp_path) for s in ("direct", "head")}

@@ -68,7 +68,7 @@ def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 def listed(stage: str) -> dict[str, Any]:
     """The values that change nothing, as settings of before listed them."""
-    values = plan_values(stage, ORIGINAL.for_stage(stage, 160))
+    values = plan_values(ORIGINAL.for_stage(stage, 160))
     return {name: NEUTRAL[name] for name in values if name in NEUTRAL}
 
 
@@ -82,7 +82,7 @@ def test_values_that_change_nothing_are_no_part_of_the_settings(
     )
     recipe = dataclasses.replace(SMALL, precision="bf16", first_layer="whitened")
     found = settings_of(small_data, recipe, stage)
-    for name, value in plan_values(stage, recipe.for_stage(stage, 160, mirror=True)).items():
+    for name, value in plan_values(recipe.for_stage(stage, 160, mirror=True)).items():
         if value != NEUTRAL.get(name):
             assert found[name] == value
     assert {"schedule", "mirror", "weight_decay", "precision"} < found.keys()
@@ -210,7 +210,7 @@ def test_a_result_lists_every_value_of_the_recipe(
     written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
     plan = recipe.for_stage("base", 160, mirror=True)
     assert plan.mirror is (recipe.name == "tuned")
-    for name, value in plan_values("base", plan).items():
+    for name, value in plan_values(plan).items():
         assert result[name] == written[name] == value
     text = (tmp_path / "small.npz" / "base" / "results.txt").read_text()
     assert f"weight_decay {plan.weight_decay}" in text
@@ -263,10 +263,13 @@ def test_a_file_of_before_that_notes_no_peak_goes_on_to_the_same_weights(
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_row_says_nothing_that_cannot_be() -> None:
-    words: dict[str, Any] = {"words": "", "colour": "#000000", "marker": "o"}
-    wrong: list[Any] = [(HEAD, "finetune"), (HEAD, "base"), (EVERYTHING, "transfer")]
-    for trains, recipe in wrong:
-        with pytest.raises(ValueError, match=f"trains {trains} cannot use the recipe's values of"):
-            Stage("base", "new", trains, recipe, **words)
-    assert len([name for name, stage in STAGES.items() if stage.control]) == 1
+def test_what_a_stage_trains_decides_whose_values_it_uses() -> None:
+    look: dict[str, Any] = {"words": "", "colour": "#000000", "marker": "o"}
+    for parent, trains, recipe in (
+        (None, EVERYTHING, "base"),
+        ("base", HEAD, "transfer"),
+        ("base", EVERYTHING, "finetune"),
+        ("transfer", HEAD, "transfer"),
+    ):
+        assert Stage(parent, "new", trains, **look).recipe == recipe
+    assert [name for name, stage in STAGES.items() if stage.control] == ["scratch"]
