@@ -112,9 +112,8 @@ def read_images(
 def _in_threads(function: Callable[[int], Result], total: int, bar: str | None) -> list[Result]:
     """Calls a function with each number below ``total``, several at a time.
 
-    Ctrl-C stops it. An executor can hang then for ever: its locks are written in Python, and an
-    interrupt may come just before one is released. Here the main thread only waits for a queue
-    that is written in C.
+    An executor can hang for ever at Ctrl-C: the interrupt may come while the main thread holds a
+    lock of the executor. Here the main thread only waits for a queue that is written in C.
     """
     numbers = iter(range(total))  # shared by all threads
     done: SimpleQueue[tuple[int, Result] | BaseException] = SimpleQueue()
