@@ -1,7 +1,6 @@
 """Labelled images, and how they are divided: by class, by part, by fraction.
 
-Labels alone decide which images belong to a part. So the functions that end in ``rows`` take
-labels and return the rows of the images, and the others take images and use these functions.
+Labels alone decide this: functions that end in ``rows`` take labels and return rows of images.
 """
 
 import hashlib

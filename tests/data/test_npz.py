@@ -57,6 +57,23 @@ def test_fingerprint_notices_one_pixel_and_one_label(
     assert len({load_data(path).fingerprint for path in paths}) == 5
 
 
+def test_fingerprints_stay_so_that_runs_go_on(tmp_path: Path) -> None:
+    random, labels = np.random.default_rng(0), np.arange(240) % 10
+    images = random.integers(256, size=(240, 3, 32, 32), dtype=np.uint8)
+    arrays = (images[:200], labels[:200], images[200:], labels[200:])
+    held_out = {
+        "x_val": lambda _: images[100:200].transpose(0, 2, 3, 1),
+        "y_val": lambda _: labels[100:200],
+    }
+    fingerprints = {
+        "02cd5ce41b5c4ed40cf58565be72a17075414b7c340504a5ac5a52f2f8cd95f1": {},
+        "4f39aa746c0cefb0fcacc27b2b063393f023118584f634357166f47e09bd538b": held_out,
+    }
+    for fingerprint, added in fingerprints.items():
+        data = load_data(save_npz(tmp_path / "a.npz", arrays, **added))
+        assert data.fingerprint == fingerprint
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

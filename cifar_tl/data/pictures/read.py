@@ -8,12 +8,14 @@ import contextlib
 import functools
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -29,6 +31,7 @@ from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
 from cifar_tl.errors import ImageError, first_line
 from cifar_tl.progress import with_bar
 
+Result = TypeVar("Result")
 READING_RULES = 2  # counted up when the same file becomes other pixels
 
 _BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
@@ -88,14 +91,8 @@ def read_images(
         images[number] = torch.from_numpy(picture.pixels).permute(2, 0, 1)
         return None
 
-    with ThreadPoolExecutor() as executor:
-        try:
-            results = executor.map(read, range(len(paths)))
-            bar = "images" if progress else None
-            special = [found for found in with_bar(results, bar, len(paths)) if found is not None]
-        except BaseException:  # Ctrl-C must not wait for all of them
-            executor.shutdown(cancel_futures=True)
-            raise
+    read_all = _in_threads(read, len(paths), "images" if progress else None)
+    special = [found for found in read_all if found is not None]
     if damaged := [found for found in special if isinstance(found, str)]:
         raise ImageError(
             f"{len(damaged)} of {len(paths):,} images cannot be read, repair, replace or delete "
@@ -110,6 +107,42 @@ def read_images(
     if heif:
         software[HEIF_PACKAGE] = import_module(HEIF_PACKAGE).__version__
     return ReadImages(images, digests, levels, deep_images.notes(deep, levels), software)
+
+
+def _in_threads(function: Callable[[int], Result], total: int, bar: str | None) -> list[Result]:
+    """Calls a function with each number below ``total``, several at a time.
+
+    An executor can hang for ever at Ctrl-C: the interrupt may come while the main thread holds a
+    lock of the executor. Here the main thread only waits for a queue that is written in C.
+    """
+    numbers = iter(range(total))  # shared by all threads
+    done: SimpleQueue[tuple[int, Result] | BaseException] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            for number in numbers:
+                done.put((number, function(number)))
+        except BaseException as error:  # is raised in the main thread
+            done.put(error)
+
+    results: dict[int, Result] = {}
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(min(total, 32, (os.cpu_count() or 1) + 4)):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            threads.append(thread)
+        for _ in with_bar(range(total), bar, total):
+            found = done.get()
+            if isinstance(found, BaseException):
+                raise found
+            results[found[0]] = found[1]
+    finally:
+        for _ in numbers:  # after that, the threads find no more numbers
+            pass
+        for thread in threads:
+            thread.join()
+    return [results[number] for number in range(total)]
 
 
 def read_image(path: str | Path, white: Mapping[str, float] | None = None) -> Tensor:

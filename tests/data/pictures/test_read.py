@@ -128,21 +128,35 @@ def test_many_images_are_read_in_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_garbage_collection")
-def test_ctrl_c_does_not_wait_for_images_that_remain(tmp_path: Path) -> None:
-    path = save(Image.effect_noise((600, 600), 50), tmp_path / "a.png")
+@pytest.mark.parametrize("first", range(1, 40, 8))
+def test_ctrl_c_does_not_wait_for_images_that_remain(tmp_path: Path, first: int) -> None:
+    path = save(Image.effect_noise((300, 300), 50), tmp_path / "a.png")
     read = 0
 
     class Paths(list[Path]):
         def __getitem__(self, number: Any) -> Any:
             nonlocal read
             read += 1
-            if read == 20:
+            if read == first:
                 signal.raise_signal(signal.SIGINT)
             return super().__getitem__(number)
 
     with pytest.raises(KeyboardInterrupt):
         read_images(Paths([path] * 1000))
     assert read < 1000
+
+
+def test_whatever_goes_wrong_in_a_thread_is_raised(tmp_path: Path) -> None:
+    path = save(Image.new("L", (40, 40)), tmp_path / "a.png")
+
+    class Paths(list[Path]):
+        def __getitem__(self, number: Any) -> Any:
+            if number == 30:
+                raise MemoryError
+            return super().__getitem__(number)
+
+    with pytest.raises(MemoryError):
+        read_images(Paths([path] * 100))
 
 
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
