@@ -23,8 +23,8 @@ BASE_CLASSES = {"cifar5": None, "cifar10": "all"}
 TEXT = """# The trained models in this folder
 
 Each is [the documented network](../network.py) after the stage base: recipe {recipe}, seed
-{seed}, {epochs} epochs. It was not chosen among several. Use it by its name: `load_model("cifar10")`,
-`cifar-tl predict photo.jpg --model cifar10`.
+{seed}, {epochs} epochs. It was not chosen among several. Use it by its name:
+`load_model("cifar10")`, `cifar-tl predict photo.jpg --model cifar10`.
 
 - images: {images}
 - made by: `python benchmarks/pretrained.py {file}`
