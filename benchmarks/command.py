@@ -1,9 +1,10 @@
-"""Times the start of the command, and measures its peak memory.
+"""Measures how long the command takes to start, and its peak memory.
 
     python benchmarks/command.py cifar10.npz
 
-The data is any that ``--data`` takes. Start-up is compared in turn with a process that imports
-torch and makes one optimizer, memory with one that imports torch and nothing else. Linux and macOS.
+The argument is a source of data, as for ``--data``. The start is compared with a process that
+imports torch and makes one optimizer; both take turns. The memory is compared with a process that
+only imports torch. For Linux and macOS.
 """
 
 import argparse
@@ -27,7 +28,7 @@ MAKE_OPTIMIZER = "import os, torch; torch.optim.SGD([torch.zeros(1)]); os._exit(
 FIRST_STEP = """
 import os, sys
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-register_optimizer_step_pre_hook(lambda *_: os._exit(0))  # the first batch has been back-propagated
+register_optimizer_step_pre_hook(lambda *_: os._exit(0))  # after the first backward pass
 sys.path.insert(0, sys.argv.pop(1))
 from cifar_tl.__main__ import main
 sys.exit(main(["train", *sys.argv[1:]]) or "there was no training step")
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def run(arguments: list[str], expected_code: int = 0) -> tuple[float, float]:
-    """Runs Python to its end; returns its seconds and its peak memory in MB."""
+    """Runs Python in a process. Returns its seconds and its peak memory in MB."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

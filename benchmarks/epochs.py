@@ -1,12 +1,12 @@
-"""Draws accuracy against seconds: whole trainings of base, of one to twenty epochs.
+"""Draws accuracy against seconds: whole trainings of base, with one to twenty epochs.
 
     python benchmarks/epochs.py cifar10.npz
 
-Each training is one of its own, on a schedule of its own; the documented recipe has a constant
-learning rate, so that its shorter ones are the beginnings of its longest. Seconds are those from
-the start to the end of the last epoch, validation included, without reading the data. Seeds take
-turns, so that what slows the machine down for a while slows all of them: let nothing else run. The
-same command goes on where it stopped. Needs matplotlib.
+Each training has a schedule of its own. The documented recipe has a constant learning rate, so its
+shorter trainings are the beginnings of its longest. The seconds go from the start to the end of the
+last epoch. They include validation, and not the reading of the data. Let nothing else run. Each
+seed runs all trainings before the next seed does, so a slow minute of the machine hits all alike.
+The same command goes on where it stopped. It needs matplotlib.
 """
 
 import argparse
@@ -48,7 +48,7 @@ DOCUMENTED = 0.6903  # of the base stage, after ten epochs
 
 
 class Line(NamedTuple):
-    """A recipe, for how many epochs it is trained, and how it is drawn."""
+    """A recipe, its numbers of epochs, and its style in the picture."""
 
     recipe: Recipe
     epochs: tuple[int, ...]
@@ -84,7 +84,7 @@ LINES = {
 
 
 def main() -> None:
-    """Runs what is missing, prints the table and draws the picture."""
+    """Runs the missing trainings, prints the table, and draws the picture."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -112,7 +112,7 @@ def main() -> None:
 def train(
     data: Data, name: str, line: Line, seed: int, output_dir: Path
 ) -> dict[int, tuple[float, float]]:
-    """Runs a line's trainings with a seed; returns seconds and accuracy by their epochs."""
+    """Runs the trainings of a line with one seed. Returns seconds and accuracy by epochs."""
     images, validation = data.train_and_validation(data.base_classes)
     data = dataclasses.replace(
         data, train=stratified_prefix(images, line.part), validation=validation
@@ -132,7 +132,7 @@ def train(
 
 
 def table(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> str:
-    """Means and standard deviations."""
+    """Writes means and standard deviations."""
     lines = ["| recipe | epochs | seconds | validation accuracy |", "|---|---|---|---|"]
     for (name, epochs), (seconds, accuracy) in spreads.items():
         of_seconds = f"{seconds.mean:.1f} +- {seconds.deviation or 0:.1f}"
@@ -141,7 +141,7 @@ def table(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> str:
 
 
 def picture(spreads: dict[tuple[str, int], tuple[Spread, Spread]]) -> Figure:
-    """Draws means, with the standard deviations of the accuracies."""
+    """Draws the means, and the standard deviations of the accuracies."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     ax = figure.subplots()
     for name, line in LINES.items():

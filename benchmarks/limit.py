@@ -1,10 +1,10 @@
-"""Times this project against what the machine can do: how much is lost to anything but arithmetic.
+"""Compares the time of training with the time of its arithmetic alone.
 
     python benchmarks/limit.py
 
-The kernels are the convolutions and matrix products alone, forward and backward, on tensors of the
-same shapes and layout, one after the other in the order of a training step. What is compared takes
-turns in one process. The images are random: no time depends on what they show.
+Kernels are the convolutions and matrix products of a training step, forward and backward. They run
+one after the other, on tensors of the same shapes and layout. All that is compared takes turns in
+one process. The images are random, since no time depends on their content.
 """
 
 import argparse
@@ -79,12 +79,12 @@ def compare_steps(images: Tensor, labels: Tensor) -> None:
 
 
 def compare_transfer(images: Tensor, labels: Tensor) -> None:
-    """The transfer stage but for files, against inference passes and the head's products."""
+    """Compares the transfer stage, without files, with its inference and the head's products."""
     model = transfer_model(CifarNet(num_classes=5))
     train, validation = images.split([TRAIN, VALIDATION])
     train_labels, val_labels = labels.split([TRAIN, VALIDATION])
     recipe = dataclasses.replace(TUNED.for_stage("transfer", TRAIN), precision="float32")
-    model.dropout = recipe.dropout or 0.0  # of classifiers to come
+    model.dropout = recipe.dropout or 0.0  # of the next classifiers
     batch = model.preprocess(train[:BATCH])
     train_step, _ = make_head_kernels(TUNED.transfer_batch_size)
     _, val_step = make_head_kernels()
@@ -139,13 +139,13 @@ def compare_sizes(images: Tensor, labels: Tensor) -> None:
 
 
 def train_seconds(model: CifarNet, images: Tensor, labels: Tensor, recipe: Recipe) -> float:
-    """Trains one epoch and returns its seconds without validation."""
+    """Trains one epoch. Returns its seconds without validation."""
     recipe = dataclasses.replace(recipe, epochs=1)
     return fit(model, images[None], labels, images[:1], labels[:1], recipe)[0].seconds_train
 
 
 def make_step_kernels() -> Callable[[], None]:
-    """Makes a function that runs the kernels of one base training step and nothing else."""
+    """Makes a function that runs the kernels of one base training step, and nothing else."""
     images, pooled = channels_last(BATCH, 3, 32, 32), channels_last(BATCH, 16, 12, 12)
     grad2, grad3 = channels_last(BATCH, 16, 24, 24), channels_last(BATCH, 8, 10, 10)
     weight1, weight2 = channels_last(32, 3, 5, 5), channels_last(16, 32, 5, 5)
@@ -184,7 +184,7 @@ def make_step_kernels() -> Callable[[], None]:
 def make_head_kernels(
     batch_size: int = BATCH, num_classes: int = 10, input_gradient: bool = False
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Makes functions that run the matrix products of a head's training and validation step."""
+    """Makes two functions: the matrix products of a training step of a head, and of validation."""
     features, hidden, logits = (torch.randn(batch_size, size) for size in (800, 128, num_classes))
     weight1, weight2 = torch.randn(128, 800), torch.randn(num_classes, 128)
     bias1, bias2 = torch.zeros(128), torch.zeros(num_classes)
@@ -203,12 +203,12 @@ def make_head_kernels(
 
 
 def channels_last(*shape: int) -> Tensor:
-    """Draws a tensor in the layout in which the convolutions work fastest."""
+    """Draws a tensor in the memory layout that is fastest for convolutions."""
     return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
 
 def seconds(function: Callable[[], object], times: int = 1) -> float:
-    """Times a number of calls together."""
+    """Returns the seconds of several calls in a row."""
     start = time.perf_counter()
     for _ in range(times):
         function()
@@ -216,7 +216,7 @@ def seconds(function: Callable[[], object], times: int = 1) -> float:
 
 
 def take_turns(rounds: int, functions: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Calls functions in turn, after a round that does not count; returns what each returned."""
+    """Calls functions in turn, after one round that does not count. Returns their results."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in functions.items():
@@ -227,7 +227,7 @@ def take_turns(rounds: int, functions: Mapping[str, Callable[[], float]]) -> dic
 
 
 def ratio(times: dict[str, list[float]]) -> float:
-    """The median of the ratios of the first two in each round."""
+    """Returns the median over the rounds of the first time divided by the second."""
     first, second, *_ = times.values()
     return median(a / b for a, b in zip(first, second, strict=True))
 

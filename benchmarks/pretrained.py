@@ -1,9 +1,9 @@
-"""Makes the trained models that come with the package anew, and the text beside them.
+"""Trains the models that come with the package again, and writes the text beside them.
 
     python benchmarks/pretrained.py cifar10.npz
 
-They are base models of the tuned recipe, seed 0, not the best of several: ``cifar5`` of classes 0-4
-and ``cifar10`` of all ten.
+They are base models: the tuned recipe, seed 0, one training each. ``cifar5`` learns classes 0-4,
+``cifar10`` all ten.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from cifar_tl.pretrained import FOLDER, PRETRAINED
 BASE_CLASSES = {"cifar5": None, "cifar10": "all"}
 TEXT = """# The trained models in this folder
 
-Of [the documented network](../model.py), trained as a base model: stage base, recipe {recipe}, seed
-{seed}, {epochs} epochs, not the best of several. Use them by their names: `load_model("cifar10")`,
-`cifar-tl predict photo.jpg --model cifar10`.
+Each is [the documented network](../network.py) after the stage base: recipe {recipe}, seed
+{seed}, {epochs} epochs. It was not chosen among several. Use it by its name:
+`load_model("cifar10")`, `cifar-tl predict photo.jpg --model cifar10`.
 
 - images: {images}
 - made by: `python benchmarks/pretrained.py {file}`
@@ -34,18 +34,19 @@ Of [the documented network](../model.py), trained as a base model: stage base, r
 |---|---|---|---|---|---|---|
 {rows}
 
-Validation images are the last 20 % of the training images, in file order; the test images were
-used once and chose nothing. Each file carries a SHA-256 of its content, verified when it is read.
+The validation images are the last 20 % of the training images, in file order. The test images
+were used once, and chose nothing. Each file ends with a SHA-256 of its content, which is checked
+when the file is read.
 """
 
 
 def main() -> None:
-    """Trains both, copies them and writes the text."""
+    """Trains both models, copies them, and writes the text."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", help="a .npz file or a folder with CIFAR-10")
-    parser.add_argument("--images", default="CIFAR-10's images", help="what they are, in words")
+    parser.add_argument("--images", default="CIFAR-10's images", help="in words, for the text")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/pretrained"), metavar="DIR")
     options = parser.parse_args()
     keep_freed_memory()
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def row(name: str, result: StageResult, path: Path) -> str:
-    """Writes a model's line of the table."""
+    """Writes the row of a model in the table."""
     classes = f"{result['classes'][0]}-{result['classes'][-1]}"
     cells = [f"`{name}`", classes, f"{result['images_train']:,}"]
     cells += [f"{result['val_accuracy']:.2%}", f"{result['test_accuracy']:.2%}"]

@@ -1,13 +1,13 @@
 """Measures what each ingredient of the tuned recipe is worth.
 
-    python benchmarks/recipe.py cifar10.npz           # the tuned recipe and its ablations
+    python benchmarks/recipe.py cifar10.npz           # the tuned recipe, and variants of it
     python benchmarks/recipe.py cifar10.npz --only tuned --seeds 0 1 2
 
-Validation accuracies, mean and standard deviation over the seeds; the test images choose nothing
-and are not shown. Every run is kept in the output folder, so the script goes on where it stopped,
-and what is there is not trained again. Several processes can share the work by seeds or by
-``--only``; a last call prints the whole table. Means over seeds of one recipe, and with few images,
-are what ``cifar-tl train --seeds 5 --train-fraction 0.01,0.05,0.1,0.25,1`` is for.
+It prints validation accuracies: mean and standard deviation over the seeds. The test images choose
+nothing, and are not shown. Every run stays in the output folder. So the same command goes on where
+it stopped, and trains nothing twice. Several processes can divide the seeds, or the variants by
+``--only``. A last call then prints the whole table. For several seeds of one recipe, and for few
+images, use ``cifar-tl train --seeds 5 --train-fraction 0.01,0.05,0.1,0.25,1``.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from cifar_tl import ORIGINAL, STAGES, TUNED, Data, Recipe, keep_freed_memory, l
 from cifar_tl.experiment.findings.comparison import percent, points
 from cifar_tl.experiment.findings.uncertainty import difference, spread
 
-# With batches of 100, as SGD likes them.
+# With batches of 100, which are better for SGD.
 SMALLER = dataclasses.replace(TUNED, batch_size=100, transfer_batch_size=100)
 SGD = dataclasses.replace(SMALLER, optimizer="sgd", lr=0.03, transfer_lr=0.1, weight_decay=1e-3)
 
@@ -49,11 +49,11 @@ VARIANTS = {
     "half the weight decay": dataclasses.replace(TUNED, weight_decay=TUNED.weight_decay / 2),
     "original": ORIGINAL,
 }
-ALL_STAGES = ("tuned", "float32", "original")  # the others are judged by base and transfer
+ALL_STAGES = ("tuned", "float32", "original")  # the others run base and transfer only
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
+    """Runs the missing trainings, and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,7 +75,7 @@ def main() -> None:
 def variants_table(
     data: Data, variants: Mapping[str, Recipe], seeds: Sequence[int], output_dir: Path
 ) -> str:
-    """Means and standard deviations; differences from tuned with their standard errors."""
+    """Writes means with standard deviations, and differences from tuned with standard errors."""
     judged = ("base", "transfer")
     lines = [
         f"| recipe | {' | '.join([*STAGES, *(f'{stage} - tuned' for stage in judged)])} |",

@@ -1,6 +1,6 @@
-"""Seconds of a base epoch in several processes of one thread against one of several threads.
+"""Times a base epoch: several processes of one thread, and one process of several threads.
 
-``python benchmarks/scaling.py cifar10.npz`` takes turns; ``--rounds`` says how often.
+``python benchmarks/scaling.py cifar10.npz`` measures both in turn, ``--rounds`` times.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from cifar_tl import (
 from cifar_tl.data.examples import channel_statistics
 
 all_reduce: Any = distributed.all_reduce
-communication = 0.0  # seconds
+communication = 0.0  # seconds so far
 
 
 def timed_all_reduce(tensor: Tensor, *arguments: Any, **others: Any) -> None:
@@ -42,7 +42,7 @@ def timed_all_reduce(tensor: Tensor, *arguments: Any, **others: Any) -> None:
 
 
 def measure(path: str) -> None:
-    """Trains two epochs in this process's group and prints what the second took, in rank 0."""
+    """Trains two epochs in a group of processes. Rank 0 prints the times of the second epoch."""
     keep_freed_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     group = None
@@ -87,7 +87,7 @@ def measure(path: str) -> None:
 
 
 def run(path: str, processes: int, threads: int) -> dict[str, float]:
-    """Measures in new processes."""
+    """Starts processes that measure. Returns the figures that rank 0 prints."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes))
     done = subprocess.run(
         [*launcher, __file__, path, "--measure"],
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="CIFAR-10 in the Keras layout")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--measure", action="store_true", help="in torchrun: one measurement")
+    parser.add_argument("--measure", action="store_true", help="in torchrun: measure once")
     options = parser.parse_args()
     if options.measure:
         measure(options.data)

@@ -1,11 +1,11 @@
-"""The features of a base model as an embedding: other classifiers on classes it has never seen.
+"""The features of a base model as an embedding, for other classifiers on new classes.
 
     pip install .
     python train.py --stage base --data shapes
     python examples/embedding.py runs/shapes/base/model.pt --data shapes
 
-No gradient is computed here: nearest class mean, nearest neighbours and least squares, each a few
-lines on features that are computed once.
+The base model has never seen these classes. Its features are computed once. Three classifiers use
+them, each a few lines and without gradients: nearest class mean, nearest neighbours, least squares.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a model.pt of the base stage")
-    parser.add_argument("--data", default="data", help="as cifar-tl train takes it (default: data)")
+    parser.add_argument("--data", default="data", help="as for cifar-tl train (default: data)")
     options = parser.parse_args()
 
     data = load_data(options.data)
@@ -31,7 +31,7 @@ def main() -> None:
     features = extract_features(model.forward_features, train.images, progress="training")
     queries = extract_features(model.forward_features, validation.images, progress="validation")
 
-    # Standardise by what the training images show, so that no feature counts more than another.
+    # By mean and deviation of the training images. So no feature counts more than another.
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     features, queries = (features - mean) / std, (queries - mean) / std
 
@@ -42,6 +42,7 @@ def main() -> None:
 
 
 def nearest_class_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    """Returns the class with the nearest mean."""
     classes: Tensor = torch.unique(labels)
     means = torch.stack([features[labels == label].mean(0) for label in classes])
     nearest: Tensor = torch.cdist(queries, means).argmin(1)
@@ -49,7 +50,7 @@ def nearest_class_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Ten
 
 
 def nearest_neighbours(features: Tensor, labels: Tensor, queries: Tensor, k: int = 15) -> Tensor:
-    """The most frequent class among the k nearest images, by the angle between features."""
+    """Returns the most frequent class of the k nearest images, by the angle between features."""
     features, queries = functional.normalize(features), functional.normalize(queries)
     batches = [
         (batch @ features.t()).topk(min(k, len(labels))).indices for batch in queries.split(500)
@@ -60,7 +61,7 @@ def nearest_neighbours(features: Tensor, labels: Tensor, queries: Tensor, k: int
 def least_squares(
     features: Tensor, labels: Tensor, queries: Tensor, penalty: float = 100.0
 ) -> Tensor:
-    """Ridge regression to one-hot labels."""
+    """Classifies by ridge regression to one-hot labels."""
     classes: Tensor = torch.unique(labels)
     one_hot = functional.one_hot(torch.searchsorted(classes, labels)).to(features.dtype)
     gram = features.t() @ features + penalty * torch.eye(features.shape[1])

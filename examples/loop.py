@@ -1,12 +1,12 @@
-"""A training loop of one's own around ``class_subset``, with torch's DataLoader and transforms.
+"""A training loop of your own, with class_subset, torch's DataLoader and transforms.
 
     pip install .
     python train.py --stage base          # once: downloads CIFAR-10 into data/
     python examples/loop.py --root data --epochs 1
 
-For whoever wants torchvision's transforms and workers, or has a loop already: only the network and
-the choice of classes are ours. It takes about twice as long as ``fit``, which keeps all images as
-one tensor.
+Use this if you want torchvision's transforms and workers, or if you have a loop already. Only the
+network and the choice of classes are from cifar_tl. It takes about twice as long as ``fit``, which
+keeps all images in one tensor.
 """
 
 import argparse
@@ -30,13 +30,13 @@ def main() -> None:
     options = parser.parse_args()
 
     transform = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=2)])
-    # Only the labels are read here; images are decoded when the loader asks for them.
+    # This reads only the labels. Images are decoded when the loader asks for them.
     train = class_subset(CIFAR10(options.root, train=True, transform=transform), range(5))
     test = class_subset(CIFAR10(options.root, train=False, transform=v2.ToImage()), range(5))
     loader = DataLoader(train, batch_size=100, shuffle=True, num_workers=options.workers)
 
     torch.manual_seed(0)
-    model = CifarNet(num_classes=5)  # takes uint8 images: it does its own preprocessing
+    model = CifarNet(num_classes=5)  # takes uint8 images, and does the preprocessing itself
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for epoch in range(1, options.epochs + 1):
         model.train()
