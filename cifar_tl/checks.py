@@ -1,4 +1,4 @@
-"""What does not fit together, told in one line: tensors, labels and logits."""
+"""Checks of tensors, labels and logits. Each error is one line."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits and targets to one value per
 
 
 def check_views(views: Tensor, labels: Tensor, loss: Loss | None) -> Tensor:
-    """Checks training examples; returns the labels in the type that torch's loss takes."""
+    """Checks training examples. Returns the labels as int64, if they are classes."""
     check_tensors(views=views, labels=labels)
     if views.ndim < 2 or labels.shape[:1] != views.shape[1:2] or len(labels) == 0:
         raise ValueError(
-            f"views of shape {tuple(views.shape)} need labels of shape (N,) where views are "
-            f"(V, N, ...) with N > 0, not {tuple(labels.shape)}; one version alone is images[None]"
+            f"views (V, N, ...) need labels (N,) with N > 0, not {tuple(views.shape)} and "
+            f"{tuple(labels.shape)}; one view alone is images[None]"
         )
     return check_labels(labels, loss)
 
 
 def check_examples(inputs: object, labels: object, loss: Loss | None, what: str) -> Tensor:
-    """Checks inputs and labels; returns the labels in the type that torch's loss takes."""
+    """Checks inputs and labels. Returns the labels as int64, if they are classes."""
     check_tensors(inputs=inputs, labels=labels)
     assert isinstance(inputs, Tensor)
     assert isinstance(labels, Tensor)
@@ -32,7 +32,7 @@ def check_examples(inputs: object, labels: object, loss: Loss | None, what: str)
 
 
 def check_tensors(**values: object) -> None:
-    """Raises a TypeError for the first value that is no tensor, by its name."""
+    """Raises a TypeError with the name of the first value that is not a tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__
@@ -40,7 +40,7 @@ def check_tensors(**values: object) -> None:
 
 
 def check_labels(labels: Tensor, loss: Loss | None) -> Tensor:
-    """Checks labels, whatever they are with a loss of one's own; returns class numbers as int64."""
+    """Checks class numbers and returns them as int64. With a loss of your own it does nothing."""
     if loss is not None:
         return labels
     if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
@@ -50,22 +50,18 @@ def check_labels(labels: Tensor, loss: Loss | None) -> Tensor:
         )
     labels = labels.long()
     if int(labels.min()) < 0:
-        raise ValueError(f"labels must be from 0 on, not {int(labels.min())}: leave these out")
+        raise ValueError(
+            f"labels must be at least 0, not {int(labels.min())}: leave these examples out"
+        )
     return labels
 
 
 def check_logits(logits: Tensor, top: int | None) -> None:
-    """Checks that there is a logit for every label up to the highest, if that is known."""
+    """Checks that every label has a logit. ``top`` is the highest label, None if unknown."""
     if logits.ndim != 2:
         raise ValueError(f"logits must be (N, classes), not {tuple(logits.shape)}")
     if top is not None and top >= logits.shape[1]:
         raise ValueError(
-            f"labels go up to {top}, and there are only {logits.shape[1]} logits: give the model "
+            f"labels go up to {top}, but there are only {logits.shape[1]} logits: give the model "
             "more outputs"
         )
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises a ValueError if a batch would be empty."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")

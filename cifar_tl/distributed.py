@@ -1,10 +1,12 @@
-"""One computation in the processes of a group, with the result that one process would have.
+"""One computation in several processes. Its result is that of one process.
 
-Each process has all of the data and takes its share of every batch: `torch.distributed` does the
-rest. Nothing here makes a process group or ends one; `None` for a group is one process alone.
+Every process has all of the data and takes its share of each batch. `torch.distributed` does the
+rest. A ``group`` of None means this process alone. This module neither opens nor closes groups.
 """
 
+import hashlib
 from collections.abc import Iterable
+from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -17,10 +19,10 @@ Value = TypeVar("Value")
 
 
 def share(number: int, group: "ProcessGroup | None", rank: int | None = None) -> slice:
-    """Tells which of so many examples in a row are for this process, or for the one of a rank.
+    """Computes which of ``number`` examples belong to a process, by default to this one.
 
-    The shares follow each other in the order of the ranks and differ by one at most; the first
-    process's is as large as any.
+    The shares follow each other in the order of the ranks. Their sizes differ by at most one, and
+    no share is larger than the first.
     """
     if group is None:
         return slice(0, number)
@@ -29,7 +31,7 @@ def share(number: int, group: "ProcessGroup | None", rank: int | None = None) ->
 
 
 def gather_objects(value: Value, group: "ProcessGroup | None") -> list[Value]:
-    """Collects what all processes have, in the order of their ranks."""
+    """Collects one value from each process, in the order of the ranks."""
     if group is None:
         return [value]
     values: list[Any] = [None] * group.size()
@@ -38,8 +40,12 @@ def gather_objects(value: Value, group: "ProcessGroup | None") -> list[Value]:
 
 
 def check_same(group: "ProcessGroup", **values: object) -> None:
-    """Raises a ValueError in every process if one has other values than the first, or more."""
-    of_all = gather_objects(values, group)
+    """Raises a ValueError in every process if one of them has other values than the first.
+
+    Tensors are compared by shape and digest.
+    """
+    own = {name: _described(value) for name, value in values.items()}
+    of_all = gather_objects(own, group)
     for name in dict.fromkeys(name for found in of_all for name in found):
         expected = of_all[0].get(name)
         for rank, found in enumerate(of_all):
@@ -50,15 +56,22 @@ def check_same(group: "ProcessGroup", **values: object) -> None:
                 )
 
 
+def _described(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    digest = hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+    return f"{tuple(value.shape)} {digest}"
+
+
 def total(values: Tensor, group: "ProcessGroup | None") -> Tensor:
-    """Sums values of any shape over the processes, in place."""
+    """Sums a tensor over the processes, in place."""
     if group is not None:
         distributed.all_reduce(values, group=group)
     return values
 
 
 def largest(number: int, device: torch.device | None, group: "ProcessGroup | None") -> int:
-    """Finds the largest number that a process has."""
+    """Computes the largest of the numbers that the processes have."""
     if group is None:
         return number
     value = torch.tensor(number, device=device)
@@ -67,31 +80,29 @@ def largest(number: int, device: torch.device | None, group: "ProcessGroup | Non
 
 
 def average_gradients(parameters: Iterable[Tensor], count: int, group: "ProcessGroup") -> None:
-    """Makes gradients of the mean loss over a share into those over the whole batch.
+    """Turns the gradients of each share's mean loss into those of the whole batch's mean loss.
 
-    What is summed are gradients of sums of losses, and the examples, so the shares may have any
-    size, and none at all. A parameter that no process has a gradient of gets none.
+    The formula is ``sum(count * gradient) / sum(count)``, so shares may have any size, also 0. A
+    parameter without a gradient in all processes stays without one.
 
     Args:
-        parameters: Those that are trained.
-        count: How many examples the share of this process has.
+        parameters: The parameters that train.
+        count: The number of examples in this process's share.
         group: The processes.
     """
     parameters = list(parameters)
-    dtype = torch.float32
-    for parameter in parameters:
-        dtype = torch.promote_types(dtype, parameter.dtype)
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     sums = [
         (torch.zeros_like(p) if p.grad is None else p.grad * count).flatten().to(dtype)
         for p in parameters
     ]
     missing = [p.grad is None for p in parameters]
-    # How many examples a parameter has a gradient of, and then how many there are.
+    # For each parameter, the examples that gave it a gradient; then the examples of the batch.
     counts = [*(0 if none else count for none in missing), count]
     sums.append(torch.tensor(counts, dtype=dtype, device=parameters[0].device))
     reduced = total(torch.cat(sums), group)
     *gradients, counted = reduced.split([len(part) for part in sums])
-    used = (counted > 0).tolist() if any(missing) else []  # asked only then: a device would wait
+    used = (counted > 0).tolist() if any(missing) else []  # else no need to wait for a device
     for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         if missing[index] and not used[index]:
             continue
@@ -100,13 +111,13 @@ def average_gradients(parameters: Iterable[Tensor], count: int, group: "ProcessG
 
 @torch.no_grad()
 def copy_from_first(module: nn.Module, group: "ProcessGroup") -> None:
-    """Gives a module in all processes the parameters and buffers that it has in the first."""
+    """Copies the parameters and buffers of a module from the first process to all others."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.copy_(broadcast(tensor.contiguous(), 0, group))
 
 
 def broadcast(tensor: Tensor, rank: int, group: "ProcessGroup") -> Tensor:
-    """Fills a contiguous tensor, in place, with what it is in one process; returns it."""
+    """Copies a contiguous tensor from one process to all others, in place; returns it."""
     if tensor.numel():
         content = tensor.flatten().view(torch.uint8)  # not every backend knows every type
         distributed.broadcast(content, distributed.get_global_rank(group, rank), group=group)
@@ -114,22 +125,22 @@ def broadcast(tensor: Tensor, rank: int, group: "ProcessGroup") -> Tensor:
 
 
 def gather_rows(rows: Tensor | None, number: int, group: "ProcessGroup") -> Tensor | None:
-    """Completes a tensor of ``number`` rows, of which each process has filled its `share`.
+    """Completes a tensor of rows: each process has filled its `share` of them.
 
     Args:
-        rows: ``(number, ...)``; None where the share is empty, and in all if there are no rows.
-        number: How many rows all processes have.
+        rows: ``(number, ...)``. None: the share of this process is empty.
+        number: The number of rows.
         group: The processes.
+
+    Returns:
+        The same rows in all processes. None: there are no rows.
     """
-    like: list[tuple[torch.Size, torch.dtype, str] | None]
-    like = [None if rows is None else (rows.shape, rows.dtype, rows.device.type)]
-    distributed.broadcast_object_list(like, distributed.get_global_rank(group, 0), group=group)
-    if like[0] is None:
+    own = None if rows is None else (rows.shape, rows.dtype, rows.device.type)
+    filled = [found for found in gather_objects(own, group) if found is not None]
+    if not filled:
         return None
-    shape, dtype, device = like[0]
-    # Where there is room may be another place in each process.
-    devices = gather_objects(device if rows is None else rows.device.type, group)
-    if "cpu" in devices:
+    shape, dtype, device = filled[0]
+    if any(other == "cpu" for _, _, other in filled):  # not every process had room on its device
         device = "cpu"
     rows = torch.empty(shape, dtype=dtype, device=device) if rows is None else rows.to(device)
     for rank in range(group.size()):

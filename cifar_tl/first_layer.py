@@ -1,4 +1,4 @@
-"""The first layer's kernels from images alone, without labels: to start from, or to keep."""
+"""Kernels of the first layer, made from images without labels: to start from, or to keep."""
 
 import torch
 from torch import Tensor, nn
@@ -6,29 +6,31 @@ from torch import Tensor, nn
 from cifar_tl.freezing import freeze
 from cifar_tl.network import CifarNet
 
-COLOUR_WHITENING = 0.25  # of the colours of independent components: 0 none, 1 all
-STEPS = 20  # towards the rotation: most of the way
-IMAGES = 500  # hold 390,000 patches, and 18,000 that do not overlap
-SCALE_BESIDE = 0.5  # of the other layers' weights: frozen kernels cannot shrink instead
+COLOUR_WHITENING = 0.25  # how much colours are whitened before separation: 0 not, 1 fully
+STEPS = 20  # of the search for the rotation: enough to come close
+IMAGES = 500  # they have 390,000 patches, of which 18,000 do not overlap
+SCALE_BESIDE = 0.5  # for the weights of the other layers, since frozen kernels cannot shrink
 
 
 @torch.no_grad()
 def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
-    """Initialises the first layer in place: uncorrelated outputs, their negatives, variance 1.
+    """Initialises the first layer in place with whitening kernels.
 
-    Its kernels become the principal components of the images' patches, each divided by the root of
-    its variance, and their negatives, since a ReLU keeps only one sign. Variances are those about
-    zero, so preprocessing should have brought the mean there; flat images keep less than 1. After
-    Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", who freezes these kernels; here
-    they go on to train.
+    Sixteen kernels are the strongest principal components of the images' patches, divided by their
+    standard deviations: the outputs are uncorrelated and have variance 1. The other sixteen are
+    their negatives, because a ReLU keeps only one sign. Variance is measured about zero, so the
+    preprocessing should make the mean zero. Flat images get less than variance 1.
+
+    After Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU". There these kernels are
+    frozen; here they train.
 
     Args:
-        model: Its preprocessing is set.
-        images: ``(N, 3, 32, 32)``, training images, of which it takes 500, evenly spaced.
+        model: Set its ``mean`` and ``std`` before.
+        images: ``(N, 3, 32, 32)`` training images. 500 of them are used, evenly spaced.
     """
     kernels = model.get_parameter("features.conv1.weight")
     size = kernels[0].numel()
-    moments = torch.zeros(size, size, dtype=torch.float64)  # which not every device has
+    moments = torch.zeros(size, size, dtype=torch.float64)  # not every device has it
     images = _some(images)
     for batch in images.split(100):  # all patches at once would take much memory
         inputs = model.preprocess(batch.to(kernels.device))
@@ -41,18 +43,21 @@ def whiten_first_layer(model: CifarNet, images: Tensor) -> None:
 
 @torch.no_grad()
 def separate_first_layer(model: CifarNet, images: Tensor) -> None:
-    """Initialises the first layer in place, and freezes it: independent components, and negatives.
+    """Initialises the first layer in place with independent components, and freezes it.
 
-    Of the images' patches, with colours that count for more than their small variance, the
-    strongest principal components are whitened and rotated, twenty steps towards where each is as
-    far from a normal distribution as can be: edges, where principal components are gratings. They
-    are good enough to stay; the weights of the other layers are halved. After Bell and Sejnowski
-    1997, "The 'independent components' of natural scenes are edge filters"; the rotation is that of
-    Hyvarinen 1999, "Fast and robust fixed-point algorithms for independent component analysis".
+    It whitens the patches as `whiten_first_layer` does, with stronger colours. Then it rotates the
+    sixteen components, so that the distribution of each is as far from a normal one as possible.
+    The kernels become edges, where principal components are gratings. The other sixteen kernels
+    are their negatives. They are good enough to stay frozen. The weights of the other layers are
+    halved.
+
+    After Bell and Sejnowski 1997, "The 'independent components' of natural scenes are edge
+    filters". The rotation is found as in Hyvarinen 1999, "Fast and robust fixed-point algorithms
+    for independent component analysis".
 
     Args:
-        model: Its preprocessing is set; its other weights are fresh.
-        images: ``(N, 3, 32, 32)``, training images, of which it takes 500, evenly spaced.
+        model: Set its ``mean`` and ``std`` before. Its other weights are fresh.
+        images: ``(N, 3, 32, 32)`` training images. 500 of them are used, evenly spaced.
     """
     kernels = model.get_parameter("features.conv1.weight")
     size = kernels.shape[-1]
@@ -79,18 +84,18 @@ def _some(images: Tensor) -> Tensor:
 
 
 def _whitening(moments: Tensor, number: int) -> Tensor:
-    """Finds the strongest so many principal components ``(number, D)``, for variances of 1."""
+    """Computes the strongest principal components ``(number, D)``, scaled to variance 1."""
     variances, components = torch.linalg.eigh(moments)  # in ascending order
     whitening: Tensor = components / _floored(variances).sqrt()
     return whitening[:, -number:].t()
 
 
 def _floored(variances: Tensor) -> Tensor:
-    return variances.clamp_min(1e-4 * float(variances[-1]) + 1e-12)  # for flat images
+    return variances.clamp_min(1e-4 * float(variances[-1]) + 1e-12)  # flat images have none
 
 
 def _independent(signals: Tensor) -> Tensor:
-    """Finds the rotation ``(D, D)`` that makes whitened signals ``(D, M)`` independent."""
+    """Computes a rotation ``(D, D)`` that makes whitened signals ``(D, M)`` independent."""
     rotation = torch.eye(len(signals))
     for _ in range(STEPS):
         outputs = (rotation @ signals).tanh()

@@ -12,30 +12,28 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | None = None) -> Module:
-    """Makes a transfer model: everything of a base model frozen, under a new classifier.
-
-    The base model is left as it is: it is copied.
+    """Makes a transfer model: a frozen copy of a base model, with a new classifier.
 
     Args:
-        base: A `CifarNet`, a model of timm, or any other.
+        base: A `CifarNet`, a model of timm, or any other. It does not change.
         num_classes: Number of outputs of the new classifier.
-        classifier: For a model without ``reset_classifier``: the name of its last layer, a
-            ``Linear``, such as ``"fc"`` of a torchvision ResNet.
+        classifier: The name of the last layer, a ``Linear``, such as ``"fc"`` of a torchvision
+            ResNet. A model with ``reset_classifier`` does not need it.
 
     Returns:
-        A model of the same class and in the same mode, in which only the new classifier is trained.
+        A model of the same class and in the same mode. Only the new classifier is trainable.
 
     Raises:
-        ValueError: If it is not to be known what the classifier is.
+        ValueError: If the classifier cannot be found.
     """
     model = copy.deepcopy(base)
-    if isinstance(model, CifarNet):  # both are of what the base was trained on
-        model.class_names, model.white = {}, {}
+    if isinstance(model, CifarNet):
+        model.class_names, model.white = {}, {}  # they belong to what the base was trained on
+        if classifier is None:
+            model.reset_classifier(num_classes)
+            freeze(model.features)
+            return model
     new: Any
-    if isinstance(model, CifarNet) and classifier is None:
-        model.reset_classifier(num_classes)
-        freeze(model.features)
-        return model
     if classifier is not None:
         new = _replace_linear(model, classifier, num_classes)
         if hasattr(model, "num_classes"):
@@ -75,30 +73,32 @@ def _replace_linear(model: nn.Module, name: str, num_classes: int) -> nn.Module:
 def freeze(module: Module) -> Module:
     """Freezes a module in place: no gradients, and evaluation mode that survives ``train()``.
 
-    Evaluation mode matters for layers that change or draw when they train, such as batch
-    normalisation and dropout. All modules inside are frozen with it, and so are copies. `unfreeze`
-    undoes it, and so does whoever makes parameters trainable again: whether a part is frozen, that
-    is, has no trainable parameter, is looked at when ``train()`` is called. A part without any
-    parameters follows the one that holds it, unless it has statistics and was frozen by itself.
+    Evaluation mode matters for layers such as batch normalisation and dropout. All modules inside
+    are frozen, too. Copies of a frozen module are frozen.
+
+    A module counts as frozen while none of its parameters requires gradients. Each ``train()``
+    looks at that. So `unfreeze` ends it, and setting ``requires_grad`` ends it, too. A module
+    without parameters follows the module that contains it. There is one exception: a module that
+    has only statistics, such as ``BatchNorm2d(8, affine=False)``, stays frozen if `freeze` was
+    called on it.
 
     Returns:
         The same module.
     """
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-        parameter.grad = None  # an optimizer would still apply a stale gradient
+        parameter.grad = None  # an optimizer would still apply it
+    only_statistics = not list(module.parameters()) and bool(list(module.buffers()))
     for submodule in module.modules():
         submodule.eval()
-        # A partial, unlike a closure, follows the module when it is copied or pickled.
-        submodule.__dict__["train"] = partial(_train_unless_frozen, submodule, False)
-    if next(module.parameters(), None) is None and next(module.buffers(), None) is not None:
-        # Only statistics, such as of a batch normalisation without weights.
-        module.__dict__["train"] = partial(_train_unless_frozen, module, True)
+        by_itself = only_statistics and submodule is module
+        # A partial, unlike a closure, goes with the module when it is copied or pickled.
+        submodule.__dict__["train"] = partial(_train_unless_frozen, submodule, by_itself)
     return module
 
 
 def unfreeze(module: Module) -> Module:
-    """Undoes `freeze` in place; the module stays in evaluation mode until ``train()`` is called."""
+    """Undoes `freeze` in place. The module stays in evaluation mode until ``train()`` is called."""
     module.requires_grad_(True)
     for submodule in module.modules():
         submodule.__dict__.pop("train", None)
@@ -106,14 +106,15 @@ def unfreeze(module: Module) -> Module:
 
 
 def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
-    """Counts the scalar weights of a module, those that are frozen included unless told not to."""
+    """Counts the scalar weights of a module. By default it counts the frozen ones, too."""
     counted = [p for p in module.parameters() if p.requires_grad or not trainable_only]
     return sum(parameter.numel() for parameter in counted)
 
 
 def _train_unless_frozen(module: Module, by_itself: bool, mode: bool = True) -> Module:
+    """Stands for ``train()`` of a frozen module."""
     trainable = [parameter.requires_grad for parameter in module.parameters()]
     module.training = mode and (any(trainable) or not (trainable or by_itself))
-    for child in module.children():  # not all need be frozen: one may have been put in later
+    for child in module.children():  # one of them may be new, and not frozen
         child.train(module.training)
     return module

@@ -1,4 +1,4 @@
-"""Muon: an optimizer that moves a layer's weights equally far in all directions."""
+"""Muon: an optimizer that moves the weights of a layer equally far in all directions."""
 
 from collections.abc import Callable
 
@@ -8,22 +8,24 @@ from torch.optim.optimizer import ParamsT
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with Nesterov momentum whose updates of weights are orthogonalised.
+    """SGD with Nesterov momentum and orthogonalised updates.
 
-    A layer's gradient is dominated by few directions. Taken as a matrix with a row for each output,
-    its momentum becomes the nearest matrix whose singular values are all about 1, so that rare
-    directions count as much as common ones. After Jordan et al. 2024, "Muon: An optimizer for
-    hidden layers in neural networks"; here it trains the first and the last layer, too. Biases,
-    which are no matrices, are trained by SGD with Nesterov momentum, without weight decay.
+    A few directions dominate the gradient of a layer. Muon sees the update of a layer as a matrix
+    with a row for each output. It replaces this matrix by the nearest one whose singular values are
+    all about 1. So rare directions count as much as common ones. Biases are not matrices: SGD with
+    Nesterov momentum trains them, without weight decay.
+
+    After Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". Here it
+    trains the first and the last layer, too.
 
     Args:
-        parameters: What to train, or groups of it, as torch's own optimizers take it.
-        lr: The learning rate: about the spectral norm of a weight's update.
-        momentum: Of the gradients.
-        weight_decay: The part of a weight that a step takes away, in learning rates.
+        parameters: Parameters or groups of parameters, as for torch's optimizers.
+        lr: The learning rate. It is about the spectral norm of the update of a weight matrix.
+        momentum: The momentum of the gradients.
+        weight_decay: A step multiplies weights by ``1 - lr * weight_decay``.
 
     Raises:
-        ValueError: If one of them is out of range.
+        ValueError: If a value is out of range.
     """
 
     def __init__(
@@ -65,15 +67,15 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
     """Computes approximately the nearest matrix ``(M, N)`` whose singular values are all 1.
 
-    By a Newton-Schulz iteration, with the coefficients of Jordan et al.: four steps bring every
-    singular value above 0.006 of the norm to between 0.68 and 1.21, which is near enough.
+    It is a Newton-Schulz iteration with the coefficients of Jordan et al. After four steps every
+    singular value is from 0.68 to 1.21, if it was above 0.006 of the norm. That is near enough.
     """
     if len(matrix) > matrix.shape[1]:
         return orthogonalize(matrix.t(), steps).t()
     if matrix.dtype in (torch.float16, torch.bfloat16):  # too coarse for these powers
         return orthogonalize(matrix.float(), steps).to(matrix.dtype)
     matrix = matrix / matrix.norm().clamp_min(1e-12)
-    # Each step X <- p(X X^T) X multiplies from the left, so the small X X^T is all it takes.
+    # A step is X <- p(X X^T) X, from the left. So the small matrix X X^T is enough to go on with.
     square = matrix @ matrix.t()
     product = polynomial = _polynomial(square)
     for _ in range(steps - 1):

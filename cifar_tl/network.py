@@ -13,16 +13,16 @@ DROPOUT = 0.42
 class Dropout(nn.Dropout):
     """torch's dropout, with a mask that costs a CPU an eighth of the time.
 
-    A CPU draws its random numbers one after the other, so one of 64 bits serves four elements: the
-    probability is rounded to a multiple of 1/65536.
+    A CPU draws random numbers one after the other. Here one number of 64 bits serves four elements.
+    So the probability is rounded to a multiple of 1/65536.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drops elements of the input, of any shape and floating-point type, in training mode."""
+        """Drops elements in training mode. The input has any shape and floating-point type."""
         return _drop(input, self.p, self.training, self.inplace)
 
 
-@fx.wrap  # which traces the modules of a network, and no functions that look at tensors
+@fx.wrap  # torch.fx cannot trace a function that asks what a tensor is
 def _drop(input: Tensor, probability: float, training: bool, inplace: bool) -> Tensor:
     threshold = round(probability * 2**16) - 2**15
     if (
@@ -36,33 +36,32 @@ def _drop(input: Tensor, probability: float, training: bool, inplace: bool) -> T
         return functional.dropout(input, probability, training, inplace)
     try:
         draws = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    except RuntimeError:  # vmap has rules of its own for randomness
+    except RuntimeError:  # vmap forbids it: it has its own rules for randomness
         return functional.dropout(input, probability, training, inplace)
-    uniform = draws.view(torch.int16)[: input.numel()].view(input.shape)
-    kept = uniform >= threshold
+    kept = draws.view(torch.int16)[: input.numel()].view(input.shape) >= threshold
     return input * kept.to(input.dtype).div_(1 - probability)
 
 
 class CifarNet(nn.Module):
     """The documented eight-layer network for 32x32 colour images.
 
-    ``features`` is layers 1-5 (convolutions to flattened features) and ``classifier`` layers 6-8
-    (dropout and two linear layers). Weights start Glorot-uniform and biases at zero, drawn from
-    torch's global generator. With 5 classes it has 119,581 parameters, with 10 it has 120,226.
-    The interface of the head is timm's.
+    ``features`` is layers 1-5: convolutions, pooling and flattening. ``classifier`` is layers 6-8:
+    dropout and two linear layers. Its methods have timm's names. Weights start Glorot-uniform and
+    biases at zero, drawn from torch's global generator. The network has 119,581 parameters with
+    5 classes, and 120,226 with 10.
 
-    The model does its own preprocessing: it takes images as they are, and ``mean`` and ``std``,
-    buffers of shape ``(3, 1, 1)``, travel with the weights. The defaults, 0 and 1, leave the
-    pixels divided by 255 and nothing more.
+    The model takes images as they are: it does the preprocessing. ``mean`` and ``std``, buffers of
+    shape ``(3, 1, 1)``, are saved with the weights. The defaults, 0 and 1, leave the pixels divided
+    by 255 and nothing more.
 
     Args:
-        num_classes: Number of outputs; with 0 it puts out the 128 values of layer 7.
+        num_classes: Number of outputs. With 0 the outputs are the 128 values of layer 7.
         dropout: The probability with which layer 6 drops a feature in training.
 
     Attributes:
-        class_names: The names of the outputs that were trained, by number, as `load_model` and
-            `save_model` keep them.
-        white: What is white in images of more than 8 bits, for `read_image`; from `load_model`.
+        class_names: The names of the trained outputs, by number. `save_model` saves them.
+        white: The value of white in images of more than 8 bits, for `read_image`. `load_model`
+            sets it.
     """
 
     num_features = 800
@@ -84,12 +83,11 @@ class CifarNet(nn.Module):
         self.features = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(3, 32, kernel_size=5),
-                # Not in place, which is worth a hundredth of a step: a hook on a layer sees what it
-                # put out.
+                # In place would save 1 % of a step, but overwrite what a hook on conv1 has seen.
                 relu1=nn.ReLU(),
                 conv2=nn.Conv2d(32, 16, kernel_size=5),
-                # Documented the other way round: the maximum of ReLUs is the ReLU of the maximum,
-                # and this way a quarter of the work.
+                # Documented is ReLU, then pooling. The result is the same: the maximum of ReLUs
+                # is the ReLU of the maximum. This order is a quarter of the work.
                 pool=nn.MaxPool2d(2),
                 relu2=nn.ReLU(),
                 conv3=nn.Conv2d(16, 8, kernel_size=3),
@@ -103,10 +101,11 @@ class CifarNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the classifier by a new one with fresh weights.
 
-        With 0 the last layer alone goes, and the outputs are those of layer 7, ``(N, 128)``.
+        With 0 classes it removes only the last layer. The outputs are then those of layer 7,
+        ``(N, 128)``.
 
         Raises:
-            ValueError: If there were fewer outputs than none.
+            ValueError: If ``num_classes`` is negative.
         """
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, not {num_classes}")
@@ -143,26 +142,26 @@ class CifarNet(nn.Module):
             ``(N, 3, 32, 32)`` in the type of the weights, normalised by ``mean`` and ``std``.
 
         Raises:
-            ValueError: If the images have another shape, or, where that can be seen without
-                waiting for a device, another range.
+            ValueError: If the images have another shape, or another range. The range is checked on
+                the CPU only: another device would have to be waited for.
         """
         return _prepare(images, self.mean, self.std)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Computes the features, ``(N, 800)``, of images as `preprocess` takes them."""
+        """Computes the features ``(N, 800)`` of images, which are as for `preprocess`."""
         features: Tensor = self.features(self.preprocess(images))
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Computes the logits, ``(N, num_classes)``, of features ``(N, 800)``.
+        """Computes the logits ``(N, num_classes)`` of features ``(N, 800)``.
 
-        With ``pre_logits`` it stops before the last layer, at ``(N, 128)``.
+        With ``pre_logits`` it leaves out the last layer and returns ``(N, 128)``.
         """
         outputs: Tensor = (self.classifier[:-1] if pre_logits else self.classifier)(features)
         return outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes the logits, ``(N, num_classes)``, of images as `preprocess` takes them."""
+        """Computes the logits ``(N, num_classes)`` of images, which are as for `preprocess`."""
         return self.forward_head(self.forward_features(images))
 
 
@@ -174,23 +173,22 @@ def _prepare(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         _check_range(images)
     levels = 1 if images.is_floating_point() else 255
     inputs = ((images - levels * mean) / (levels * std)).to(mean.dtype)
-    # With channels last, the convolutions need no rearranged copies of what they work on. vmap
-    # knows no memory_format.
+    # Channels last in memory: convolutions are faster. vmap does not know memory_format.
     return inputs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _check_range(images: Tensor) -> None:
-    """Refuses images from 0 to 255, or normalised ones, where nothing waits for the answer."""
+    """Raises if floating-point images are not from 0 to 1, but from 0 to 255 or normalised."""
     if images.device.type != "cpu" or torch.compiler.is_compiling() or not images.numel():
         return
     try:
         low, high = (float(value) for value in images.detach().aminmax())
-    except RuntimeError:  # under vmap no value can be looked at
+    except RuntimeError:  # vmap lets nobody look at values
         return
-    if low < -1 or high > 2:
+    if low < -1 or high > 2:  # augmented images may go a little beyond
         raise ValueError(
             f"floating-point images go from 0 to 1, these from {low:g} to {high:g}: give uint8, "
-            "divide by 255, or leave out a normalisation, which the model does itself"
+            "divide by 255, or leave out your normalisation, since the model normalises"
         )
 
 

@@ -1,4 +1,4 @@
-"""Train a module on plain tensors, one record per epoch."""
+"""Train a module on tensors, with one record for each epoch."""
 
 import contextlib
 import copy
@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cifar_tl.checks import Loss, check_examples, check_logits, check_tensors, check_views
-from cifar_tl.distributed import (
-    average_gradients,
-    check_same,
-    copy_from_first,
-    largest,
-    share,
-)
+from cifar_tl.checks import Loss, check_examples, check_logits, check_views
+from cifar_tl.distributed import average_gradients, check_same, copy_from_first, largest, share
 from cifar_tl.errors import TrainingError
 from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
 from cifar_tl.machine import autocast, choose_precision, to_device_if_it_fits
@@ -37,15 +31,15 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of inputs and t
 class EpochRecord:
     """What happened in one epoch.
 
-    The training figures are those seen while training, with dropout and while the weights moved.
-    Accuracies are fractions; without validation data, what is of validation is nan.
+    The training figures are means over the epoch, with dropout and while the weights moved.
+    Accuracies are fractions. Without validation data, loss and accuracy of validation are nan.
 
     Attributes:
         epoch: Counted from 1.
-        train_loss: The mean loss over the training examples.
-        train_accuracy: The part of them that was predicted.
-        val_loss: The mean loss over the validation examples, after the epoch.
-        val_accuracy: The part of them that was predicted.
+        train_loss: Mean loss of the training examples.
+        train_accuracy: Accuracy on the training examples.
+        val_loss: Mean loss of the validation examples, after the epoch.
+        val_accuracy: Accuracy on the validation examples, after the epoch.
         seconds_train: How long training took.
         seconds_validation: How long validation took.
     """
@@ -77,49 +71,49 @@ def fit(
     progress: str | None = None,
     group: "ProcessGroup | None" = None,
 ) -> list[EpochRecord]:
-    """Trains a module in place; it ends in evaluation mode, however the training ends.
+    """Trains a module in place. Afterwards, also after an error, it is in evaluation mode.
 
-    Nothing depends on what the inputs are: images for a whole network, features for a classifier.
-    All randomness is a function of the seed and the epoch, and the caller's generators are left
-    alone, so training goes on after any epoch as if it had never stopped: give the module and the
-    optimizer as they were then and the records so far. This holds as long as no other thread draws
-    from torch's global generators meanwhile: there is only one of them.
+    The inputs can be anything: images for a whole network, features for a classifier.
+
+    All randomness follows from ``seed`` and the number of the epoch. In the end torch's global
+    generators are as before. A stopped training can go on as if it had never stopped: pass the
+    module and the optimizer as they were, and the records so far. No other thread may draw from
+    torch's generators meanwhile.
 
     Args:
-        module: Maps a batch of inputs to logits; trained on the device that it is on.
-        views: ``(V, N, ...)``: V equally valid versions of each of N examples, such as an image
-            and its mirror image. Each epoch picks one version of each example. They go to the
-            module's device once, or batch by batch if they do not fit.
-        labels: ``(N,)`` integers, each below the number of logits; for a ``loss`` of your own,
-            whatever it takes, a row for each example.
-        val_inputs: ``(M, ...)`` validation inputs; None: there are none, and the records say nan.
+        module: Maps a batch of inputs to logits. It trains on the device of its parameters.
+        views: ``(V, N, ...)``: V versions of each of N examples, such as an image and its mirror
+            image. Each epoch picks one version of each example. If they fit, they move to the
+            module's device once, else batch by batch.
+        labels: ``(N,)`` integers below the number of logits. With a ``loss`` of your own: N
+            targets of any kind.
+        val_inputs: ``(M, ...)``. None: no validation.
         val_labels: ``(M,)``.
-        recipe: How to train. A `Recipe` is made for N examples: `Recipe.for_images`.
+        recipe: How to train. A `Recipe` becomes a `Plan` for N examples: `Recipe.for_images`.
         seed: Decides order, views and dropout.
-        optimizer: By default a new one from `make_optimizer`. One that is given keeps its own
-            learning rates: what ``lr`` is at the start of an epoch is the peak, which the recipe's
-            schedule scales during the epoch, and afterwards ``lr`` is the peak again.
-        loss: Maps logits and targets of a batch to one value per example, such as a
-            ``CrossEntropyLoss(weight=..., reduction="none")``; by default cross-entropy.
+        optimizer: None: a new one from `make_optimizer`. One of your own keeps its learning rates:
+            they are the peaks, which the recipe's schedule scales within an epoch. After the epoch
+            they have their old values.
+        loss: Maps the logits and targets of a batch to one value per example, such as
+            ``CrossEntropyLoss(weight=..., reduction="none")``. None: cross-entropy.
         transform: Changes each training batch, ``(inputs, targets) -> (inputs, targets)``, such as
             a random augmentation.
-        records: Epochs that have been trained before.
-        on_epoch: Called with each new record, after validation; returning True ends the training.
-        keep_best: End with the weights of the epoch of this call that validated best, not with
-            the last ones.
-        progress: Text before a progress bar on standard error; by default there is no bar.
-        group: Processes that share the work, such as ``torch.distributed.group.WORLD``: all call
-            this with the same arguments, and each takes its part of every batch, so that they
-            train as one process would; the weights to begin with are the first process's. Only
-            the times in the records are each one's own. None: this process alone.
+        records: The records of earlier epochs.
+        on_epoch: Called with each new record. If it returns True, the training ends.
+        keep_best: End with the weights that validated best in this call, not with the last ones.
+        progress: Text before a progress bar on standard error. None: no bar.
+        group: Processes that share the work, such as ``torch.distributed.group.WORLD``. All pass
+            the same arguments. Each computes its part of every batch, so that the result is that of
+            one process. Training starts from the weights of the first process. Each process
+            measures its own times. None: this process alone.
 
     Returns:
-        The records of all epochs, those given included.
+        The records of all epochs, with the earlier ones.
 
     Raises:
-        ValueError: If shapes, labels or the optimizer do not fit, or the processes of a group were
-            given different examples, recipes, seeds or records.
-        TypeError: If something is no tensor, or labels are no integers.
+        ValueError: If shapes, labels or the optimizer do not fit, or if the processes of a group
+            have different examples, recipes, seeds or numbers of records.
+        TypeError: If something is not a tensor, or labels are not integers.
         TrainingError: If losses or weights are no longer finite numbers.
     """
     labels = check_views(views, labels, loss)
@@ -133,64 +127,59 @@ def fit(
     device = next(module.parameters()).device
     views, labels = to_device_if_it_fits(views, device), labels.to(device)
     plan = recipe.for_images(len(labels)) if isinstance(recipe, Recipe) else recipe
-    # All processes of a group must compute in one precision, whatever "auto" is for each.
+    # A group computes in one precision, even if "auto" means something else for each process.
     plan = replace(plan, precision=choose_precision(plan.precision, device))
     if optimizer is None:
         optimizer = make_optimizer(module, plan)
-    records, best = list(records), _Best(keep_best)
+    training = _Training(
+        module, views, labels, plan, seed, device, optimizer, loss, transform, group
+    )
+    records = list(records)
+    best, best_accuracy = None, -1.0
     if group is not None:
-        _check_same(group, views, labels, val_inputs, val_labels, plan, seed, len(records))
+        check_same(
+            group,
+            views=tuple(views.shape),
+            labels=labels,
+            validation_labels=val_labels,
+            recipe=plan,
+            seed=seed,
+            epochs_done=len(records),
+        )
         copy_from_first(module, group)
     try:
         for epoch in range(len(records) + 1, plan.epochs + 1):
             bar = f"{progress} {epoch}/{plan.epochs}" if progress is not None else None
             start = time.perf_counter()
-            train = _train_epoch(
-                *(module, views, labels, plan, epoch, seed, device),
-                *(optimizer, loss, transform, bar, group),
-            )
+            train = _train_epoch(training, epoch, bar)
             trained = time.perf_counter()
             val = Metrics(math.nan, math.nan)
             if val_inputs is not None:
                 with autocast(plan.precision, device):
                     val = evaluate(module, val_inputs, val_labels, loss=loss, group=group)
-            validated = time.perf_counter()
-            _check_finite(module, train, val if val_inputs is not None else train, epoch, plan)
-            record = EpochRecord(epoch, *train, *val, trained - start, validated - trained)
+            record = EpochRecord(
+                epoch, *train, *val, trained - start, time.perf_counter() - trained
+            )
+            _check_finite(module, record, plan, validated=val_inputs is not None)
             records.append(record)
-            best.look(module, record)
+            if keep_best and record.val_accuracy > best_accuracy:
+                best, best_accuracy = copy.deepcopy(module.state_dict()), record.val_accuracy
             ended = on_epoch(record) if on_epoch is not None else None
-            ended = ended is True or (hasattr(ended, "dtype") and bool(ended))  # of numpy or torch
-            if largest(ended, device, group):  # for all, if it is for one
+            ended = ended is True or (hasattr(ended, "dtype") and bool(ended))  # numpy's, torch's
+            if largest(ended, device, group):  # one process ends it for all
                 break
     finally:
-        best.restore(module)
+        if best is not None:
+            module.load_state_dict(best)
         module.eval()
     return records
 
 
-class _Best:
-    """The weights of the epoch that validated best so far, if they are to be kept."""
-
-    def __init__(self, keep: bool) -> None:
-        self.keep, self.accuracy = keep, -1.0
-        self.state: dict[str, Any] | None = None
-
-    def look(self, module: nn.Module, record: EpochRecord) -> None:
-        if self.keep and record.val_accuracy > self.accuracy:
-            self.accuracy = record.val_accuracy
-            self.state = copy.deepcopy(module.state_dict())
-
-    def restore(self, module: nn.Module) -> None:
-        if self.state is not None:
-            module.load_state_dict(self.state)
-
-
 def make_optimizer(module: nn.Module, recipe: Recipe | Plan) -> torch.optim.Optimizer:
-    """Makes the recipe's optimizer for the trainable parameters of a module.
+    """Makes the optimizer of a recipe for the trainable parameters of a module.
 
     Raises:
-        ValueError: If the rates depend on the number of images, and the recipe is no plan.
+        ValueError: If the recipe's rates depend on the number of images: then it takes a `Plan`.
     """
     if isinstance(recipe, Recipe) and recipe.by_size:
         raise ValueError(
@@ -208,21 +197,21 @@ def make_optimizer(module: nn.Module, recipe: Recipe | Plan) -> torch.optim.Opti
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Derives an independent seed, below 2**63, from a seed and what it is for, such as "base"."""
+    """Derives an independent seed, below 2**63, from a seed and what it is for: "base", epoch 3."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators of the CPU and of one device, and restores them in the end."""
+    """Seeds torch's generators of the CPU and of one device. In the end it restores them."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         _seed_generators(seed, device)
         yield
 
 
 def _seed_generators(seed: int, device: torch.device) -> None:
-    # torch.manual_seed would seed the generators of all devices and restore none of them.
+    # torch.manual_seed would seed all CUDA devices, and fork_rng restores only one.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -232,7 +221,7 @@ def _seed_generators(seed: int, device: torch.device) -> None:
 
 
 def _check_trainable(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Refuses a module with nothing to train, and an optimizer that trains nothing of it."""
+    """Raises if nothing in the module can train, or if the optimizer trains nothing of it."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the module has no trainable parameter: unfreeze what is to train")
@@ -248,7 +237,7 @@ def _check_trainable(module: nn.Module, optimizer: torch.optim.Optimizer | None)
 
 @contextlib.contextmanager
 def _peaks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Notes the learning rates as the peaks of an epoch, as torch names them, and restores them."""
+    """Keeps the learning rates as the peaks of an epoch, under torch's name, and restores them."""
     for param_group in optimizer.param_groups:
         param_group["initial_lr"] = param_group["lr"]
     try:
@@ -258,37 +247,39 @@ def _peaks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             param_group["lr"] = param_group["initial_lr"]
 
 
-def _train_epoch(
-    module: nn.Module,
-    views: Tensor,
-    labels: Tensor,
-    plan: Plan,
-    epoch: int,
-    seed: int,
-    device: torch.device,
-    optimizer: torch.optim.Optimizer,
-    loss: Loss | None,
-    transform: Transform | None,
-    bar: str | None,
-    group: "ProcessGroup | None",
-) -> Metrics:
-    steps = math.ceil(len(labels) / plan.batch_size)
-    outputs, top = [], None if loss is not None else int(labels.max())
+@dataclass(frozen=True)
+class _Training:
+    """What all epochs of a training have in common."""
+
+    module: nn.Module
+    views: Tensor
+    labels: Tensor
+    plan: Plan
+    seed: int
+    device: torch.device
+    optimizer: torch.optim.Optimizer
+    loss: Loss | None
+    transform: Transform | None
+    group: "ProcessGroup | None"
+
+
+def _train_epoch(training: _Training, epoch: int, bar: str | None) -> Metrics:
+    module, plan, device = training.module, training.plan, training.device
+    optimizer, loss, group = training.optimizer, training.loss, training.group
+    steps = math.ceil(len(training.labels) / plan.batch_size)
+    outputs, top = [], None if loss is not None else int(training.labels.max())
     module.train()
-    with seeded(derive_seed(seed, epoch), device), _peaks(optimizer):
-        rows, targets = _order(views, labels)
-        if group is not None and group.rank() > 0:
-            _seed_generators(derive_seed(seed, epoch, group.rank()), device)  # a dropout of its own
-        batches = with_bar(_batches(views, rows, targets, plan.batch_size, group), bar, steps)
+    with seeded(derive_seed(training.seed, epoch), device), _peaks(optimizer):
+        batches = with_bar(_batches(training, epoch), bar, steps)
         for step, (inputs, targets) in enumerate(batches, start=(epoch - 1) * steps):
             factor = rate_factor(plan, step, plan.epochs * steps)
             for param_group in optimizer.param_groups:
                 param_group["lr"] = param_group["initial_lr"] * factor
             optimizer.zero_grad()
-            if len(targets):  # else a share of a group, which may be empty
+            if len(targets):  # in a group, a share may be empty
                 inputs, targets = inputs.to(device), targets.to(device)
-                if transform is not None:
-                    inputs, targets = _transformed(transform, inputs, targets)
+                if training.transform is not None:
+                    inputs, targets = training.transform(inputs, targets)
                 with autocast(plan.precision, device):
                     logits = module(inputs)
                     check_logits(logits, top)
@@ -296,88 +287,41 @@ def _train_epoch(
                 batch_loss.backward()
                 outputs.append((batch_loss.detach(), logits.detach(), targets))
             if group is not None:
-                average_gradients(_parameters(optimizer), len(targets), group)
+                held = (p for part in optimizer.param_groups for p in part["params"])
+                average_gradients((p for p in held if p.requires_grad), len(targets), group)
             optimizer.step()
     if group is not None:
         copy_from_first(module, group)  # what layers count by themselves, such as running means
     return compute_metrics(outputs, group, device)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def _check_same(
-    group: "ProcessGroup",
-    views: Tensor,
-    labels: Tensor,
-    val_inputs: Tensor | None,
-    val_labels: Tensor | None,
-    plan: Plan,
-    seed: int,
-    epochs_done: int,
-) -> None:
-    """Refuses what would be no computation of one process, as far as a glance can tell."""
-    check_same(
-        group,
-        views=tuple(views.shape),
-        labels=_digest(labels),
-        validation_inputs=None if val_inputs is None else tuple(val_inputs.shape),
-        validation_labels=None if val_labels is None else _digest(val_labels),
-        recipe=plan,
-        seed=seed,
-        epochs_done=epochs_done,
-    )
-
-
-def _digest(labels: Tensor) -> str:
-    content = hashlib.sha256(labels.detach().cpu().numpy().tobytes())
-    return f"{tuple(labels.shape)} {content.hexdigest()[:16]}"
-
-
-def _transformed(transform: Transform, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    changed = transform(inputs, targets)
-    if not isinstance(changed, tuple | list) or len(changed) != 2:
-        raise TypeError(f"a transform returns inputs and targets, not {type(changed).__name__}")
-    check_tensors(inputs=changed[0], targets=changed[1])
-    if len(changed[0]) != len(changed[1]):
-        raise ValueError(
-            f"a transform returned {len(changed[0])} inputs and {len(changed[1])} targets"
-        )
-    return changed[0], changed[1]
-
-
-def _check_finite(module: nn.Module, train: Metrics, val: Metrics, epoch: int, plan: Plan) -> None:
-    values = {"training loss": train.loss, "validation loss": val.loss}
+def _check_finite(module: nn.Module, record: EpochRecord, plan: Plan, *, validated: bool) -> None:
+    values = {"training loss": record.train_loss}
+    if validated:
+        values["validation loss"] = record.val_loss
     values["sum of the weights"] = sum(float(p.detach().sum()) for p in module.parameters())
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {name} became {value} in epoch {epoch} with lr {plan.lr:g} and "
+                f"the {name} became {value} in epoch {record.epoch} with lr {plan.lr:g} and "
                 f"weight_decay {plan.weight_decay:g}: try a lower learning rate"
             )
 
 
-def _order(views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws one epoch's order and views: which rows of all views of all examples, and their labels.
+def _batches(training: _Training, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draws the order and the views of an epoch, and yields its batches of inputs and labels.
 
-    This alone decides which examples make up a batch, with torch's global generator of the CPU.
+    In a group it yields this process's share of each batch. All processes draw the same order.
     """
+    views, labels, group = training.views, training.labels, training.group
     num_views, num_examples = views.shape[:2]
     examples = torch.randperm(num_examples)
-    rows = torch.randint(num_views, (num_examples,)) * num_examples + examples
-    return rows.to(views.device), labels[examples.to(labels.device)]
-
-
-def _batches(
-    views: Tensor,
-    rows: Tensor,
-    targets: Tensor,
-    batch_size: int,
-    group: "ProcessGroup | None",
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields one epoch's batches of inputs and labels, or shares of them; the last may be less."""
-    inputs = views.flatten(0, 1)
-    for chosen, labels in zip(rows.split(batch_size), targets.split(batch_size), strict=True):
-        part = share(len(labels), group)
-        yield inputs.index_select(0, chosen[part]), labels[part]
+    rows = (torch.randint(num_views, (num_examples,)) * num_examples + examples).to(views.device)
+    if group is not None and group.rank() > 0:  # from here on, a dropout of its own
+        seed = derive_seed(training.seed, epoch, group.rank())
+        _seed_generators(seed, training.device)
+    inputs, targets = views.flatten(0, 1), labels[examples.to(labels.device)]
+    size = training.plan.batch_size
+    for chosen, wanted in zip(rows.split(size), targets.split(size), strict=True):
+        part = share(len(wanted), group)
+        yield inputs.index_select(0, chosen[part]), wanted[part]
