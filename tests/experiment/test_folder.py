@@ -1,22 +1,26 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import os
-import random
 import signal
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from cifar_tl import disk
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked
 from cifar_tl.errors import LockedError, RunError, RunWarning
+from cifar_tl.experiment import folder
 from cifar_tl.experiment.folder import HistoryRow, discard, read_history, save_epoch
 from cifar_tl.experiment.run import run_stage
 from tests.experiment.conftest import SMALL, contents, copy_run, damage_checkpoint
@@ -69,40 +73,60 @@ class Stop(BaseException):
     """What a signal raises."""
 
 
-@pytest.mark.usefixtures("no_garbage_collection")
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
-def test_a_signal_at_any_moment_lets_a_save_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGALRM"])
+def test_a_signal_at_any_line_lets_a_save_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
+    """One signal a save: at its first line, at its second, and so on."""
+
     def stop(*_: object) -> None:
         raise Stop
 
-    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.0005))
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # which takes a while
     before = signal.signal(signal.SIGALRM, stop)
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters())
-    generator = random.Random(0)
-    rows: list[HistoryRow] = []
-    stopped_during_save = 0
-    for _ in range(300):
-        epoch = len(rows) + 1
-        rows.append(HistoryRow(epoch, *[0.0] * (len(dataclasses.fields(HistoryRow)) - 1)))
-        with contextlib.suppress(Stop):
-            signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, 3e-3))
+    zeros = [0.0] * (len(dataclasses.fields(HistoryRow)) - 1)
+    rows = [HistoryRow(epoch, *zeros) for epoch in (1, 2)]
+    epochs = []
+    for line in itertools.count(1):
+        save_epoch(tmp_path, {}, model, optimizer, rows[:1], [])
+        stopped = True
+        with contextlib.suppress(Stop, KeyboardInterrupt), signal_at_line(line, sent):
             save_epoch(tmp_path, {}, model, optimizer, rows, [])
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            continue
-        last = tmp_path / "last.pt"
-        done = load_checkpoint(last)["epoch"] if last.exists() else 0
-        assert len(read_history(tmp_path / "history.csv", done)) == done
-        stopped_during_save += done == epoch
-        rows = rows[:done]
-    for number, expected in ((signal.SIGALRM, Stop), (signal.SIGINT, KeyboardInterrupt)):
-        with pytest.raises(expected):  # whatever was interrupted
-            signal.raise_signal(number)
+            stopped = False
+        for number, expected in ((signal.SIGALRM, Stop), (signal.SIGINT, KeyboardInterrupt)):
+            with pytest.raises(expected):  # whatever was interrupted
+                signal.raise_signal(number)
+        epochs.append(load_checkpoint(tmp_path / "last.pt")["epoch"])
+        assert len(read_history(tmp_path / "history.csv", epochs[-1])) == epochs[-1]
+        if not stopped:  # it has no more lines
+            break
     signal.signal(signal.SIGALRM, before)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert stopped_during_save > 50
+    assert epochs == sorted(epochs)  # before it begins to write, or to the end
+    assert min(epochs.count(1), epochs.count(2)) > 10
+
+
+@contextlib.contextmanager
+def signal_at_line(number: int, sent: str) -> Iterator[None]:
+    """Sends this process a signal at the first line, second line, ... that saves something."""
+    lines = itertools.count(1)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in (folder.__file__, disk.__file__):
+            return None
+        if event == "line" and next(lines) == number:
+            signal.raise_signal(signal.Signals[sent])
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def damage_history(folder: Path, content: str) -> None:
