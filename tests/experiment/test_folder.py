@@ -1,22 +1,26 @@
+import contextlib
 import copy
+import itertools
 import json
 import os
-import random
 import signal
-import time
-import warnings
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from cifar_tl import disk
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked
 from cifar_tl.errors import LockedError, RunError, RunWarning
-from cifar_tl.experiment.folder import RunFolder, discard
+from cifar_tl.experiment import folder
+from cifar_tl.experiment.folder import History, RunFolder, discard
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.training import EpochRecord
 from tests.experiment.conftest import SMALL, contents, copy_run, damage_checkpoint
@@ -69,39 +73,60 @@ class Stop(BaseException):
     """What a signal raises."""
 
 
-# A signal may come between the opening of a file and its name.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("no_garbage_collection")
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
-def test_a_signal_at_any_moment_of_a_save_leaves_what_can_go_on(
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_a_signal_at_any_line_of_a_save_leaves_what_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One signal a save: at its first line, at its second, and so on."""
+
     def stop(*_: object) -> None:
         raise Stop
 
-    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(0.0005))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     before = signal.signal(signal.SIGALRM, stop)
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters())
-    folder = RunFolder(tmp_path, {"stage": "base"})
-    generator = random.Random(0)
-    done, stopped = 0, 0
-    for _ in range(300):
-        with warnings.catch_warnings(action="error"):
-            history = folder.resume(model, optimizer, {"threads": 1}, 0.0)
-        assert len(history.rows) >= done  # no epoch that was saved is lost
-        done = len(history.rows)
-        history.add(EpochRecord(done + 1, *[0.0] * 6))
-        try:
-            signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, 5e-3))
-            folder.save_epoch(model, optimizer, history)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            done += 1
-        except Stop:
-            stopped += 1
+    run = RunFolder(tmp_path, {"stage": "base"})
+    now = {"threads": 1}
+    epochs = []
+    for line in itertools.count(1):
+        history = History([{"from_epoch": 1, **now}], 0.0)
+        for epoch in (1, 2):
+            history.add(EpochRecord(epoch, *[0.0] * 6))
+            if epoch == 1:
+                run.save_epoch(model, optimizer, history)
+        stopped = True
+        with contextlib.suppress(Stop), signal_at_line(line):
+            run.save_epoch(model, optimizer, history)
+            stopped = False
+        epochs.append(len(run.resume(model, optimizer, now, 0.0).rows))
+        assert not list(tmp_path.glob("*.tmp"))
+        if not stopped:  # it has no more lines
+            break
     signal.signal(signal.SIGALRM, before)
-    assert done > 0
-    assert stopped > 0
+    assert epochs == sorted(epochs)  # the epoch before, then this one
+    assert min(epochs.count(1), epochs.count(2)) > 5
+
+
+@contextlib.contextmanager
+def signal_at_line(number: int) -> Iterator[None]:
+    """Sends this process a signal at the first line, second line, ... that saves something."""
+    lines = itertools.count(1)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in (folder.__file__, disk.__file__):
+            return None
+        if event == "line" and next(lines) == number:
+            signal.raise_signal(signal.SIGALRM)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def damage_history(folder: Path, content: str) -> None:
