@@ -1,4 +1,4 @@
-"""Files that hold a model: tensors and plain values, read only if undamaged; they run no code."""
+"""Save models to files and load them. Files hold tensors and plain values, and run no code."""
 
 import io
 import sys
@@ -17,36 +17,38 @@ from cifar_tl.pretrained import read_model_file
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint so that the file is always either the old or the new one, whole.
+    """Writes a checkpoint. At any moment the file is either the old one or the new one, whole.
 
-    Equal content, of tensors, numbers, strings, None, lists and dictionaries, gives equal bytes.
+    The content is tensors, numbers, strings, None, and lists and dictionaries of them. Equal
+    content gives equal bytes.
 
     Raises:
         TypeError: If the content has values of other types.
-        OSError: If it cannot be written; a file that was there before is still there.
+        OSError: If the file cannot be written. An old file is then still there.
     """
-    buffer = io.BytesIO()  # saving to a path would put the file's name into the bytes
+    buffer = io.BytesIO()  # torch.save to a path would put the file's name into the bytes
     torch.save(_canonical(content), buffer)
     write_sealed(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, sealed: bytes | None = None) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote, with all tensors on the CPU.
 
+    Args:
+        path: The file.
+        sealed: Its content, if it has been read before.
+
     Raises:
-        CheckpointError: If the file is missing, damaged or not one of ours.
+        CheckpointError: If the file is missing or damaged, or another program wrote it.
     """
-    return _unpack(path, read_sealed(path))
-
-
-def _unpack(path: str | Path, sealed: bytes) -> dict[str, Any]:
+    sealed = read_sealed(Path(path)) if sealed is None else sealed
     try:
         content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError
     except MemoryError:
         raise
-    except Exception as error:  # undamaged, so somebody made it like this, maybe to run code
+    except Exception as error:  # the checksum is right: somebody made it so, maybe to run code
         raise CheckpointError(
             f"{path} is not what this program writes, tensors and plain values: use another"
         ) from error
@@ -60,22 +62,25 @@ def save_model(
     *,
     class_names: Mapping[int, str] | Sequence[str] | None = None,
 ) -> None:
-    """Writes a model with its preprocessing and what its outputs mean, for `load_model`.
+    """Writes a model with its preprocessing and the names of its outputs, for `load_model`.
 
     Args:
         path: The file.
         model: The model.
-        settings: What else a reader should know, as plain values.
-        class_names: A name for each output, or for each that was trained; by default those that
-            the model has (`CifarNet.class_names`).
+        settings: Plain values that go into the file, too.
+        class_names: A name for each output, or for each trained output by its number. None: the
+            names that the model has (`CifarNet.class_names`).
 
     Raises:
-        ValueError: If there is a name for an output that the model does not have, or it has other
-            weights than `load_model` takes.
-        TypeError: If it is no `CifarNet`, or names or settings are not plain values.
-        OSError: If it cannot be written; a file that was there before is still there.
+        ValueError: If the model does not have a named output, or could not be loaded again.
+        TypeError: If it is not a `CifarNet`, or names or settings are not plain values.
+        OSError: If the file cannot be written. An old file is then still there.
     """
-    _check_model(model)
+    if type(model) is not CifarNet:
+        raise TypeError(
+            f"save_model writes a CifarNet, not {type(model).__name__}: torch.save writes the "
+            "state_dict of any module"
+        )
     settings = dict(settings or {})
     if class_names is not None or (model.class_names and "classes" not in settings):
         names = model.class_names if class_names is None else class_names
@@ -85,27 +90,15 @@ def save_model(
     content = {"network": type(model).__name__, "num_classes": model.num_classes}
     dropout = model.classifier.get_submodule("dropout").p
     content |= {"dropout": dropout} if dropout != DROPOUT else {}
-    content |= {"settings": settings, "state_dict": model.state_dict()}
-    save_checkpoint(Path(path), content)
-
-
-def _check_model(model: object) -> None:
-    """Refuses what could not be loaded again."""
-    if type(model) is not CifarNet:
-        raise TypeError(
-            f"save_model writes a CifarNet, not {type(model).__name__}: torch.save writes the "
-            "state_dict of any module"
-        )
-    with torch.random.fork_rng([]):
-        expected = CifarNet(model.num_classes).state_dict()
-    found = model.state_dict()
-    if any(
-        key not in found or value.dtype != found[key].dtype for key, value in expected.items()
-    ) or len(found) > len(expected):
+    content |= {"settings": settings, "state_dict": _canonical(model.state_dict())}
+    try:
+        _build(content)
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             "the model has other weights than a CifarNet in float32: undo what changed them, such "
             "as half() or pruning"
-        )
+        ) from error
+    save_checkpoint(Path(path), content)
 
 
 def _check_names(
@@ -115,28 +108,12 @@ def _check_names(
         raise TypeError("class_names must be a list of names, or names by number, not a string")
     names: dict[int, Any]
     names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
-    if wrong := [label for label in names if label not in range(model.num_classes)]:
-        raise ValueError(f"the model has {model.num_classes} outputs, and no output {wrong[0]}")
-    if other := [name for name in names.values() if not isinstance(name, str)]:
-        raise TypeError(f"class_names must be strings, not {other[0]!r}")
+    for label, name in names.items():
+        if label not in range(model.num_classes):
+            raise ValueError(f"the model has {model.num_classes} outputs, and no output {label}")
+        if not isinstance(name, str):
+            raise TypeError(f"class_names must be strings, not {name!r}")
     return list(names), list(names.values())
-
-
-def load_model(path: str | Path) -> CifarNet:
-    """Rebuilds a model from a ``model.pt``: on the CPU, in evaluation mode, nothing frozen.
-
-    Args:
-        path: The file, or ``"cifar5"`` or ``"cifar10"``: base models that come with the package,
-            of the documented classes 0-4 and of all ten.
-
-    Returns:
-        The model; it takes uint8 images ``(N, 3, 32, 32)``, see `CifarNet.preprocess`, and knows
-        the names of its outputs, `CifarNet.class_names`.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged or holds no model.
-    """
-    return read_model(path).model
 
 
 class SavedModel(NamedTuple):
@@ -144,7 +121,24 @@ class SavedModel(NamedTuple):
 
     model: CifarNet
     settings: dict[str, Any]
-    outputs: Outputs | None  # None: the settings do not name the model's classes
+    outputs: Outputs | None  # None: the settings do not name the classes
+
+
+def load_model(path: str | Path) -> CifarNet:
+    """Loads a model from a ``model.pt``: on the CPU, in evaluation mode, nothing frozen.
+
+    Args:
+        path: The file, or the name of a base model that comes with the package: ``"cifar5"`` knows
+            the documented classes 0-4, ``"cifar10"`` all ten.
+
+    Returns:
+        The model. It takes uint8 images ``(N, 3, 32, 32)``: see `CifarNet.preprocess`. The names of
+        its outputs are in `CifarNet.class_names`.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or does not hold a model.
+    """
+    return read_model(path).model
 
 
 def read_model(path: str | Path, sealed: bytes | None = None) -> SavedModel:
@@ -154,7 +148,7 @@ def read_model(path: str | Path, sealed: bytes | None = None) -> SavedModel:
         path: The file, or the name of a model that comes with the package.
         sealed: The content of the file, from `read_model_file`. None: it is read here.
     """
-    content = _unpack(path, read_model_file(path) if sealed is None else sealed)
+    content = load_checkpoint(path, read_model_file(path) if sealed is None else sealed)
     if "network" not in content:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
     if content["network"] != CifarNet.__name__:
@@ -191,7 +185,7 @@ def _build(content: dict[str, Any]) -> CifarNet:
     """Builds a model from the content of its file."""
     bias = content["state_dict"].get("classifier.linear2.bias", torch.empty(0))
     if bias.shape != (content["num_classes"],) or not bias.is_contiguous():
-        raise TypeError  # before memory is taken for the number that the file claims
+        raise TypeError  # the file lies about its size: do not allocate what it claims
     with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
         model = CifarNet(content["num_classes"], content.get("dropout", DROPOUT))
     for name, value in model.state_dict().items():
@@ -202,10 +196,10 @@ def _build(content: dict[str, Any]) -> CifarNet:
 
 
 def _canonical(content: Any) -> Any:
-    """Copies content so that equal content is pickled to equal bytes.
+    """Copies content, so that equal content is pickled to equal bytes.
 
-    Pickle writes a string that it has seen as a reference to it, so equal strings must be one
-    object; and a tensor is stored with all of its storage, so each gets a storage of its own.
+    Pickle writes a string that it has seen before as a reference, so equal strings must be one
+    object. It writes a tensor with its whole storage, so each tensor gets its own storage.
     """
     if isinstance(content, Tensor):
         return content.detach().cpu().clone(memory_format=torch.contiguous_format)
