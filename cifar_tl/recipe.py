@@ -268,7 +268,7 @@ def epochs_for(num_images: int) -> int:
 
     Few images need more epochs: ten epochs of 200 images are ten steps. With 200 images, 1,000
     epochs have as many steps as ten epochs of 20,000 images. They take ten times as long as the
-    100 that this gives, and gain at most 1.5 points (docs/recipe.md).
+    100 that this gives, and gain at most 1.5 points (benchmarks/tried.md).
     """
     return min(150, max(USUAL_EPOCHS, round(USUAL_EPOCHS * math.sqrt(USUAL_IMAGES / num_images))))
 
