@@ -1,4 +1,4 @@
-"""Files on a disk: written whole, sealed with a checksum, in a folder that one process has."""
+"""Files on a disk: written whole, sealed with a checksum, in a folder locked by one process."""
 
 import contextlib
 import errno
@@ -14,8 +14,8 @@ from cifar_tl.errors import CheckpointError, LockedError, RunWarning
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
-# torch.load does not notice a flipped bit, so a SHA-256 follows the archive that torch.save
-# writes. Plain torch.load ignores what follows an archive.
+# torch.load does not notice a flipped bit. So we append a SHA-256 to what torch.save writes;
+# torch.load ignores it.
 _MARK = b"cifar_tl sha256:"
 _SEAL_SIZE = len(_MARK) + hashlib.sha256().digest_size
 
@@ -26,30 +26,34 @@ def write_sealed(path: Path, content: bytes) -> None:
 
 
 def read_sealed(path: Path) -> bytes:
-    """Reads what `write_sealed` wrote, the seal included.
+    """Reads what `write_sealed` wrote, checksum included.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or not one of ours.
+        CheckpointError: If the file is missing or damaged, or another program wrote it.
     """
     try:
         sealed = path.read_bytes()
     except OSError as error:
-        reason = f"{error.strerror}: check the path"
-        raise CheckpointError(f"cannot read checkpoint {path}: {reason}") from error
-    if sealed[-_SEAL_SIZE:] != _seal(sealed[:-_SEAL_SIZE]):
-        plain = sealed.startswith(b"PK") and _MARK not in sealed[-_SEAL_SIZE:]
         raise CheckpointError(
-            f"{path} is damaged, or no checkpoint of this program: use another or train again"
-            + ("; a state_dict of torch.save goes through load_state_dict, then save_model" * plain)
-        )
-    return sealed
+            f"cannot read checkpoint {path}: {error.strerror}: check the path"
+        ) from error
+    if sealed[-_SEAL_SIZE:] == _seal(sealed[:-_SEAL_SIZE]):
+        return sealed
+    message = f"{path} is damaged, or no checkpoint of this program: use another or train again"
+    if sealed.startswith(b"PK") and _MARK not in sealed[-_SEAL_SIZE:]:
+        message += "; a state_dict of torch.save goes through load_state_dict, then save_model"
+    raise CheckpointError(message)
+
+
+def _seal(content: bytes) -> bytes:
+    return _MARK + hashlib.sha256(content).digest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that at any moment it is either the old one or the new one, whole.
+    """Writes a file. At any moment it is either the old one or the new one, whole.
 
     Raises:
-        OSError: If it cannot be written; a file that was there before is still there.
+        OSError: If the file cannot be written. An old file is then still there.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
@@ -61,18 +65,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):  # a full disk does not say which file it was
+        if isinstance(error, OSError):  # if the disk is full, it does not name the file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    if os.name == "posix":  # make the renaming itself durable, too
+    if os.name == "posix":  # the new name must survive a power cut, too
         folder = os.open(path.parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # not every file system can
+        with contextlib.suppress(OSError):  # some file systems cannot do it
             os.fsync(folder)
         os.close(folder)
 
 
 def _sync(descriptor: int) -> None:
-    """Has a file's content written to the disk, where the file system can."""
+    """Waits until a file is on the disk. If the file system cannot say so, there is a warning."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -81,31 +85,27 @@ def _sync(descriptor: int) -> None:
         _warn_of_loss()
 
 
-@functools.cache  # once is enough
+@functools.cache  # one warning is enough
 def _warn_of_loss() -> None:
-    warnings.warn(
-        "this file system cannot confirm that a file is on the disk: a power cut may cost what was "
-        "written last",
-        RunWarning,
-        stacklevel=2,
-    )
-
-
-def _seal(content: bytes) -> bytes:
-    return _MARK + hashlib.sha256(content).digest()
+    text = "this file system cannot confirm that a file is on the disk: a power cut may cost what "
+    warnings.warn(text + "was written last", RunWarning, stacklevel=2)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keeps a folder to this process, for as long as it lives and no longer.
+    """Locks a folder for this process.
 
-    The system lets go of the lock when the process ends, however it ends. On a file system without
-    locks nothing is locked.
+    The system unlocks it when the process ends, even if it is killed. If the file system has no
+    locks, this does nothing.
+
+    Args:
+        folder: The folder.
+        wait: Wait for a process that has locked it, instead of raising.
 
     Raises:
-        LockedError: If another process has it, unless to ``wait`` for its end was asked for.
+        LockedError: If another process has locked it.
     """
-    if sys.platform == "win32":  # where folders have no locks
+    if sys.platform == "win32":  # folders have no locks there
         import msvcrt
 
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
@@ -124,7 +124,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 f"another process is at work in {folder}: "
                 "wait until it has ended, or choose another output folder"
             ) from error
-        except OSError:
+        except OSError:  # there are no locks
             pass
         yield
     finally:

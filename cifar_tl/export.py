@@ -1,4 +1,4 @@
-"""A trained model for programs without this package: ``torch.export`` and ONNX."""
+"""Export a trained model for programs without this package: ``torch.export`` and ONNX."""
 
 import io
 import json
@@ -17,86 +17,73 @@ from cifar_tl.network import CifarNet
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CLASSES_FILE = "classes.json"  # among the extra files of a .pt2
+BATCH = ({0: torch.export.Dim("batch")},)  # batches of any size
 
 
 def export_pt2(model: CifarNet, path: str | Path, classes: Mapping[int, str] | None = None) -> None:
-    """Writes a model as ``torch.export.load`` reads it, checked before it is kept.
+    """Writes a model for ``torch.export.load``. The file is kept only if it computes the same.
 
-    It takes ``(N, 3, 32, 32)`` uint8 images, any N, and returns logits: the preprocessing goes with
-    it. Images of another type are refused.
+    The exported model takes uint8 images ``(N, 3, 32, 32)`` with any N, does the preprocessing and
+    returns logits. It refuses images of another type.
 
     Args:
         model: It is exported in evaluation mode.
-        path: The file to write.
-        classes: The names of the outputs that were trained, by default those that the model has;
-            they go with it, in JSON, in the extra file ``classes.json``.
+        path: The file.
+        classes: The names of the trained outputs, by number. None: the names that the model has.
+            They are in the extra file ``classes.json``.
 
     Raises:
         ExportError: If the exported model computes something else.
         OSError: If the file cannot be written.
     """
-    described = describe_classes(model, classes or model.class_names)
-
-    def convert(images: Tensor) -> bytes:
-        buffer, batch = io.BytesIO(), torch.export.Dim("batch")
-        program = torch.export.export(_Uint8(model), (images,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, buffer, extra_files={CLASSES_FILE: json.dumps(described)})
-        return buffer.getvalue()
-
-    def run(exported: bytes, images: Tensor) -> Tensor:
-        logits: Tensor = torch.export.load(io.BytesIO(exported)).module()(images)
-        return logits
-
-    _export(model, Path(path), convert, run)
-
-
-def describe_classes(model: CifarNet, classes: Mapping[int, str]) -> dict[str, Any]:
-    """Says, as plain values, what the model's outputs mean: names, and which were never trained."""
-    untrained = [label for label in range(model.num_classes) if label not in classes]
-    named = {str(label): name for label, name in classes.items()}
-    return {"classes": named, "untrained_outputs": untrained if classes else None}
+    content = io.BytesIO()  # torch's writers abort the process if the disk is full
+    with evaluating(model), torch.no_grad():
+        program = torch.export.export(_Uint8(model), (_pictures(2),), dynamic_shapes=BATCH)
+    described = json.dumps(_describe(model, classes))
+    torch.export.save(program, content, extra_files={CLASSES_FILE: described})
+    exported = content.getvalue()
+    run = torch.export.load(io.BytesIO(exported)).module()
+    _write_if_equal(model, Path(path), exported, run)
 
 
 def export_onnx(
     model: CifarNet, path: str | Path, classes: Mapping[int, str] | None = None
 ) -> None:
-    """Writes a model as ONNX, checked with onnxruntime before it is kept; else as `export_pt2`.
+    """Writes a model as ONNX. The file is kept only if it computes the same in onnxruntime.
 
-    The classes are two entries of the metadata, each in JSON.
+    Arguments and errors are those of `export_pt2`. The classes are in the metadata.
 
     Raises:
-        ImportError: If a package of `ONNX_PACKAGES` is missing.
+        ImportError: If one of `ONNX_PACKAGES` is missing.
     """
     import onnxruntime
 
-    def convert(images: Tensor) -> bytes:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's exporter warns of itself
-            program = torch.onnx.export(
-                model,
-                (images,),
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                verbose=False,
-            )
-        assert program is not None
-        proto = program.model_proto
-        for key, value in describe_classes(model, classes or model.class_names).items():
-            proto.metadata_props.add(key=key, value=json.dumps(value))
-        exported: bytes = proto.SerializeToString()
-        return exported
+    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about itself
+        program = torch.onnx.export(
+            model,
+            (_pictures(2),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=BATCH,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for key, value in _describe(model, classes).items():
+        proto.metadata_props.add(key=key, value=json.dumps(value))
+    exported: bytes = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(exported)
 
-    def run(exported: bytes, images: Tensor) -> Tensor:
-        session = onnxruntime.InferenceSession(exported)
+    def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    _export(model, Path(path), convert, run)
+    _write_if_equal(model, Path(path), exported, run)
 
 
 class _Uint8(nn.Module):
-    """A model that refuses what is no uint8: exported, it would take floats for 0 to 255."""
+    """A model that takes uint8 only. Without it, the exported model would take floats for uint8."""
 
     def __init__(self, model: CifarNet) -> None:
         super().__init__()
@@ -108,20 +95,26 @@ class _Uint8(nn.Module):
         return logits
 
 
-def _export(
-    model: CifarNet,
-    path: Path,
-    convert: Callable[[Tensor], bytes],
-    run: Callable[[bytes, Tensor], Tensor],
+def _pictures(number: int) -> Tensor:
+    """Draws up to 20 smooth images, which look more like photos than noise does."""
+    coarse = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return (255 * nn.functional.interpolate(coarse, 32, mode="bilinear")).byte()[:number]
+
+
+def _describe(model: CifarNet, classes: Mapping[int, str] | None) -> dict[str, Any]:
+    """Lists the names of the outputs, and which outputs were never trained."""
+    classes = classes or model.class_names
+    untrained = [label for label in range(model.num_classes) if label not in classes]
+    named = {str(label): name for label, name in classes.items()}
+    return {"classes": named, "untrained_outputs": untrained if classes else None}
+
+
+def _write_if_equal(
+    model: CifarNet, path: Path, exported: bytes, run: Callable[[Tensor], Tensor]
 ) -> None:
-    """Converts in memory: torch's own writers abort the process where a disk is full."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(20, 3, 4, 4, generator=generator)  # smooth, as pictures are
-    images = (255 * nn.functional.interpolate(coarse, 32, mode="bilinear")).byte()
     with evaluating(model), torch.no_grad():
-        exported = convert(images[:2])
-        for batch in (images[:1], images):
-            difference = float((run(exported, batch) - model(batch)).abs().max())
+        for images in (_pictures(1), _pictures(20)):
+            difference = float((run(images) - model(images)).abs().max())
             if not difference < 1e-3:
                 raise ExportError(f"{path} would differ by {difference:g} from the model: not kept")
     write_atomically(path, exported)

@@ -1,4 +1,4 @@
-"""The machine: in which precision it computes, what fits into its memory, which versions it has."""
+"""The machine: which precision it computes in, what fits into its memory, what it consists of."""
 
 import contextlib
 import ctypes
@@ -15,14 +15,15 @@ from torch import Tensor
 from cifar_tl.recipe import Precision
 from cifar_tl.version import __version__
 
-# Intel since 2020 (servers), AMD since Zen 4. Without them bfloat16 is slower than float32.
+# Processors with these compute bfloat16 fast: Intel's for servers since 2020, AMD's since Zen 4.
+# On others it is slower than float32.
 CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
-    """Turns ``"auto"`` into what is faster on a device; what else is asked for stays."""
+    """Replaces ``"auto"`` by the faster precision on a device. Other values stay."""
     if precision != "auto":
         return precision
     return "bf16" if _has_bfloat16(device) else "float32"
@@ -33,8 +34,8 @@ def _has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch 2.6 has none
         return False
-    # What torch may use: ATEN_CPU_CAPABILITY can ask for less than the processor has.
-    # It is "AVX2" or "DEFAULT" on older processors, "DEFAULT" or "SVE..." on aarch64.
+    # torch uses less than the processor has if ATEN_CPU_CAPABILITY says so. It is "AVX2" or
+    # "DEFAULT" on older processors, "DEFAULT" or "SVE..." on aarch64.
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     capabilities = torch.cpu.get_capabilities()
@@ -44,16 +45,16 @@ def _has_bfloat16(device: torch.device) -> bool:
 def autocast(
     precision: Precision, device: torch.device
 ) -> contextlib.AbstractContextManager[object]:
-    """Makes the context in which modules on a device compute in a precision."""
+    """Makes a context in which modules on a device compute in a precision."""
     if choose_precision(precision, device) == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def fits(num_bytes: int, device: torch.device) -> bool:
-    """Tells whether a device has room for data, and for as much again to compute with it.
+    """Returns whether a device has room for data, and for as much again to compute with it.
 
-    Only CUDA says how much is free; elsewhere everything is said to fit.
+    Only CUDA says how much is free. On other devices the answer is always yes.
     """
     if device.type != "cuda":
         return True
@@ -62,42 +63,42 @@ def fits(num_bytes: int, device: torch.device) -> bool:
 
 
 def to_device_if_it_fits(tensor: Tensor, device: torch.device) -> Tensor:
-    """Moves data to a device for good, or leaves it where it is."""
+    """Moves a tensor to a device. If it does not fit, it stays where it is."""
     if tensor.device == device or not fits(tensor.nbytes, device):
         return tensor
     return tensor.to(device)
 
 
 def keep_freed_memory() -> bool:
-    """Makes this process keep blocks of up to 32 MiB for reuse when they are freed.
+    """Makes this process keep freed blocks of up to 32 MiB, to use them again.
 
-    By default glibc returns the large tensors of a training step to the operating system, which
-    has to clear and map every page of them again at the next step: a third of a step's time. This
-    is for the whole process and for its lifetime, so it is the program's choice: ``cifar-tl train``
-    calls it, and importing the package does not. See mallopt(3).
+    By default glibc gives the large tensors of a training step back to the system. At the next step
+    the system clears and maps every page again. That takes a third of a step's time. The setting is
+    for the whole process, so the program decides: ``cifar-tl train`` calls this function, and
+    importing the package does not. See mallopt(3).
 
     Returns:
-        Whether glibc took it: False on systems without glibc, where it does nothing.
+        Whether it worked. Without glibc it does nothing and returns False.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # 32 MiB is the most that glibc takes on 64-bit systems; an untouched heap top costs nothing.
+    # glibc takes at most 32 MiB on 64-bit systems. The 1 GiB costs nothing until it is used.
     return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) and mallopt(_M_TRIM_THRESHOLD, 1 << 30))
 
 
 def surroundings(device: str, processes: int) -> dict[str, Any]:
-    """Tells what the bytes of a result depend on."""
+    """Lists what the bytes of a result depend on, beside its settings."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "device": torch.device(device).type,  # of several equal ones, any
+        "device": torch.device(device).type,  # not its number: "cuda:0" and "cuda:1" are equal
         **_several(processes),
     }
 
 
 def environment(device: str, processes: int) -> dict[str, Any]:
-    """Tells what the figures depend on, times among them."""
+    """Lists what the figures of a result depend on, also its times."""
     packages = ("torch", "torchvision", "numpy")
     return {
         "cifar_tl": __version__,
@@ -117,7 +118,7 @@ def _several(processes: int) -> dict[str, int]:
 
 
 def _processor() -> str:
-    with contextlib.suppress(OSError):  # Linux; elsewhere platform knows
+    with contextlib.suppress(OSError):  # only Linux has this file
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
