@@ -81,8 +81,8 @@ class Command:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait_until_printed(self, text: str) -> None:
-        wait_for(Path("out.txt"), text)
+    def wait_until_printed(self, text: str, times: int = 1) -> None:
+        wait_for(Path("out.txt"), text, times)
 
     def exit_code(self) -> int:
         return int(self.answers.readline())
@@ -93,10 +93,10 @@ class Command:
         return one_line(Path("errors.txt").read_text())
 
 
-def wait_for(path: Path, text: str) -> None:
-    """Waits until a file holds a text."""
+def wait_for(path: Path, text: str, times: int = 1) -> None:
+    """Waits until a file holds a text, so many times."""
     end = time.monotonic() + PATIENCE
-    while not (path.exists() and text in path.read_text()):
+    while not (path.exists() and path.read_text().count(text) >= times):
         assert time.monotonic() < end, f"{path} does not come to hold {text!r}"
         time.sleep(0.01)
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,37 +23,17 @@ from cifar_tl.data.cifar10 import download_cifar10
 from cifar_tl.disk import locked
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.stages import STAGES
-from tests.forked import PATIENCE, ROOT, Command, one_line
+from tests.command.conftest import start_and_hold
+from tests.forked import PATIENCE, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
 SHORT = ["--epochs", "3", "--batch-size", "20", "--threads", "1"]
 
-# The disk takes its time once: a file or folder is being synced until there is a file "go".
-HELD_DISK = """
-fsync, syncs = os.fsync, []
-def held_fsync(descriptor):
-    syncs.append(descriptor)
-    if len(syncs) == {number}:
-        print("saving", flush=True)
-        while not os.path.exists("go"):
-            time.sleep(0.01)
-    fsync(descriptor)
-os.fsync = held_fsync
-"""
-
-
-def start_and_hold(zygote: subprocess.Popen[str], arguments: Sequence[str], number: int) -> Command:
-    """Starts ``train`` and waits until it is syncing a file or folder, the first, second, ..."""
-    before = HELD_DISK.format(number=number)
-    process = Command(zygote, ["train", *arguments], before=before)
-    process.wait_until_printed("saving")
-    return process
-
 
 @pytest.fixture
-def arguments(small_npz: Path) -> list[str]:
-    return ["--data", str(small_npz), "--quiet", *SHORT]
+def arguments(tiny_npz: Path) -> list[str]:
+    return ["--data", str(tiny_npz), "--quiet", *SHORT]
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
@@ -79,8 +58,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
         assert code == 0
         finished += 1
         for stage in STAGES:
-            folder = output_dir / "small.npz" / stage
-            whole = Path("whole/small.npz") / stage
+            folder = output_dir / "tiny.npz" / stage
+            whole = Path("whole/tiny.npz") / stage
             for name in (stages.MODEL, stages.LAST):
                 assert (folder / name).read_bytes() == (whole / name).read_bytes()
             rows = (folder / stages.HISTORY).read_text().splitlines()[1:]
@@ -113,7 +92,7 @@ def test_a_signal_during_a_save_leaves_what_was_saved_and_says_how_to_go_on(
     errors = process.end(code)
     Path("go").touch()
     assert "what was finished is saved. To go on: cifar-tl train --data /" in errors
-    folder = Path("runs/small.npz/base")
+    folder = Path("runs/tiny.npz/base")
     names = {path.name for path in folder.iterdir()}
     assert stages.RESULT not in names
     assert not [name for name in names if name.endswith(".tmp")]
@@ -132,7 +111,7 @@ def test_a_second_signal_ends_it_at_once(
     process.send(signal.SIGTERM)  # another one: two equal signals in one moment are one
     assert process.exit_code() in (130, 143)  # of the first one, or of the second
     Path("go").touch()
-    assert load_checkpoint(Path("runs/small.npz/base/last.pt"))["epoch"] == 1
+    assert load_checkpoint(Path("runs/tiny.npz/base/last.pt"))["epoch"] == 1
 
 
 def test_a_write_error_keeps_what_was_there(
@@ -140,7 +119,7 @@ def test_a_write_error_keeps_what_was_there(
 ) -> None:
     arguments += ["--stage", "base"]
     stop_after_an_epoch(zygote, arguments)
-    folder = Path("runs/small.npz/base")
+    folder = Path("runs/tiny.npz/base")
     before = (folder / stages.LAST).read_bytes()
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
     errors = Command(zygote, ["train", *arguments], before=limit).end(1)
@@ -166,7 +145,7 @@ def test_two_processes_never_share_a_folder(
     for extra in ([], ["--restart"]):
         assert main([*arguments, *extra]) == 1
         errors = capsys.readouterr().err
-        assert "another process is at work in runs/small.npz/base: wait until" in one_line(errors)
+        assert "another process is at work in runs/tiny.npz/base: wait until" in one_line(errors)
     process.send(signal.SIGKILL)
     assert process.exit_code() == -signal.SIGKILL
     assert main([*arguments, "--restart"]) == 0  # a killed process blocks nobody
@@ -175,41 +154,30 @@ def test_two_processes_never_share_a_folder(
 def test_a_file_in_place_of_a_folder_is_refused_before_any_work(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path("runs/small.npz")
+    folder = Path("runs/tiny.npz")
     folder.mkdir(parents=True)
     (folder / "scratch").write_text("")
     assert main(arguments) == 2
-    assert "runs/small.npz/scratch: nothing can be written there" in capsys.readouterr().err
+    assert "runs/tiny.npz/scratch: nothing can be written there" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["scratch"]
 
 
-def test_too_little_memory_is_one_line(arguments: list[str]) -> None:
-    limit = (
-        "import resource, sys, torch\n"
-        "from pathlib import Path\n"
-        "torch.optim.SGD([torch.zeros(1)])\n"
-        # Threads, which need memory of their own, are there before.
-        "torch.ones(500, 500, requires_grad=True).square().sum().backward()\n"
-        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
-        "size = pages * resource.getpagesize() + 20_000_000\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
-        "sys.path.insert(0, sys.argv.pop(1))\n"
-        "from cifar_tl.command.train import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("needs Linux")
-    arguments += ["--stage", "base", "--batch-size", "160"]
-    process = subprocess.run(
-        [sys.executable, "-c", limit, str(ROOT), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 1
-    assert one_line(process.stderr).startswith(
-        "cifar-tl train: out of memory: close other programs, or"
-    )
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_too_little_memory_is_one_line(
+    zygote: subprocess.Popen[str], small_npz: Path, arguments: list[str]
+) -> None:
+    limit = """
+import resource
+from pathlib import Path
+# Threads, which need memory of their own, are there before.
+torch.ones(500, 500, requires_grad=True).square().sum().backward()
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+size = pages * resource.getpagesize() + 20_000_000
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+"""
+    arguments += ["--data", str(small_npz), "--stage", "base", "--batch-size", "160"]
+    errors = Command(zygote, ["train", *arguments], before=limit).end(1)
+    assert errors.startswith("cifar-tl train: out of memory: close other programs, or")
 
 
 def test_restart_of_all_stages_deletes_nothing_while_one_is_at_work(
@@ -217,9 +185,9 @@ def test_restart_of_all_stages_deletes_nothing_while_one_is_at_work(
 ) -> None:
     assert main([*arguments, "--epochs", "1"]) == 0
     before = {path: path.read_bytes() for path in Path("runs").rglob("*.*") if path.is_file()}
-    with locked(Path("runs/small.npz/scratch")):  # flock holds between two openings, too
+    with locked(Path("runs/tiny.npz/scratch")):  # flock holds between two openings, too
         assert main([*arguments, "--epochs", "1", "--restart"]) == 1
-    assert "another process is at work in runs/small.npz/scratch" in capsys.readouterr().err
+    assert "another process is at work in runs/tiny.npz/scratch" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -240,7 +208,7 @@ def test_going_on_with_other_threads_warns_and_is_recorded(
     assert main([*arguments, "--threads", "2"]) == 0
     errors = capsys.readouterr().err
     assert "warning: going on in other surroundings (threads 1 before, 2 now)" in one_line(errors)
-    folder = Path("runs/small.npz/base")
+    folder = Path("runs/tiny.npz/base")
     result = json.loads((folder / "result.json").read_text())
     version = str(torch.__version__)
     assert result["surroundings"] == [

@@ -23,8 +23,8 @@ import cifar_tl
 from cifar_tl.command import evaluate, predict
 from cifar_tl.command.train import main
 from cifar_tl.experiment.stages import STAGES
-from tests.command.conftest import remedy
-from tests.forked import ROOT, Command, one_line
+from tests.command.conftest import remedy, start_and_hold
+from tests.forked import Command, one_line
 
 FAST = ["--epochs", "2", "--batch-size", "50"]
 
@@ -317,10 +317,11 @@ def test_seeds_of_one_stage_have_a_mean(
     assert not Path("runs/small.npz/comparison.txt").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_among_seeds_it_goes_on_to_the_same_bytes(
-    zygote: subprocess.Popen[str], small_npz: Path
+    zygote: subprocess.Popen[str], tiny_npz: Path
 ) -> None:
-    command = ["train", "--data", str(small_npz), *SEVERAL, "--seeds", "2", "--threads", "1"]
+    command = ["train", "--data", str(tiny_npz), *SEVERAL, "--seeds", "2", "--threads", "1"]
     cut = Command(zygote, [*command, "--output-dir", "cut"])
     cut.wait_until_printed("finetune: epoch 1/1", times=3)  # of seed 1, half of the images
     cut.send(signal.SIGINT)
@@ -529,74 +530,46 @@ def test_divergence_is_one_line_with_a_command_that_is_lower(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_bars_on_a_terminal_plain_lines_elsewhere(small_npz: Path, own_classes: Path) -> None:
+def test_bars_on_a_terminal_plain_lines_elsewhere(
+    zygote: subprocess.Popen[str], own_classes: Path
+) -> None:
     import fcntl
     import pty
     import termios
 
-    assert main(["--stage", "base", "--data", str(small_npz), *FAST]) == 0
     reader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     os.set_blocking(reader, False)  # fail rather than wait
-    process = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            "--data",
-            str(own_classes),
-            "--stage",
-            "transfer",
-            "--base",
-            "runs/small.npz/base/model.pt",
-            *FAST,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        check=True,
-        text=True,
-    )
+    errors_to_it = f"sys.stderr = open({os.ttyname(terminal)!r}, 'w')"
+    arguments = ["train", "--data", str(own_classes), "--stage", "transfer", *FAST]
+    assert Command(zygote, arguments, before=errors_to_it).exit_code() == 0
     bars = os.read(reader, 100_000).decode("ascii")
     os.close(terminal)
     os.close(reader)
     for name in ("images", "transfer features", "transfer 1/2", "transfer 2/2"):
         assert f"\r{name}:   0%|  " in bars
-    assert "\r" not in process.stdout
-    assert process.stdout.count("transfer: epoch ") == 2
+    output = Path("out.txt").read_text()
+    assert "\r" not in output
+    assert output.count("transfer: epoch ") == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_interrupted_command_says_how_to_go_on_and_ends_with_the_same_bytes(
-    zygote: subprocess.Popen[str], small_npz: Path
+    zygote: subprocess.Popen[str], tiny_npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--stage", "base", "--data", str(small_npz), "--epochs", "6"]
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, "--threads", "1"]
-    process = subprocess.Popen(
-        [*command, "--restart"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "epoch 2/6" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert "interrupted" in errors
-    go_on = shlex.split(one_line(errors).partition("To go on: ")[2])
-    assert go_on[:2] == ["python", command[1]]
-    go_on[0] = sys.executable
+    arguments = ["--stage", "base", "--data", str(tiny_npz), "--epochs", "4"]
+    process = start_and_hold(zygote, [*arguments, "--restart"], 5)  # in the second epoch
+    process.send(signal.SIGINT)
+    Path("go").touch()
+    errors = process.end(130)
+    assert errors.startswith("cifar-tl train: interrupted")
+    program, command, *go_on = shlex.split(errors.partition("To go on: ")[2])
+    assert (program, command) == ("cifar-tl", "train")
     assert "--restart" not in go_on
-    folder = Path("runs/small.npz/base")
-    assert not (folder / "model.pt").exists()
-    done = len((folder / "history.csv").read_text().splitlines()) - 1
-    assert 2 <= done < 6
-    resumed = subprocess.run(go_on, capture_output=True, text=True, check=True)
-    assert "going on after epoch" in resumed.stdout
-    whole_run = ["train", *command[2:], "--output-dir", "whole"]
-    assert Command(zygote, whole_run).exit_code() == 0
+    assert not Path("runs/tiny.npz/base/model.pt").exists()
+    assert main(go_on) == 0
+    assert "going on after epoch 1" in capsys.readouterr().out
+    assert main([*arguments, "--output-dir", "whole"]) == 0
     for name in ("model.pt", "last.pt"):
-        whole = Path("whole/small.npz/base") / name
-        assert (folder / name).read_bytes() == whole.read_bytes()
+        found, whole = (Path(folder, "tiny.npz/base", name) for folder in ("runs", "whole"))
+        assert found.read_bytes() == whole.read_bytes()
