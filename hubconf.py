@@ -20,9 +20,6 @@ def base_net(weights: str | _Path | None = None) -> _CifarNet:
 
     Returns:
         The model. With trained weights it is in evaluation mode.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged, or holds a model of another stage.
     """
     return _CifarNet(num_classes=5) if weights is None else _load(weights, "base")
 
@@ -36,14 +33,12 @@ def transfer_net(weights: str | _Path | None = None) -> _CifarNet:
 
     Returns:
         The model, with nothing frozen. With trained weights it is in evaluation mode.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged, or holds a model of another stage.
     """
     return _CifarNet(num_classes=10) if weights is None else _load(weights, "new")
 
 
 def _load(weights: str | _Path, learns: str) -> _CifarNet:
+    """Reads a model of one kind of stages; raises a CheckpointError if it cannot."""
     model, settings, _ = _read_model(weights)
     stages = [name for name, stage in _STAGES.items() if stage.learns == learns]
     if settings.get("stage") not in stages:

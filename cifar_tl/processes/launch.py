@@ -48,12 +48,10 @@ def launch() -> Launch:
 
 def words() -> list[str]:
     """Returns the first words of the command that started the processes. For one process: none."""
-    found = launch()
-    if found.size == 1:
-        return []
-    if found.machines > 1:  # torchrun does not tell how the machines find each other
+    _, size, _, local_size, machines = launch()
+    if machines > 1:  # torchrun does not tell how the machines find each other
         return ["torchrun", "..."]
-    return ["torchrun", "--nproc-per-node", str(found.local_size)]
+    return ["torchrun", "--nproc-per-node", str(local_size)] if size > 1 else []
 
 
 class _Meeting:
@@ -183,14 +181,11 @@ def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None")
                     raise OSError(f"{path} cannot be written: {first_line(error)}") from error
                 store.set(f"result of {rank}", path)
             store.set(f"{rank} has it", "")
-            _wait_for_all(store, range(first, first + local_size))
-    _wait_for_all(store, range(size))
+            for other in range(first, first + local_size):  # before the file is deleted
+                _wait_for(store, f"{other} has it")
+    for other in range(size):
+        _wait_for(store, f"{other} has it")
     return result
-
-
-def _wait_for_all(store: "Store", ranks: range) -> None:
-    for rank in ranks:
-        _wait_for(store, f"{rank} has it")
 
 
 def _wait_for(store: "Store", name: str, seconds: float = math.inf) -> str:
@@ -233,10 +228,7 @@ def speaks() -> bool:
 
 
 def warns() -> bool:
-    """Returns whether this process prints warnings: one process of each machine, or separate ones.
-
-    Processes that share work have the same warnings.
-    """
+    """Returns whether this process prints warnings: one on each machine, and separate ones."""
     return launch().local_rank == 0 or _Meeting.separate
 
 
