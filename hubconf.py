@@ -2,7 +2,7 @@
 
 dependencies = ["torch", "numpy", "tqdm"]
 
-# Whatever has no underscore here is offered by torch.hub.list.
+# torch.hub.list shows every name without an underscore.
 from pathlib import Path as _Path
 
 from cifar_tl.checkpoint import read_model as _read_model
@@ -16,13 +16,10 @@ def base_net(weights: str | _Path | None = None) -> _CifarNet:
 
     Args:
         weights: A ``model.pt`` of the base stage, or ``"cifar5"`` or ``"cifar10"``, which come with
-            the package; by default the weights are fresh.
+            the package. None: fresh weights.
 
     Returns:
-        The model; from a file, it is in evaluation mode.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged or of another stage.
+        The model. With trained weights it is in evaluation mode.
     """
     return _CifarNet(num_classes=5) if weights is None else _load(weights, "base")
 
@@ -31,20 +28,18 @@ def transfer_net(weights: str | _Path | None = None) -> _CifarNet:
     """Makes the network with ten outputs for classes 5-9.
 
     Args:
-        weights: A ``model.pt`` of the transfer, finetune or scratch stage, whose number of outputs
-            it then has; by default the weights are fresh.
+        weights: A ``model.pt`` of the transfer, finetune or scratch stage. It decides the number of
+            outputs. None: fresh weights.
 
     Returns:
-        The model, nothing frozen; from a file, it is in evaluation mode.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged or of another stage.
+        The model, with nothing frozen. With trained weights it is in evaluation mode.
     """
     return _CifarNet(num_classes=10) if weights is None else _load(weights, "new")
 
 
 def _load(weights: str | _Path, learns: str) -> _CifarNet:
-    model, settings, _ = _read_model(_Path(weights))
+    """Reads a model of one kind of stages; raises a CheckpointError if it cannot."""
+    model, settings, _ = _read_model(weights)
     stages = [name for name, stage in _STAGES.items() if stage.learns == learns]
     if settings.get("stage") not in stages:
         raise _CheckpointError(

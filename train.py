@@ -1,4 +1,4 @@
-"""A door for a clone, installed or not: the same as ``cifar-tl train``."""
+"""``cifar-tl train`` for a clone, installed or not."""
 
 import sys
 

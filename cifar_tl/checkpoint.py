@@ -106,7 +106,6 @@ def _check_names(
 ) -> tuple[list[int], list[str]]:
     if isinstance(class_names, str):
         raise TypeError("class_names must be a list of names, or names by number, not a string")
-    names: dict[int, Any]
     names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
     for label, name in names.items():
         if label not in range(model.num_classes):

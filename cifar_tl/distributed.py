@@ -5,7 +5,7 @@ rest. A ``group`` of None means this process alone. This module neither opens no
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,18 +79,14 @@ def largest(number: int, device: torch.device | None, group: "ProcessGroup | Non
     return int(value)
 
 
-def average_gradients(parameters: Iterable[Tensor], count: int, group: "ProcessGroup") -> None:
+def average_gradients(parameters: Sequence[Tensor], count: int, group: "ProcessGroup") -> None:
     """Turns the gradients of each share's mean loss into those of the whole batch's mean loss.
 
     The formula is ``sum(count * gradient) / sum(count)``, so shares may have any size, also 0. A
     parameter without a gradient in all processes stays without one.
 
-    Args:
-        parameters: The parameters that train.
-        count: The number of examples in this process's share.
-        group: The processes.
+    ``count`` is the number of examples in this process's share.
     """
-    parameters = list(parameters)
     dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
     sums = [
         (torch.zeros_like(p) if p.grad is None else p.grad * count).flatten().to(dtype)
@@ -129,11 +125,8 @@ def gather_rows(rows: Tensor | None, number: int, group: "ProcessGroup") -> Tens
 
     Args:
         rows: ``(number, ...)``. None: the share of this process is empty.
-        number: The number of rows.
+        number: The number of rows, of all processes together.
         group: The processes.
-
-    Returns:
-        The same rows in all processes. None: there are no rows.
     """
     own = None if rows is None else (rows.shape, rows.dtype, rows.device.type)
     filled = [found for found in gather_objects(own, group) if found is not None]

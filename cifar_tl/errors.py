@@ -1,42 +1,42 @@
-"""Every error of this package: one line that says what is wrong and what to do."""
+"""The errors of this package. Each message is one line: what is wrong, and what to do."""
 
 from typing import Any
 
 
 class CifarTLError(Exception):
-    """What all errors of this package are, beside the built-in kind that fits them best."""
+    """The base of all errors of this package. Each one is also a built-in error."""
 
 
 class DataError(CifarTLError, ValueError):
-    """The data cannot be used; the message names the file."""
+    """The data cannot be used. The message names the file."""
 
 
 class MissingDataError(DataError):
-    """CIFAR-10 is not in the folder, or not all of it is undamaged."""
+    """CIFAR-10 is not in the folder, or a part of it is missing or damaged."""
 
 
 class DownloadError(DataError):
-    """CIFAR-10 is not on disk, and the network or the server does not give it."""
+    """CIFAR-10 cannot be downloaded."""
 
 
 class ImageError(CifarTLError, ValueError):
-    """A file is no readable image; the message names it."""
+    """A file is not a readable image. The message names it."""
 
 
 class CheckpointError(CifarTLError, ValueError):
-    """A checkpoint cannot be read; the message names the file."""
+    """A checkpoint cannot be read. The message names the file."""
 
 
 class TrainingError(CifarTLError, RuntimeError):
-    """The training went wrong; the message says where and what to try."""
+    """The training diverged. The message says when, and what to try."""
 
 
 class ExportError(CifarTLError, RuntimeError):
-    """An exported model does not compute what the original computes; it was not kept."""
+    """An exported model does not compute what the original computes. It was not kept."""
 
 
 class LockedError(CifarTLError, RuntimeError):
-    """Another process is at work in a folder; the message names it."""
+    """Another process is at work in a folder. The message names the folder."""
 
 
 class HistoryError(CifarTLError, ValueError):
@@ -44,7 +44,7 @@ class HistoryError(CifarTLError, ValueError):
 
 
 class RunError(CifarTLError, RuntimeError):
-    """A run cannot be started or go on; ``remedy`` has the options of ``train`` that help."""
+    """A run cannot start or go on. ``remedy`` holds the options of ``train`` that help."""
 
     def __init__(self, message: str, **remedy: Any) -> None:
         super().__init__(message)
@@ -52,17 +52,17 @@ class RunError(CifarTLError, RuntimeError):
 
 
 class CifarTLWarning(UserWarning):
-    """What all warnings of this package are."""
+    """The base of all warnings of this package."""
 
 
 class RunWarning(CifarTLWarning):
-    """Something about a run that its owner should know."""
+    """A warning about a run."""
 
 
 class DataWarning(CifarTLWarning):
-    """Something about images that their owner should know: what was left out, or is doubtful."""
+    """A warning about data: what was left out, or is doubtful."""
 
 
 def first_line(error: BaseException) -> str:
-    """Takes the first line of what an error of another library says, or what it is called."""
+    """Returns the first line of an error's message. Without a message: the name of its class."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -22,12 +22,7 @@ Batches = Iterable[Sequence[Tensor]]  # pairs of inputs and labels
 
 
 class Metrics(NamedTuple):
-    """Means over examples.
-
-    Attributes:
-        loss: Cross-entropy in nats, or the mean of a loss of your own.
-        accuracy: A fraction from 0 to 1.
-    """
+    """The mean loss over examples, by default cross-entropy in nats, and the accuracy, 0 to 1."""
 
     loss: float
     accuracy: float
@@ -169,7 +164,7 @@ def _outputs(
     device, number, split = _device_of(module), 0, True
     sources: Iterable[Sequence[Any]] = [(inputs, labels)]
     if labels is None and not isinstance(inputs, Tensor):
-        sources, split = _parts(inputs), False  # they are batches of this process
+        sources, split = _parts(inputs), False  # each process has its own batches
     with evaluating(module):
         for examples, *targets in sources:
             if not targets:

@@ -47,9 +47,9 @@ def separate_first_layer(model: CifarNet, images: Tensor) -> None:
 
     It whitens the patches as `whiten_first_layer` does, with stronger colours. Then it rotates the
     sixteen components, so that the distribution of each is as far from a normal one as possible.
-    The kernels become edges, where principal components are gratings. The other sixteen kernels
-    are their negatives. They are good enough to stay frozen. The weights of the other layers are
-    halved.
+    Such kernels look like edges; principal components look like gratings. The other sixteen
+    kernels are the negatives. All are good enough to stay frozen. The weights of the other layers
+    are halved.
 
     After Bell and Sejnowski 1997, "The 'independent components' of natural scenes are edge
     filters". The rotation is found as in Hyvarinen 1999, "Fast and robust fixed-point algorithms

@@ -28,7 +28,7 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
     """
     model = copy.deepcopy(base)
     if isinstance(model, CifarNet):
-        model.class_names, model.white = {}, {}  # they belong to what the base was trained on
+        model.class_names, model.white = {}, {}  # they describe the data of the base
         if classifier is None:
             model.reset_classifier(num_classes)
             freeze(model.features)
@@ -73,14 +73,11 @@ def _replace_linear(model: nn.Module, name: str, num_classes: int) -> nn.Module:
 def freeze(module: Module) -> Module:
     """Freezes a module in place: no gradients, and evaluation mode that survives ``train()``.
 
-    Evaluation mode matters for layers such as batch normalisation and dropout. All modules inside
-    are frozen, too. Copies of a frozen module are frozen.
-
-    A module counts as frozen while none of its parameters requires gradients. Each ``train()``
-    looks at that. So `unfreeze` ends it, and setting ``requires_grad`` ends it, too. A module
-    without parameters follows the module that contains it. There is one exception: a module that
-    has only statistics, such as ``BatchNorm2d(8, affine=False)``, stays frozen if `freeze` was
-    called on it.
+    All modules inside are frozen, too, and so are copies. A module counts as frozen while none of
+    its parameters requires gradients. Each ``train()`` checks this. So `unfreeze` ends it, and
+    setting ``requires_grad`` ends it, too. A module without parameters follows the module around
+    it. There is one exception: a module with statistics alone, such as
+    ``BatchNorm2d(8, affine=False)``, stays frozen if `freeze` was called on itself.
 
     Returns:
         The same module.

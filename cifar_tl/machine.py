@@ -1,11 +1,11 @@
 """The machine: which precision it computes in, what fits into its memory, what it consists of."""
 
-import contextlib
 import ctypes
 import importlib.metadata
 import os
 import platform
 import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,10 @@ def _has_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in CPU_INSTRUCTIONS)
 
 
-def autocast(
-    precision: Precision, device: torch.device
-) -> contextlib.AbstractContextManager[object]:
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Makes a context in which modules on a device compute in a precision."""
     if choose_precision(precision, device) == "float32":
-        return contextlib.nullcontext()
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
@@ -118,7 +116,7 @@ def _several(processes: int) -> dict[str, int]:
 
 
 def _processor() -> str:
-    with contextlib.suppress(OSError):  # only Linux has this file
+    with suppress(OSError):  # only Linux has this file
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

@@ -1,25 +1,25 @@
-"""Names and numbers in words: of a class or a file, which may hold any character."""
+"""Write names and numbers in messages. A name may hold any character."""
 
 import os
 from collections.abc import Mapping
 
 
 def printable(name: str) -> str:
-    """Writes what is no character, or would break the line, by its number."""
+    """Replaces characters that cannot be printed in one line by their numbers."""
     known = name.encode("utf-8", "backslashreplace").decode()  # a name need not be UTF-8
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in known)
 
 
 def portable(name: str) -> str:
-    """Reads a name of a file as UTF-8, whatever the character set of this system is."""
+    """Reads the name of a file as UTF-8, whatever character set the system has."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def count(number: int, noun: str) -> str:
-    """Writes a number with its noun, such as 1 file or 2,000 files."""
+    """Writes a number with its noun: ``1 file``, ``2,000 files``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def numbered(classes: Mapping[int, str]) -> str:
-    """Lists classes with their numbers, ``3 cat, 5 dog``."""
+    """Lists classes with their numbers: ``3 cat, 5 dog``."""
     return ", ".join(f"{number} {printable(name)}" for number, name in classes.items())

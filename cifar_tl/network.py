@@ -25,14 +25,8 @@ class Dropout(nn.Dropout):
 @fx.wrap  # torch.fx cannot trace a function that asks what a tensor is
 def _drop(input: Tensor, probability: float, training: bool, inplace: bool) -> Tensor:
     threshold = round(probability * 2**16) - 2**15
-    if (
-        not training
-        or inplace
-        or probability == 0  # nothing to draw
-        or threshold == 2**15
-        or input.device.type != "cpu"
-        or torch.compiler.is_compiling()
-    ):
+    draws_nothing = not training or probability == 0 or threshold == 2**15
+    if draws_nothing or inplace or input.device.type != "cpu" or torch.compiler.is_compiling():
         return functional.dropout(input, probability, training, inplace)
     try:
         draws = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -46,13 +40,13 @@ class CifarNet(nn.Module):
     """The documented eight-layer network for 32x32 colour images.
 
     ``features`` is layers 1-5: convolutions, pooling and flattening. ``classifier`` is layers 6-8:
-    dropout and two linear layers. Its methods have timm's names. Weights start Glorot-uniform and
-    biases at zero, drawn from torch's global generator. The network has 119,581 parameters with
-    5 classes, and 120,226 with 10.
+    dropout and two linear layers. The methods have timm's names. Weights start Glorot-uniform,
+    drawn from torch's global generator, and biases at zero. There are 119,581 parameters with 5
+    classes, 120,226 with 10.
 
     The model takes images as they are: it does the preprocessing. ``mean`` and ``std``, buffers of
-    shape ``(3, 1, 1)``, are saved with the weights. The defaults, 0 and 1, leave the pixels divided
-    by 255 and nothing more.
+    shape ``(3, 1, 1)``, are saved with the weights. With the defaults, 0 and 1, it divides the
+    pixels by 255 and does nothing more.
 
     Args:
         num_classes: Number of outputs. With 0 the outputs are the 128 values of layer 7.
@@ -83,7 +77,7 @@ class CifarNet(nn.Module):
         self.features = nn.Sequential(
             OrderedDict(
                 conv1=nn.Conv2d(3, 32, kernel_size=5),
-                # In place would save 1 % of a step, but overwrite what a hook on conv1 has seen.
+                # Not in place: this would save 1 % of a step, but change what a hook has seen.
                 relu1=nn.ReLU(),
                 conv2=nn.Conv2d(32, 16, kernel_size=5),
                 # Documented is ReLU, then pooling. The result is the same: the maximum of ReLUs
@@ -101,8 +95,7 @@ class CifarNet(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the classifier by a new one with fresh weights.
 
-        With 0 classes it removes only the last layer. The outputs are then those of layer 7,
-        ``(N, 128)``.
+        With 0 it only removes the last layer: the outputs are then those of layer 7, ``(N, 128)``.
 
         Raises:
             ValueError: If ``num_classes`` is negative.
@@ -142,13 +135,13 @@ class CifarNet(nn.Module):
             ``(N, 3, 32, 32)`` in the type of the weights, normalised by ``mean`` and ``std``.
 
         Raises:
-            ValueError: If the images have another shape, or another range. The range is checked on
-                the CPU only: another device would have to be waited for.
+            ValueError: If the images have another shape or another range. The range is checked only
+                on the CPU: on other devices this would cost time.
         """
         return _prepare(images, self.mean, self.std)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Computes the features ``(N, 800)`` of images, which are as for `preprocess`."""
+        """Computes the features ``(N, 800)`` of images (see `preprocess`)."""
         features: Tensor = self.features(self.preprocess(images))
         return features
 
@@ -161,7 +154,7 @@ class CifarNet(nn.Module):
         return outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes the logits ``(N, num_classes)`` of images, which are as for `preprocess`."""
+        """Computes the logits ``(N, num_classes)`` of images (see `preprocess`)."""
         return self.forward_head(self.forward_features(images))
 
 
@@ -173,7 +166,7 @@ def _prepare(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         _check_range(images)
     levels = 1 if images.is_floating_point() else 255
     inputs = ((images - levels * mean) / (levels * std)).to(mean.dtype)
-    # Channels last in memory: convolutions are faster. vmap does not know memory_format.
+    # Channels are last in memory: so convolutions are faster. vmap does not know memory_format.
     return inputs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a model, and the K classes that it has learned.
+    """The outputs of a model, and the K classes that it learns.
 
     A model with K outputs has one for each of its classes, in their order. A model with more
-    outputs has one for every class of the data. Only K of these were trained.
+    outputs has one for every class of the data, and only K of them are trained.
 
     Attributes:
         classes: The K classes, by their numbers in the data.
@@ -27,7 +27,7 @@ class Outputs:
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """The K outputs that were trained, in the order of the classes."""
+        """The K trained outputs, in the order of the classes."""
         return tuple(range(self.size)) if len(self.classes) == self.size else self.classes
 
     @property
@@ -37,7 +37,7 @@ class Outputs:
 
     @property
     def untrained(self) -> list[int]:
-        """The outputs that were never trained."""
+        """The outputs that are never trained."""
         return [output for output in range(self.size) if output not in self.columns]
 
     def of(self, labels: Tensor) -> Tensor:
@@ -48,19 +48,19 @@ class Outputs:
 
 
 def outputs_of(settings: Mapping[str, Any], size: int) -> Outputs | None:
-    """Reads the classes of a model from its settings, or from a ``result.json``.
+    """Reads the classes of a model from its settings or from a ``result.json``.
 
     Args:
-        settings: With a list ``classes`` and a list ``class_names``.
+        settings: They have a list ``classes`` and a list ``class_names``.
         size: The number of outputs of the model.
 
     Returns:
-        The outputs, or None if the settings do not fit the model.
+        The outputs. None: the settings do not fit the model.
     """
     classes, names = settings.get("classes"), settings.get("class_names")
-    if not isinstance(classes, list) or not isinstance(names, list):
+    if not isinstance(classes, list) or not isinstance(names, list) or len(names) != len(classes):
         return None
-    if not all(isinstance(label, int) for label in classes) or len(names) != len(classes):
+    if not all(isinstance(label, int) for label in classes):
         return None
     found = Outputs(tuple(classes), tuple(names), size)
     numbers = set(found.columns)

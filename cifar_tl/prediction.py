@@ -1,4 +1,4 @@
-"""Name what is in an image."""
+"""Name the classes of an image."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from cifar_tl.network import CifarNet
 
 
 class Prediction(NamedTuple):
-    """A class and how probable the model finds it."""
+    """A class and its probability."""
 
     label: int
     name: str
@@ -21,23 +21,24 @@ class Prediction(NamedTuple):
 def predict(
     model: CifarNet, image: Tensor, top: int = 3, *, classes: Mapping[int, str] | None = None
 ) -> list[Prediction]:
-    """Names the most probable classes of one image; outputs never trained are left out.
+    """Names the most probable classes of one image, in evaluation mode.
 
     Args:
-        model: For example from `load_model`; it is asked in evaluation mode.
+        model: For example from `load_model`.
         image: ``(3, 32, 32)`` uint8, for example from `read_image`.
-        top: How many classes at most.
-        classes: The names of the outputs that were trained; by default those that the model has.
+        top: The largest number of classes to return.
+        classes: The names of the trained outputs, by number. None: the names that the model has.
 
     Returns:
-        The most probable class first; over all known ones, probabilities sum to 1.
+        The classes, the most probable first. Untrained outputs are left out: the probabilities of
+        all trained ones sum to 1.
 
     Raises:
-        ValueError: If nobody says what the outputs mean.
+        ValueError: If the outputs have no names.
     """
     classes = classes or model.class_names
     if not classes:
-        raise ValueError("the model does not name its outputs: give classes, a name for each")
+        raise ValueError("the model does not name its outputs: give classes, their names by number")
     labels = list(classes)
     if not set(labels) <= set(range(model.num_classes)):
         raise ValueError(f"classes must be names by number, below {model.num_classes}")

@@ -9,8 +9,8 @@ Item = TypeVar("Item")
 
 
 def with_bar(items: Iterable[Item], text: str | None, total: int | None = None) -> Iterable[Item]:
-    """Passes items on and shows how far it is; with no text, there is no bar."""
-    if text is None:  # even an invisible bar would start a thread
+    """Yields the items and shows a bar with a text before it. Without a text there is no bar."""
+    if text is None:  # even an invisible bar starts a thread
         return items
     bar: Iterable[Item] = tqdm(items, text, total, leave=False, ascii=True)
     return bar

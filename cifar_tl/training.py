@@ -29,19 +29,11 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of inputs and t
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What happened in one epoch.
+    """What happened in one epoch. Epochs count from 1.
 
-    The training figures are means over the epoch, with dropout and while the weights moved.
-    Accuracies are fractions. Without validation data, loss and accuracy of validation are nan.
-
-    Attributes:
-        epoch: Counted from 1.
-        train_loss: Mean loss of the training examples.
-        train_accuracy: Accuracy on the training examples.
-        val_loss: Mean loss of the validation examples, after the epoch.
-        val_accuracy: Accuracy on the validation examples, after the epoch.
-        seconds_train: How long training took.
-        seconds_validation: How long validation took.
+    Losses are means over examples, accuracies are fractions. The training figures are collected
+    during the epoch, with dropout and while the weights move. The validation figures are from the
+    end of the epoch. They are nan without validation data.
     """
 
     epoch: int
@@ -179,7 +171,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe | Plan) -> torch.optim.Opti
     """Makes the optimizer of a recipe for the trainable parameters of a module.
 
     Raises:
-        ValueError: If the recipe's rates depend on the number of images: then it takes a `Plan`.
+        ValueError: If the rates of a `Recipe` depend on the number of images. Pass a `Plan` then.
     """
     if isinstance(recipe, Recipe) and recipe.by_size:
         raise ValueError(
@@ -222,17 +214,18 @@ def _seed_generators(seed: int, device: torch.device) -> None:
 
 def _check_trainable(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Raises if nothing in the module can train, or if the optimizer trains nothing of it."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trainable = {parameter for parameter in module.parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError("the module has no trainable parameter: unfreeze what is to train")
-    if optimizer is None:
-        return
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in trainable):
+    if optimizer is not None and trainable.isdisjoint(_parameters(optimizer)):
         raise ValueError(
             "the optimizer holds no trainable parameter of the module: make it after freezing, "
             "with what is to train"
         )
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 @contextlib.contextmanager
@@ -264,6 +257,7 @@ class _Training:
 
 
 def _train_epoch(training: _Training, epoch: int, bar: str | None) -> Metrics:
+    """Trains one epoch, and returns loss and accuracy during it."""
     module, plan, device = training.module, training.plan, training.device
     optimizer, loss, group = training.optimizer, training.loss, training.group
     steps = math.ceil(len(training.labels) / plan.batch_size)
@@ -287,8 +281,7 @@ def _train_epoch(training: _Training, epoch: int, bar: str | None) -> Metrics:
                 batch_loss.backward()
                 outputs.append((batch_loss.detach(), logits.detach(), targets))
             if group is not None:
-                held = (p for part in optimizer.param_groups for p in part["params"])
-                average_gradients((p for p in held if p.requires_grad), len(targets), group)
+                average_gradients(_parameters(optimizer), len(targets), group)
             optimizer.step()
     if group is not None:
         copy_from_first(module, group)  # what layers count by themselves, such as running means

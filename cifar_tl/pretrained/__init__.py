@@ -1,20 +1,23 @@
-"""The trained models that come with the package, by name; benchmarks/pretrained.py makes them."""
+"""The trained models that come with the package. benchmarks/pretrained.py makes them."""
 
 from pathlib import Path
 
 from cifar_tl.disk import read_sealed
 from cifar_tl.errors import CheckpointError
 
-PRETRAINED = ("cifar5", "cifar10")  # README.md beside this file says what they are
-DEFAULT_MODEL = "cifar10"  # the base of classes of one's own, and what predict asks
+PRETRAINED = ("cifar5", "cifar10")  # README.md in this folder describes them
+DEFAULT_MODEL = "cifar10"  # the base for own classes, and the model of predict
 FOLDER = Path(__file__).parent
 
 
 def read_model_file(path: str | Path) -> bytes:
-    """Reads the content of a ``model.pt``, or of a model that comes with the package by its name.
+    """Reads the content of a ``model.pt``.
+
+    Args:
+        path: The file, or the name of a model that comes with the package.
 
     Raises:
-        CheckpointError: If it is missing, damaged or no checkpoint of this program.
+        CheckpointError: If the file is missing or damaged, or another program wrote it.
     """
     if not is_pretrained(path):
         return read_sealed(Path(path))
@@ -27,5 +30,8 @@ def read_model_file(path: str | Path) -> bytes:
 
 
 def is_pretrained(path: str | Path) -> bool:
-    """Tells whether a model is named that comes with the package; a name goes before a file."""
+    """Returns whether this is the name of a model that comes with the package.
+
+    A file of the same name is not looked for.
+    """
     return str(path) in PRETRAINED

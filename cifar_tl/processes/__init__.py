@@ -1,1 +1,1 @@
-"""Several processes that do one work: torchrun's manners."""
+"""Several processes: how torchrun starts and ends them."""

@@ -1,6 +1,6 @@
-"""What ``torchrun`` tells its processes: who they are, where they meet, and which of them speaks.
+"""torchrun's processes: their numbers, their meeting, and which of them speaks.
 
-Importing it imports no torch: that takes seconds.
+Importing this module does not import torch, which takes seconds.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Result = TypeVar("Result")
-TIME_TO_BE_ENDED = 5.0  # in seconds: torchrun looks ten times a second whether a process has failed
-TIME_TO_ASK = 1.0  # in seconds, for processes that fail together
-TIME_TO_MEET = 300.0  # in seconds: torchrun has started all of them at the same time
-FAILURES = "failures"  # the note that counts the processes that have failed
-ANY_TIME = timedelta(weeks=52)  # a seed takes as long as it takes
+TIME_TO_BE_ENDED = 5.0  # seconds: torchrun looks for failed processes ten times a second
+TIME_TO_ASK = 1.0  # seconds, for processes that fail at the same time
+TIME_TO_MEET = 300.0  # seconds: torchrun starts all processes at the same time
+FAILURES = "failures"  # the note that counts failed processes
+ANY_TIME = timedelta(weeks=52)  # a seed may take long
 
 
 class Launch(NamedTuple):
-    """The place of this process among those of one launch."""
+    """The numbers of this process in its launch."""
 
     rank: int = 0
     size: int = 1
@@ -39,7 +39,7 @@ class Launch(NamedTuple):
 
 
 def launch() -> Launch:
-    """Reads what torchrun says; a process that it did not start is alone."""
+    """Reads the numbers from torchrun's environment variables. Without torchrun: one process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Launch()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
@@ -47,29 +47,27 @@ def launch() -> Launch:
 
 
 def words() -> list[str]:
-    """Writes the beginning of the command that started this launch; nothing if there was none."""
-    found = launch()
-    if found.size == 1:
-        return []
-    if found.machines > 1:  # how they find each other is not to be known
+    """Returns the first words of the command that started the processes. For one process: none."""
+    _, size, _, local_size, machines = launch()
+    if machines > 1:  # torchrun does not tell how the machines find each other
         return ["torchrun", "..."]
-    return ["torchrun", "--nproc-per-node", str(found.local_size)]
+    return ["torchrun", "--nproc-per-node", str(local_size)] if size > 1 else []
 
 
 class _Meeting:
-    """Where the processes of a launch leave notes, once they have met: until the next start."""
+    """What the processes know after they have met."""
 
-    store: "Store | None" = None
-    separate = False  # whether each then works by itself
+    store: "Store | None" = None  # where they leave notes for each other, until the next start
+    separate = False  # whether each process works by itself
 
 
 @contextlib.contextmanager
 def process_group(device: str, *, separate: bool) -> Iterator["ProcessGroup | None"]:
-    """Joins the processes of a launch; one alone opens no group, which None stands for.
+    """Joins the processes of a launch in a group. For one process it yields None.
 
     Args:
-        device: Where they compute.
-        separate: Each works by itself, for as long as it likes.
+        device: Where the processes compute.
+        separate: Each process works by itself, for as long as it takes.
     """
     if launch().size == 1:
         yield None
@@ -77,19 +75,18 @@ def process_group(device: str, *, separate: bool) -> Iterator["ProcessGroup | No
     from torch import distributed
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    store = PrefixStore(  # launches may share a store
+    store = PrefixStore(  # several launches may share a store
         os.environ["TORCHELASTIC_RUN_ID"],
         TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
-            # torchrun may keep the store itself, from one start to the next.
+            # With True, torchrun itself holds the store. It is then the same after a restart.
             is_master=launch().rank == 0 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True",
         ),
     )
     _Meeting.store, _Meeting.separate = PrefixStore(_meet(store), store), separate
     kind = device.partition(":")[0]
-    # Without a word about it, torch would choose by what the machine has.
-    backends = {"cpu": "gloo"}
+    backends = {"cpu": "gloo"}  # by default torch chooses by the hardware of the machine
     if not separate:
         backends[kind] = distributed.Backend.default_device_backend_map.get(kind, "gloo")
     distributed.init_process_group(
@@ -100,14 +97,16 @@ def process_group(device: str, *, separate: bool) -> Iterator["ProcessGroup | No
         timeout=ANY_TIME if separate else None,
     )
     yield distributed.group.WORLD
-    distributed.destroy_process_group()  # after a failure the others would not answer
+    distributed.destroy_process_group()  # not after a failure: the others would not answer
 
 
 def _meet(store: "Store") -> str:
-    """Finds a word that all processes of this start of the launch know, and no earlier ones did.
+    """Returns a word that all processes of this start know, and no process of an earlier start.
 
-    torchrun's store still has the addresses of processes that have been ended since, and torch
-    would try to reach them: each start needs a part of the store of its own.
+    torchrun may start the processes again with the same store. Addresses of killed processes are
+    still in it, and torch would connect to them. So each start uses its own part of the store: the
+    word is its name. Process 0 invents it. The others say that they are here, and get the word as
+    an answer. Process 0 waits until all have heard it.
     """
     rank, mine = launch().rank, uuid.uuid4().hex
     if rank > 0:
@@ -117,8 +116,8 @@ def _meet(store: "Store") -> str:
         return word
     end = time.monotonic() + TIME_TO_MEET
     missing = set(range(1, launch().size))
-    while missing:  # what is in "here" may be of an earlier start until its process comes
-        for other in list(missing):
+    while missing:
+        for other in list(missing):  # "here" may be old: then nobody has heard the answer
             if store.check([f"here/{other}"]):
                 store.set("answer/" + store.get(f"here/{other}").decode(), mine)
             if store.check([f"{mine}/heard/{other}"]):
@@ -130,7 +129,7 @@ def _meet(store: "Store") -> str:
 
 
 def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup | None") -> bool:
-    """Calls a function in all processes, but not again when torchrun starts them again.
+    """Calls a function in all processes. If torchrun starts them again, it is not called again.
 
     Returns:
         Whether it was called.
@@ -140,24 +139,24 @@ def once_a_launch(name: str, function: Callable[[], None], group: "ProcessGroup 
         return True
     from cifar_tl.distributed import gather_objects
 
-    # torchrun does not count every start, so each one of them gets a note in its folder of logs.
+    # torchrun does not count every start. So each process leaves a note in torchrun's log folder.
     log = os.environ["TORCHELASTIC_ERROR_FILE"]
     note = Path(log).parents[2] / name if log else None
     again = note.exists() if note else os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
     done = any(gather_objects(again, group))
     if not done:
         function()
-        gather_objects(None, group)  # only when all have done it: what is half done is done again
+        gather_objects(None, group)  # no note before all have finished: else they do it again
     if note:
         note.touch()
     return not done
 
 
 def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None") -> Result:
-    """Calls a function in one process of each machine; the others get its result from a file.
+    """Calls a function in one process of each machine, and returns its result in all processes.
 
-    They do not read it into memory: what is large is shared by all. All wait for the slowest
-    machine, longer than a group would.
+    The others map a file with the result into memory, so that all share one copy of large data.
+    All processes wait for the slowest machine. The group itself would not wait that long.
     """
     if group is None:
         return function()
@@ -171,33 +170,29 @@ def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None")
         path = _wait_for(store, f"result of {first}")
         result: Result = torch.load(path, mmap=True, weights_only=False)
         store.set(f"{rank} has it", "")
-        _wait_for_all(store, range(size))
-        return result
-    result = function()
-    with tempfile.TemporaryDirectory(prefix="cifar_tl-") as folder:
-        if local_size > 1:
-            path = f"{folder}/result.pt"
-            try:
-                torch.save(result, path)
-            except RuntimeError as error:  # torch's word for a disk that is full
-                raise OSError(f"{path} cannot be written: {first_line(error)}") from error
-            store.set(f"result of {rank}", path)
-        store.set(f"{rank} has it", "")
-        _wait_for_all(store, range(first, first + local_size))
-    _wait_for_all(store, range(size))
+    else:
+        result = function()
+        with tempfile.TemporaryDirectory(prefix="cifar_tl-") as folder:
+            if local_size > 1:
+                path = f"{folder}/result.pt"
+                try:
+                    torch.save(result, path)
+                except RuntimeError as error:  # torch says so if the disk is full
+                    raise OSError(f"{path} cannot be written: {first_line(error)}") from error
+                store.set(f"result of {rank}", path)
+            store.set(f"{rank} has it", "")
+            for other in range(first, first + local_size):  # before the file is deleted
+                _wait_for(store, f"{other} has it")
+    for other in range(size):
+        _wait_for(store, f"{other} has it")
     return result
 
 
-def _wait_for_all(store: "Store", ranks: range) -> None:
-    for rank in ranks:
-        _wait_for(store, f"{rank} has it")
-
-
 def _wait_for(store: "Store", name: str, seconds: float = math.inf) -> str:
-    """Waits until somebody has left a note, open to signals.
+    """Waits for a note and returns it. Signals get through meanwhile.
 
     Raises:
-        RuntimeError: If a process has failed meanwhile, or it takes too long.
+        RuntimeError: If a process has failed, or the time is over.
     """
     end = time.monotonic() + seconds
     while not store.check([name]):
@@ -208,20 +203,19 @@ def _wait_for(store: "Store", name: str, seconds: float = math.inf) -> str:
 
 
 def reports_failure() -> bool:
-    """Tells whether this process, which has failed, is to say why: the first one that fails.
+    """Returns whether this process, which has failed, reports why: only the first one does.
 
-    The others wait until torchrun ends them. Who is still there then has something else to tell, if
-    the processes have not met, so that the first of this machine went first, or if nobody knows any
-    more who was first.
+    All other processes sleep until torchrun kills them. One that survives reports, too, if there
+    was no shared store, so that nobody could know who failed first.
     """
     store, (rank, size, local_rank, *_) = _Meeting.store, launch()
     try:
         first = local_rank == 0 if store is None else store.add(FAILURES, 1) == 1
-        if store is not None and first and rank == 0:  # others may ask: it may have the store
+        if store is not None and first and rank == 0:  # it may hold the store: let others ask
             end = time.monotonic() + TIME_TO_ASK
             while store.add(FAILURES, 0) < size and time.monotonic() < end:
                 time.sleep(0.01)
-    except RuntimeError:  # the process that had the store is gone, maybe without a word
+    except RuntimeError:  # the process that held the store is gone
         first, store = False, None
     if not first:
         time.sleep(TIME_TO_BE_ENDED)
@@ -229,18 +223,18 @@ def reports_failure() -> bool:
 
 
 def speaks() -> bool:
-    """Tells whether this process prints."""
+    """Returns whether this process prints: only the first one does."""
     return launch().rank == 0
 
 
 def warns() -> bool:
-    """Tells whether this process prints warnings: of several that do the same, one a machine."""
+    """Returns whether this process prints warnings: one on each machine, and separate ones."""
     return launch().local_rank == 0 or _Meeting.separate
 
 
 def divided_threads() -> int | None:
-    """Computes each local process's part of the cores; None: as torch chooses for one alone."""
-    # torchrun sets one thread, whatever there is, unless the user has set some number.
+    """Returns this process's part of the machine's cores. None: leave the number to torch."""
+    # torchrun sets one thread, unless the user has set a number.
     if launch().local_size == 1 or os.environ.get("OMP_NUM_THREADS") != "1":
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
