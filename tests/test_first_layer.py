@@ -39,7 +39,7 @@ def test_separated_outputs_are_uncorrelated_and_of_variance_one(images: Tensor) 
     model = CifarNet(5)
     separate_first_layer(model, images)
     outputs = outputs_of(model, images)
-    assert torch.equal(outputs[:16], -outputs[16:])
+    torch.testing.assert_close(outputs[:16], -outputs[16:])
     moments = outputs[:16] @ outputs[:16].t() / outputs.shape[1]
     # Of all patches; the kernels were found in those that do not overlap.
     torch.testing.assert_close(moments, torch.eye(16), atol=0.2, rtol=0)

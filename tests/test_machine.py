@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,14 @@ import pytest
 import torch
 
 from cifar_tl.machine import autocast, choose_precision, fits, to_device_if_it_fits
-from tests.forked import ROOT
+from tests.forked import run_forked
 
 CPU = torch.device("cpu")
 
 # glibc unmaps a block when it is freed if it mapped it for this block alone: bit 1 of the size that
 # it keeps before the block.
 PROGRAM = """
-import ctypes, sys
-sys.path.insert(0, {root!r})
-import cifar_tl
+import ctypes
 {prepare}
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -75,21 +72,19 @@ def test_data_goes_to_a_device_where_it_fits() -> None:
     assert moved.device.type == "meta"
 
 
-def returns_memory(folder: Path, prepare: str = "") -> bool:
-    program = PROGRAM.format(root=str(ROOT), prepare=prepare)
-    output = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
-    ).stdout
-    return {"True": True, "False": False}[output.splitlines()[-1]]
+def returns_memory(zygote: subprocess.Popen[str], prepare: str = "") -> bool:
+    """Looks in a process of its own, which has imported the package."""
+    run_forked(zygote, PROGRAM.format(prepare=prepare))
+    return {"True": True, "False": False}[Path("out.txt").read_text().splitlines()[-1]]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc")
 def test_freed_memory_is_kept_by_the_command_and_on_request_only(
-    tmp_path: Path, small_npz: Path
+    zygote: subprocess.Popen[str], tiny_npz: Path
 ) -> None:
-    assert returns_memory(tmp_path)  # importing the package changes nothing
-    assert not returns_memory(tmp_path, "assert cifar_tl.keep_freed_memory()")
-    options = ["--data", str(small_npz), "--stage", "base", "--epochs", "1"]
+    assert returns_memory(zygote)  # importing the package changes nothing
+    assert not returns_memory(zygote, "from cifar_tl import *; assert keep_freed_memory()")
+    options = ["--data", str(tiny_npz), "--stage", "base", "--epochs", "1"]
     assert not returns_memory(
-        tmp_path, f"from cifar_tl.command import train; assert train.main({options}) == 0"
+        zygote, f"from cifar_tl.command import train; assert train.main({options}) == 0"
     )

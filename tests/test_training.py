@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.errors import TrainingError
-from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
+from cifar_tl.evaluation import Metrics, confusion_matrix, evaluate, extract_features
 from cifar_tl.freezing import freeze, transfer_model
 from cifar_tl.network import CifarNet
 from cifar_tl.recipe import ORIGINAL, TUNED, Precision, Recipe, rate_factor
@@ -46,9 +46,18 @@ def without_times(records: list[EpochRecord]) -> list[EpochRecord]:
     return [dataclasses.replace(r, seconds_train=0, seconds_validation=0) for r in records]
 
 
+def check_metrics(found: Metrics, expected: Metrics, examples: int) -> None:
+    """Compares what was computed in other batches, so with other last bits.
+
+    Losses differ by rounding, and an example with two equal logits may be decided otherwise.
+    """
+    assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert found.accuracy == pytest.approx(expected.accuracy, abs=1.5 / examples)
+
+
 def test_one_batch_can_be_learned_by_heart(model: CifarNet, arrays: Arrays) -> None:
-    views, labels = arrays[0][:1, :30], arrays[1][:30]
-    recipe = dataclasses.replace(ORIGINAL, epochs=120, batch_size=30)
+    views, labels = arrays[0][:1, :10], arrays[1][:10]
+    recipe = dataclasses.replace(ORIGINAL, epochs=100, batch_size=10)
     fit(model, views, labels, views[0], labels, recipe)
     assert evaluate(model, views[0], labels).accuracy == 1.0
 
@@ -68,8 +77,7 @@ def test_a_record_says_what_happened_in_its_epoch(model: CifarNet, arrays: Array
     still = dataclasses.replace(ORIGINAL, lr=1e-12, epochs=1, batch_size=32)
     record = fit(model, arrays[0][:1], *arrays[1:], still)[0]
     expected = evaluate(model, arrays[0][0], arrays[1])
-    assert record.train_accuracy == expected.accuracy
-    assert record.train_loss == pytest.approx(expected.loss, rel=1e-5)
+    check_metrics(Metrics(record.train_loss, record.train_accuracy), expected, 250)
 
 
 def test_evaluate_is_the_mean_over_examples_and_restores_the_mode(
@@ -78,12 +86,11 @@ def test_evaluate_is_the_mean_over_examples_and_restores_the_mode(
     images, labels = arrays[2:]
     logits = model.eval()(images)
     loss = functional.cross_entropy(logits, labels).item()
-    accuracy = (logits.argmax(1) == labels).float().mean().item()
+    expected = Metrics(loss, (logits.argmax(1) == labels).float().mean().item())
     for training in (True, False):
         model.train(training)
         metrics = evaluate(model, images, labels, batch_size=32)  # 70 = 32 + 32 + 6
-        assert metrics.loss == pytest.approx(loss, rel=1e-5)
-        assert metrics.accuracy == pytest.approx(accuracy)
+        check_metrics(metrics, expected, 70)
         assert all(module.training is training for module in model.modules())
     model.train().features.eval()
     evaluate(model, images, labels)
@@ -91,17 +98,16 @@ def test_evaluate_is_the_mean_over_examples_and_restores_the_mode(
     assert not model.features.training
 
 
-def test_confusion_matrix_counts_every_example_once(model: CifarNet, arrays: Arrays) -> None:
-    images, labels = arrays[2:]
-    predicted = model.eval()(images).argmax(1)
-    model.train()
-    matrix = confusion_matrix(model, images, labels, batch_size=32)
-    assert model.training
-    expected = torch.zeros_like(matrix)
-    for label, prediction in zip(labels.tolist(), predicted.tolist(), strict=True):
+def test_confusion_matrix_counts_every_example_once() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(70, 10), torch.randint(10, (70,))
+    module = nn.Identity().train()
+    matrix = confusion_matrix(module, logits, labels, batch_size=32)
+    assert module.training
+    expected = torch.zeros(10, 10, dtype=matrix.dtype)
+    for label, prediction in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True):
         expected[label, prediction] += 1
     assert torch.equal(matrix, expected)
-    assert matrix.shape == (model.num_classes, model.num_classes)
 
 
 def test_each_epoch_takes_every_example_once_in_new_order_and_views() -> None:
@@ -203,8 +209,9 @@ def test_cached_features_train_the_same_head_as_running_the_frozen_layers(
     for parameter, twin in zip(whole.parameters(), cached.parameters(), strict=True):
         torch.testing.assert_close(parameter, twin, rtol=1e-4, atol=1e-5)
     assert not same_weights(whole.classifier, start.classifier)
-    assert [r.train_loss for r in records] == pytest.approx([r.train_loss for r in expected])
-    assert [r.val_loss for r in records] == pytest.approx([r.val_loss for r in expected])
+    for name in ("train_loss", "val_loss"):
+        found, wanted = ([getattr(r, name) for r in rows] for rows in (records, expected))
+        assert found == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -492,19 +499,17 @@ def test_without_validation_data(model: CifarNet, arrays: Arrays) -> None:
 
 def test_batches_of_a_loader_give_the_same(model: CifarNet, arrays: Arrays) -> None:
     _, _, images, labels = arrays
-    dataset = TensorDataset(images, labels)
-    loader = DataLoader(dataset, batch_size=32)
-    metrics, of_loader = evaluate(model, images, labels), evaluate(model, loader)
-    assert of_loader == pytest.approx(metrics, rel=1e-6)
-    assert torch.equal(confusion_matrix(model, loader), confusion_matrix(model, images, labels))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=32)
+    check_metrics(evaluate(model, loader), evaluate(model, images, labels), 70)
+    same = confusion_matrix(model, images, labels, batch_size=32)
+    assert torch.equal(confusion_matrix(model, loader), same)
     features = extract_features(model.eval().forward_features, images)
-    shuffled = DataLoader(dataset, batch_size=32, shuffle=True)
-    found, found_labels = extract_features(model.forward_features, shuffled)
-    assert not torch.equal(found_labels, labels)
-    order, expected = found.sum(1).argsort(), features.sum(1).argsort()
-    torch.testing.assert_close(found[order], features[expected], rtol=1e-4, atol=1e-5)
-    assert torch.equal(found_labels[order], labels[expected])
-    fit(model.classifier, found[None], found_labels, None, None, SMALL)  # no inference tensors
+    numbered = TensorDataset(images, torch.arange(70))
+    shuffled = DataLoader(numbered, batch_size=32, shuffle=True)
+    found, order = extract_features(model.forward_features, shuffled)
+    assert sorted(order.tolist()) == list(range(70)) != order.tolist()
+    torch.testing.assert_close(found, features[order], rtol=1e-4, atol=1e-5)
+    fit(model.classifier, found[None], labels[order], None, None, SMALL)  # no inference tensors
 
 
 def test_what_is_no_module_can_be_judged(model: CifarNet, arrays: Arrays) -> None:
@@ -512,7 +517,7 @@ def test_what_is_no_module_can_be_judged(model: CifarNet, arrays: Arrays) -> Non
     expected = evaluate(model, images, labels)
     exported = torch.export.export(model.eval(), (images[:2],), dynamic_shapes=({0: Dim("n")},))
     for judged in (lambda batch: model(batch), exported.module()):
-        assert evaluate(judged, images, labels) == pytest.approx(expected, rel=1e-5)
+        check_metrics(evaluate(judged, images, labels), expected, 70)
     assert confusion_matrix(exported.module(), images, labels).sum() == len(labels)
 
 
@@ -608,7 +613,7 @@ def test_methods_of_a_module_are_judged_in_evaluation_mode(model: CifarNet, arra
     model.train()
     head = functools.partial(model.forward_head, pre_logits=False)
     for judged in (model.forward_head, head, torch.compile(model.forward_head, backend="eager")):
-        assert evaluate(judged, features, labels) == pytest.approx(expected, rel=1e-5)
+        check_metrics(evaluate(judged, features, labels), expected, 70)
         assert torch.equal(extract_features(judged, features), extract_features(judged, features))
     assert model.training
 

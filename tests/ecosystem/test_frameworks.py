@@ -20,9 +20,12 @@ from cifar_tl.freezing import freeze, transfer_model
 from cifar_tl.network import CifarNet
 from cifar_tl.recipe import ORIGINAL
 from cifar_tl.training import fit
-from tests.forked import ROOT
+from tests.forked import PATIENCE, ROOT
 
 pytestmark = pytest.mark.filterwarnings("default")  # of the frameworks themselves
+
+# Others compute in other batches, with other last bits: one of 200 images may be decided otherwise.
+ONE_IMAGE = 1.5 / 200
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def test_skorch_trains_and_clones_it(arrays: tuple[Tensor, Tensor]) -> None:
     net = clone(net).fit(images, labels)
     assert net.predict(images).shape == (200,)
     score = evaluate(net.module_, *arrays).accuracy
-    assert net.score(images, labels) == pytest.approx(score)
+    assert net.score(images, labels) == pytest.approx(score, abs=ONE_IMAGE)
 
 
 def test_ignite_trains_and_evaluates_it(
@@ -119,7 +122,8 @@ def test_ignite_trains_and_evaluates_it(
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     create_supervised_trainer(model, optimizer, nn.CrossEntropyLoss()).run(loader, max_epochs=2)
     judge = create_supervised_evaluator(model, metrics={"accuracy": Accuracy()})
-    assert judge.run(loader).metrics["accuracy"] == pytest.approx(evaluate(model, *arrays).accuracy)
+    expected = evaluate(model, *arrays).accuracy
+    assert judge.run(loader).metrics["accuracy"] == pytest.approx(expected, abs=ONE_IMAGE)
 
 
 def test_accelerate_prepares_it_and_makes_it_without_memory(model: CifarNet, loader: Any) -> None:
@@ -200,7 +204,7 @@ def test_torchmetrics_agree(model: CifarNet, arrays: tuple[Tensor, Tensor]) -> N
     with torch.no_grad():
         logits = model.eval()(images)
     theirs = accuracy(logits, labels, task="multiclass", num_classes=10, average="micro")
-    assert evaluate(model, images, labels).accuracy == pytest.approx(float(theirs))
+    assert evaluate(model, images, labels).accuracy == pytest.approx(float(theirs), abs=ONE_IMAGE)
 
 
 def test_safetensors_keep_the_weights(model: CifarNet, tmp_path: Path) -> None:
@@ -289,7 +293,7 @@ def test_ddp_keeps_processes_equal(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0]
 
 
 def test_a_frozen_backbone_survives_a_copy_and_a_pickle(tmp_path: Path) -> None:

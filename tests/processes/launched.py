@@ -21,7 +21,10 @@ from cifar_tl.command.train import main
 launch.TIME_TO_BE_ENDED = 0.1  # by whom? Here is no torchrun
 results = []
 
-def in_all(work, machines=2):
+def in_all(work, machines=2, keeps_store=False):
+    # torchrun may keep the store of its processes itself, so that it outlives them.
+    address = "127.0.0.1", int(sys.argv[1])
+    store = keeps_store and distributed.TCPStore(*address, is_master=True, wait_for_workers=False)
     pids = []
     for rank in range(2 * machines):
         pids.append(os.fork())
@@ -34,10 +37,10 @@ def in_all(work, machines=2):
                 os.environ.update(
                     RANK=str(rank), WORLD_SIZE=str(2 * machines), LOCAL_RANK=str(rank % 2),
                     LOCAL_WORLD_SIZE="2", GROUP_WORLD_SIZE=str(machines),
-                    TORCHELASTIC_RUN_ID="test",
-                    TORCHELASTIC_USE_AGENT_STORE="False", TORCHELASTIC_RESTART_COUNT="0",
+                    TORCHELASTIC_RUN_ID="test", TORCHELASTIC_RESTART_COUNT="0",
+                    TORCHELASTIC_USE_AGENT_STORE=str(keeps_store),
                     TORCHELASTIC_ERROR_FILE=f"{machine}/logs/attempt_0/{rank % 2}/error.json",
-                    MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1],
+                    MASTER_ADDR=address[0], MASTER_PORT=sys.argv[1],
                 )
                 Path("logs").mkdir(exist_ok=True)
                 Path(f"../{rank}.json").write_text(json.dumps(work()))

@@ -89,10 +89,10 @@ def on_second(*words):
     others = words if Path.cwd().name == "machine1" else ()
     return train("--data", {str(small_npz)!r}, *others)
 
-in_all(lambda: train("--data", "small.npz"))
-in_all(lambda: on_second("--seeds", "2"))
-in_all(lambda: on_second("--restart"))
-in_all(lambda: on_second("--stage", "base"))
+in_all(lambda: train("--data", "small.npz"), keeps_store=True)
+in_all(lambda: on_second("--seeds", "2"), keeps_store=True)
+in_all(lambda: on_second("--restart"), keeps_store=True)
+in_all(lambda: on_second("--stage", "base"), keeps_store=True)
 """
     found, errors = in_all(zygote, program)
     assert found == [[2] * 4] * 4

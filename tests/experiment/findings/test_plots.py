@@ -28,7 +28,7 @@ from cifar_tl.experiment.folder import HistoryRow, discard
 from cifar_tl.experiment.stages import PICTURES, STAGES, Place
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
-from tests.forked import ROOT
+from tests.forked import ROOT, Command
 
 FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
 
@@ -126,23 +126,14 @@ def test_damaged_history_costs_pictures_and_nothing_else(
 
 
 def test_without_matplotlib_one_line_says_how_to_get_pictures(
-    small_npz: Path, tmp_path: Path
+    tiny_npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = (
-        "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, sys.argv.pop(1))\n"
-        "from cifar_tl.command.train import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", script, str(ROOT), "--stage", "base", "--epochs", "1"]
-    process = subprocess.run(
-        [*command, "--data", str(small_npz)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stderr == ""
-    assert process.stdout.splitlines()[-1].startswith("For pictures of all this: pip install")
-    assert not list(tmp_path.rglob("*.png"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert train.main(["--data", str(tiny_npz), "--stage", "base", "--epochs", "1"]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert output.splitlines()[-1].startswith("For pictures of all this: pip install")
+    assert not list(Path().rglob("*.png"))
 
 
 def test_curves_show_every_epoch() -> None:
@@ -382,26 +373,22 @@ def test_a_new_comparison_or_result_is_drawn_anew(
     drawn: Path, copied: Path, small_npz: Path
 ) -> None:
     (copied / "base" / "result.json").unlink()
-    before = (copied / "comparison.png").read_bytes()
-    (copied / "base" / "curves.png").write_bytes(b"of the run before")
+    for name in ("comparison.png", "base/curves.png"):
+        (copied / name).write_bytes(b"of the run before")
     run_all(small_npz, copied.parent)  # with another total time of base
-    assert (copied / "comparison.png").read_bytes() != before
+    with Image.open(copied / "comparison.png") as picture:
+        assert picture.format == "PNG"
     assert (copied / "base" / "curves.png").read_bytes() == (drawn / "base/curves.png").read_bytes()
 
 
-def test_broken_matplotlib_costs_pictures_and_nothing_else(small_npz: Path, tmp_path: Path) -> None:
-    (tmp_path / "matplotlib.py").write_text("raise ImportError('numpy is too new\\nfor this')")
-    command = [sys.executable, str(ROOT / "train.py"), "--stage", "base", "--epochs", "1"]
-    process = subprocess.run(
-        [*command, "--data", str(small_npz)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stderr.endswith("small.npz/base: numpy is too new\n")
-    assert len(process.stderr.splitlines()) == 1
+def test_broken_matplotlib_costs_pictures_and_nothing_else(
+    zygote: subprocess.Popen[str], tiny_npz: Path
+) -> None:
+    Path("matplotlib.py").write_text("raise ImportError('numpy is too new\\nfor this')")
+    finds_it = "del sys.modules['matplotlib']; sys.path.insert(0, os.getcwd())"
+    arguments = ["train", "--data", str(tiny_npz), "--stage", "base", "--epochs", "1"]
+    errors = Command(zygote, arguments, before=finds_it).end(0)
+    assert errors.endswith("tiny.npz/base: numpy is too new\n")
 
 
 def test_reading_is_counted_once() -> None:
