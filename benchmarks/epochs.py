@@ -32,9 +32,7 @@ from cifar_tl import (
 )
 from cifar_tl.experiment.findings.comparison import percent
 from cifar_tl.experiment.findings.plots import (
-    BLUE,
     DOCUMENTED_BASE_SECONDS,
-    GREY,
     SMALL,
     label_accuracy,
     plain,
@@ -42,8 +40,8 @@ from cifar_tl.experiment.findings.plots import (
 )
 from cifar_tl.experiment.findings.uncertainty import Spread, spread
 from cifar_tl.experiment.folder import read_history
+from cifar_tl.experiment.stages import BLACK, BLUE, GREY
 
-BLACK = "#000000"
 DOCUMENTED = 0.6903  # of the base stage, after ten epochs
 
 

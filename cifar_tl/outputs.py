@@ -40,11 +40,15 @@ class Outputs:
         """The outputs that are never trained."""
         return [output for output in range(self.size) if output not in self.columns]
 
+    def places(self, labels: Tensor) -> Tensor:
+        """Turns labels ``(N,)``, numbers of classes in the data, into places from 0 to K - 1."""
+        table = torch.full((max(self.classes) + 1,), -1)
+        table[list(self.classes)] = torch.arange(len(self.classes))
+        return table[labels]
+
     def of(self, labels: Tensor) -> Tensor:
         """Turns labels ``(N,)``, numbers of classes in the data, into outputs ``(N,)``."""
-        table = torch.full((max(self.classes) + 1,), -1)
-        table[list(self.classes)] = torch.tensor(self.columns)
-        return table[labels]
+        return torch.tensor(self.columns)[self.places(labels)]
 
 
 def outputs_of(settings: Mapping[str, Any], size: int) -> Outputs | None:

@@ -186,8 +186,10 @@ class Recipe:
         plan = recipe._decide(num_images, share, mirror)
         if stage in ("base", "scratch"):
             return plan
-        view_shift = (recipe.transfer_shift or 0) if stage == "transfer" else 0
-        return replace(plan, view_shift=view_shift, normalize=None, first_layer=None)
+        plan = replace(plan, normalize=None, first_layer=None)
+        if stage == "transfer" and recipe.transfer_shift is not None:  # decided above
+            plan = replace(plan, view_shift=recipe.transfer_shift)
+        return plan
 
     def for_images(self, num_images: int) -> Plan:
         """Makes the plan of base and scratch: `for_stage` without mirror images."""
@@ -245,7 +247,8 @@ class Recipe:
             batch_size = min(batch_size, max(smallest, round(batch_size * part)))
             lr *= math.sqrt(batch_size / self.batch_size)
             weight_decay *= max(1, USUAL_IMAGES / num_images) ** 0.25
-        same: dict[str, Any] = {f.name: getattr(self, f.name, None) for f in fields(Plan)}
+        names = [field.name for field in fields(Plan) if field.name != "view_shift"]
+        same: dict[str, Any] = {name: getattr(self, name) for name in names}
         decided: dict[str, Any] = {
             "lr": lr,
             "first_layer": self.first_layer or ("separated" if is_short else "whitened"),

@@ -4,7 +4,7 @@ from typing import Any, get_args
 import pytest
 
 from cifar_tl.experiment.stages import STAGES
-from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, FirstLayer, rate_factor
+from cifar_tl.recipe import ORIGINAL, RECIPES, TUNED, FirstLayer, Plan, Recipe, rate_factor
 
 
 def test_original_is_the_documented_recipe() -> None:
@@ -84,6 +84,12 @@ def test_stages_change_only_what_is_their_own() -> None:
         ValueError, match="no values for a stage 'probe': choose among base, scratc"
     ):
         recipe.for_stage("probe")
+
+
+def test_a_plan_has_every_value_of_a_recipe_that_is_not_of_one_stage() -> None:
+    prefixes = ("by_size", "transfer_", "finetune_")
+    names = [f.name for f in dataclasses.fields(Recipe) if not f.name.startswith(prefixes)]
+    assert [f.name for f in dataclasses.fields(Plan)] == [*names, "view_shift"]
 
 
 def test_a_plan_leaves_nothing_open() -> None:

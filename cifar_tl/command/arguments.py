@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cifar_tl.command.console import UsageError, called
-from cifar_tl.data.source import SHAPES, kind_of
+from cifar_tl.data.source import kind_of
 from cifar_tl.errors import DataError
 from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file
 
@@ -86,9 +86,9 @@ def check_source(source: str, if_missing: str = "check the name") -> None:
     """Refuses a wrong source of data. ``if_missing`` says what to do if there is none."""
     if source == "":
         raise UsageError("--data: is empty; leave it out or name a source")
-    if source != SHAPES and not Path(source).exists():
-        raise UsageError(f"--data {source}: there is no such file or folder; {if_missing}")
     try:
-        kind_of(source)
+        kind = kind_of(source)
     except DataError as error:
         raise UsageError(f"--data {error}") from error
+    if kind.is_path and not Path(source).exists():
+        raise UsageError(f"--data {source}: there is no such file or folder; {if_missing}")

@@ -46,8 +46,8 @@ class Data:
 
     @property
     def own_classes(self) -> bool:
-        """Whether base classes are new classes, too: then transfer needs a base of other data."""
-        return not set(self.base_classes).isdisjoint(self.new_classes)
+        """All classes are base classes and new classes: transfer needs a base of other data."""
+        return len(self.base_classes) > 0 and set(self.base_classes) == set(self.new_classes)
 
     def train_and_validation(self, classes: Iterable[int]) -> tuple[LabeledImages, LabeledImages]:
         """Selects the training and the validation images of some classes.

@@ -42,6 +42,7 @@ class Kind(NamedTuple):
     class_names: tuple[str, ...] = ()  # empty: only the files tell
     # The user's own classes: base learns all of them, the other stages too, from another base.
     own_classes: bool = False
+    is_path: bool = True  # False: it is a name, and needs no file
     check: Callable[[Path], object] = lambda _: None  # raises DataError; imports no torch
 
 
@@ -52,6 +53,7 @@ KINDS = (  # the first that recognizes a source has it
         recognizes=lambda source: source == SHAPES,
         results=lambda _: SHAPES,
         class_names=SHAPES_CLASS_NAMES,
+        is_path=False,
     ),
     Kind(
         "npz",

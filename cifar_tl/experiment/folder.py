@@ -143,7 +143,7 @@ class RunFolder:
         Raises:
             RunError: If the folder holds a run with other settings, or its files are damaged.
         """
-        path, again = self.path / stages.LAST, {"stage": self.settings["stage"], "restart": True}
+        path, remedy = self.path / stages.LAST, {"stage": self.settings["stage"], "restart": True}
         if not path.exists():
             return History([{"from_epoch": 1, **now}], start)
         try:
@@ -157,12 +157,12 @@ class RunFolder:
         except RunError:  # other settings
             raise
         except CheckpointError as error:
-            raise RunError(f"{error}; or train again", **again) from error
+            raise RunError(f"{error}; or train again", **remedy) from error
         except HistoryError as error:
-            raise RunError(f"{error}: train again", **again) from error
+            raise RunError(f"{error}: train again", **remedy) from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise RunError(
-                f"{path} does not hold an unfinished run of this version: train again", **again
+                f"{path} does not hold an unfinished run of this version: train again", **remedy
             ) from error
         if changed := _changes(before, now):
             warnings.warn(

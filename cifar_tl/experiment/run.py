@@ -96,8 +96,8 @@ def run_stage(
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
         group: Processes that share the work. All call this with the same arguments, but for the
-            device. One on each machine, or one for a shared folder, writes the files. None: this
-            process alone.
+            device. One process on each machine writes the files. If the machines share a folder,
+            only one process writes. None: this process alone.
 
     Returns:
         The content of ``result.json``, without its checksum.
@@ -115,8 +115,8 @@ def run_stage(
     _check(stage, data, train_fraction)
     plan = _plan(stage, data, recipe, train_fraction, on)
     outputs = _outputs(stage, data)
-    seeds = int(seed) if seed_folder else None
-    place = Place(Path(output_dir) / data.name, float(train_fraction), seeds)
+    seed_of_folder = int(seed) if seed_folder else None
+    place = Place(Path(output_dir) / data.name, float(train_fraction), seed_of_folder)
     parent = load_parent(stage, place, data, base)
     digest = parent.digest if parent else None
     settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest)
@@ -126,6 +126,7 @@ def run_stage(
             log(f"{stage}: finished before, in {printable(str(folder.path))}")
             return cast(StageResult, finished)
         images = _examples(data, outputs, train_fraction)
+        views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
         model = _starting_model(stage, plan, parent, outputs, images.train, int(seed)).to(on)
         part = model.classifier if STAGES[stage].trains == HEAD else model
         optimizer = make_optimizer(part, plan)
@@ -134,7 +135,6 @@ def run_stage(
         history = folder.resume(model, optimizer, now, start)
         log(f"{stage}: {_announcement(plan, parent, images, outputs, history)}")
 
-        views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
         inputs = to_device_if_it_fits(views, on)
         val_inputs = to_device_if_it_fits(images.validation.images, on)
         if part is not model:  # frozen layers have no randomness: one pass serves all epochs
@@ -198,17 +198,24 @@ class _Examples(NamedTuple):
 def _check(stage: str, data: Data, train_fraction: float) -> None:
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
+    learns = STAGES[stage].learns
     if not stage_classes(stage, data):
-        raise ValueError(f"there is no stage {stage} on {data.name}: no class of it is a new one")
-    if STAGES[stage].learns == "base" and train_fraction != 1:
+        raise ValueError(f"there is no stage {stage} on {data.name}: it has no {learns} classes")
+    if set(data.base_classes) & set(data.new_classes) and not data.own_classes:
+        raise ValueError(
+            f"{data.name}: a class is a base class and a new class: leave it out of one"
+        )
+    if learns == "base" and train_fraction != 1:
         raise ValueError(f"{stage} trains on all images of its classes: train_fraction must be 1")
 
 
 def _plan(
     stage: str, data: Data, recipe: Recipe, train_fraction: float, device: torch.device
 ) -> Plan:
-    count = num_training_images(stage, data, train_fraction)
-    plan = recipe.for_stage(STAGES[stage].recipe, count, mirror=data.mirror)
+    if isinstance(recipe, Plan):
+        raise TypeError("a stage makes its plan itself: give the recipe, such as TUNED")
+    num_images = num_training_images(stage, data, train_fraction)
+    plan = recipe.for_stage(STAGES[stage].recipe, num_images, mirror=data.mirror)
     return dataclasses.replace(plan, precision=choose_precision(plan.precision, device))
 
 

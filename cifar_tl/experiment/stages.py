@@ -41,15 +41,16 @@ class Stage:
         return "base" if self.parent is None else "finetune"
 
 
-# In an order in which they can run. The colours are those of Okabe and Ito (2008, "Color Universal
-# Design"): colour-blind people can tell them apart.
-STAGES = {
+# Okabe and Ito 2008, "Color Universal Design": colour-blind people can tell these colours apart.
+BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#777777"
+
+STAGES = {  # in an order in which they can run
     "base": Stage(
         parent=None,
         learns="base",
         trains=EVERYTHING,
         words="The network learns the base classes.",
-        colour="#777777",
+        colour=GREY,
         marker="D",
     ),
     "transfer": Stage(
@@ -57,7 +58,7 @@ STAGES = {
         learns="new",
         trains=HEAD,
         words="The base model's convolutional layers are frozen. Only a new classifier learns.",
-        colour="#0072B2",
+        colour=BLUE,
         marker="o",
     ),
     "finetune": Stage(
@@ -65,7 +66,7 @@ STAGES = {
         learns="new",
         trains=EVERYTHING,
         words="The transfer model goes on with nothing frozen.",
-        colour="#D55E00",
+        colour=ORANGE,
         marker="^",
     ),
     "scratch": Stage(
@@ -73,7 +74,7 @@ STAGES = {
         learns="new",
         trains=EVERYTHING,
         words="The control: the same network learns from fresh weights.",
-        colour="#000000",
+        colour=BLACK,
         marker="s",
         control=True,
     ),
@@ -122,7 +123,8 @@ def takes_base(stage: str) -> bool:
 
 def control() -> str:
     """Returns the name of the stage that the others are compared with."""
-    return next(name for name, stage in STAGES.items() if stage.control)
+    (name,) = (name for name, stage in STAGES.items() if stage.control)  # exactly one
+    return name
 
 
 def stage_classes(stage: str, data: "Data") -> tuple[int, ...]:

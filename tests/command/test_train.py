@@ -177,7 +177,7 @@ def test_own_classes_from_a_base_model_to_a_prediction(
     assert predict.main(shlex.split(output.splitlines()[-1])[4:]) == 0
     assert "photo.jpg: " in capsys.readouterr().out
     assert set(of_seed["stages"]) == {"transfer", "finetune", "scratch"}
-    assert comparison["sizes"][0]["seconds_base"] is None
+    assert comparison["sizes"][0]["ways"]["transfer"]["seconds_base"] is None
     assert main(own) == 0
     assert capsys.readouterr().out.count("finished before") == 3
     model = "runs/own/transfer/model.pt"

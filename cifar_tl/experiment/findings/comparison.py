@@ -7,7 +7,7 @@ from typing import Any
 
 from cifar_tl.experiment.findings.results import table
 from cifar_tl.experiment.findings.uncertainty import difference, spread
-from cifar_tl.experiment.stages import control, way_to
+from cifar_tl.experiment.stages import STAGES, control, way_to
 from cifar_tl.names import printable
 
 VERSION = 2  # of what `compare` returns; 1 had one shape for one run and another for several
@@ -35,14 +35,15 @@ def compare(sizes: Mapping[float, Sequence[Results]]) -> dict[str, Any]:
     return {
         "version": VERSION,
         **{key: first[key] for key in same},
-        "control": control(),
+        "control": "+".join(way_to(control())),
         "sizes": [_size(fraction, of_seeds) for fraction, of_seeds in sizes.items()],
     }
 
 
 def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
-    first, base = of_seeds[0][control()], "base"
-    names = sorted(filter(way_to, of_seeds[0]), key=control().__eq__)  # the control last
+    first = of_seeds[0][control()]
+    names = [name for name in of_seeds[0] if way_to(name) and name != control()]
+    names.append(control())  # the last: all others are compared with it
     seeds = [
         {
             "seed": results[control()]["seed"],
@@ -59,13 +60,14 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
         }
 
     ways, stages = spreads("ways"), spreads("stages")
-    seconds_base = stages[base]["seconds_total"]["mean"] if base in stages else None
-    for way in ways.values():
-        way |= _savings(ways[control()]["seconds"]["mean"] - way["seconds"]["mean"], seconds_base)
+    seconds_of_control = ways["+".join(way_to(control()))]["seconds"]["mean"]
+    for name, way in zip(names, ways.values(), strict=True):
+        base = STAGES[way_to(name)[0]].parent
+        seconds_base = stages[base]["seconds_total"]["mean"] if base in stages else None
+        way |= _savings(seconds_of_control - way["seconds"]["mean"], seconds_base)
     return {
         "train_fraction": fraction,
         "images_train": first["images_train"],
-        "seconds_base": seconds_base,  # None: the base was there before
         "seeds": seeds,
         "stages": stages,
         "ways": ways,
@@ -108,9 +110,11 @@ def _savings(saved: float, seconds_base: float | None) -> dict[str, Any]:
     The base model's time is a cost of transfer, too. n transfers from one base are faster if
     ``seconds_base + n * seconds < n * seconds_of_control``.
     """
-    pays = seconds_base is not None and saved > 0
-    pays_from = math.floor(seconds_base / saved) + 1 if pays and seconds_base is not None else None
-    return {"seconds_saved": saved, "pays_from": pays_from}
+    pays_from = None
+    if seconds_base is not None and saved > 0:
+        pays_from = math.floor(seconds_base / saved) + 1
+    # No seconds of a base: it was there before, or the way starts from fresh weights.
+    return {"seconds_base": seconds_base, "seconds_saved": saved, "pays_from": pays_from}
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
@@ -140,7 +144,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
             *table(stage_rows(size), "<>>>>>>>"),
             "",
             *itertools.chain(*way_sentences(comparison, size)),
-            *notes(comparison, size),
+            *notes(size),
         ]
         if len(seeds) > 1:
             lines += ["", *table(seed_rows(size), ">" * (len(size["stages"]) + 1))]
@@ -184,7 +188,11 @@ def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> lis
     return [
         [
             _accuracy_line(comparison, size, found),
-            *([_time_line(size, found["way"], control)] if found["other"] == control else []),
+            *(
+                [_time_line(size["ways"][found["way"]], control)]
+                if found["other"] == control
+                else []
+            ),
         ]
         for found in size["differences"]
     ]
@@ -199,7 +207,7 @@ def _accuracy_line(
     unclear = ""
     if not of_validation["is_clear"]:
         judges = f"{seeds} seeds" if seeds > 1 else f"{comparison['images_validation']:,} images"
-        words, unclear = "and", f": no clear difference by {judges}"
+        words, unclear = "and", f": {judges} show no clear difference"
     line = (
         f"{found['way']} {words} {found['other']}: {points(of_validation)} of validation accuracy"
     )
@@ -208,10 +216,11 @@ def _accuracy_line(
     return f"{line}{unclear}."
 
 
-def _time_line(size: Mapping[str, Any], way: str, control: str) -> str:
-    ways, seconds_base = size["ways"], size["seconds_base"]
-    saved, pays_from = ways[way]["seconds_saved"], ways[way]["pays_from"]
-    line = f"  It takes {with_deviation(ways[way]['seconds'], 1)} s, "
+def _time_line(way: Mapping[str, Any], control: str) -> str:
+    saved, pays_from, seconds_base = (
+        way[key] for key in ("seconds_saved", "pays_from", "seconds_base")
+    )
+    line = f"  It takes {with_deviation(way['seconds'], 1)} s, "
     line += f"{abs(saved):.1f} s {'less' if saved > 0 else 'more'} than {control}. "
     if seconds_base is None:
         return line + "The base model was there before: its time is not counted."
@@ -223,12 +232,12 @@ def _time_line(size: Mapping[str, Any], way: str, control: str) -> str:
     return line + f"faster than {control} once {pays_from} transfers share that base."
 
 
-def notes(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[str]:
+def notes(size: Mapping[str, Any]) -> list[str]:
     """Says why weights of the control are frozen, if any are."""
-    if not size["stages"][comparison["control"]]["parameters_frozen"]["mean"]:
+    if not size["stages"][control()]["parameters_frozen"]["mean"]:
         return []
     return [
-        f"{comparison['control']} keeps its first layer as computed from its images. The other "
+        f"{control()} keeps its first layer as computed from its images. The other "
         "layers are trained."
     ]
 
@@ -250,13 +259,13 @@ def legend(comparison: Mapping[str, Any]) -> list[str]:
         "Times compare only if nothing else ran on the machine.",
     ]
     present = comparison["sizes"][0]["stages"]
-    if "base" in present:
-        lines.append("base: the base classes. All others: the new classes.")
+    if bases := [stage for stage in present if STAGES[stage].learns == "base"]:
+        lines.append(f"{', '.join(bases)}: the base classes. All others: the new classes.")
     for stage in present:
         if len(way := way_to(stage)) > 1:
             lines.append(
-                f"{stage} goes on from {way[-2]}: its total s are without those of {way[-2]}, and "
-                "the lines above count both, and reading once."
+                f"{stage} goes on from {way[-2]}. In the table, its seconds are its own. The "
+                f"sentences count {' and '.join(way)}, and reading once."
             )
     if len(comparison["sizes"][0]["seeds"]) > 1:
         lines.append("+-: of figures the standard deviation, of differences the standard error.")

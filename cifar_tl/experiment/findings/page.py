@@ -90,7 +90,8 @@ def page(
 
 def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     scratch = results[control()]
-    old = results.get("base", {}).get("class_names")
+    base = next((name for name in results if STAGES[name].learns == "base"), None)
+    old = results[base]["class_names"] if base else None
     names = _listed(scratch["class_names"])
     start = f"a small network that knows {_listed(old)}" if old else "a base model of other classes"
     path = next(result.get("parent_path") for name, result in results.items() if takes_base(name))
@@ -119,7 +120,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
             f"<h2>{_text(words.size_words(size))}</h2>\n",
             _table(words.stage_rows(size)),
             _paragraphs([" ".join(lines) for lines in sentences]),
-            _paragraphs(words.notes(comparison, size)),
+            _paragraphs(words.notes(size)),
         ]
         if len(size["seeds"]) > 1:
             parts.append(_table(words.seed_rows(size)))

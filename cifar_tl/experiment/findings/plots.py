@@ -28,12 +28,12 @@ from cifar_tl.disk import locked, write_atomically
 from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.folder import HistoryRow, read_history
+from cifar_tl.experiment.stages import BLUE, GREY, ORANGE
 from cifar_tl.names import printable
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
 from cifar_tl.training import EpochRecord
 
-BLUE, ORANGE, GREY = (stages.STAGES[name].colour for name in ("transfer", "finetune", "base"))
 # Validation accuracy and seconds of the documented run: its transfer, and its base before that.
 DOCUMENTED_ACCURACY, DOCUMENTED_SECONDS, DOCUMENTED_BASE_SECONDS = 0.7606, 409, 974
 SAMPLES = (5, 8)  # rows and columns
@@ -47,7 +47,7 @@ def draw_stage(folder: Path, data: Data) -> None:
     model, _, outputs = read_named_model(folder / stages.MODEL)
     _, validation = data.train_and_validation(outputs.classes)
     logits = extract_features(model, validation.images)[:, list(outputs.columns)]
-    labels = dataclasses.replace(outputs, size=len(outputs.classes)).of(validation.labels)
+    labels = outputs.places(validation.labels)
     title = f"{result['stage']} on {printable(result['data'])}"
     with _drawing(), locked(folder, wait=True):
         figures = (
@@ -72,7 +72,8 @@ def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> Non
     histories = {
         stage: [found[stage][1] for found in read] for stage in read[0] if stages.way_to(stage)
     }
-    bases = [found["base"][0]["seconds_total"] for found in read if "base" in found]
+    base = next((name for name in read[0] if stages.STAGES[name].learns == "base"), None)
+    bases = [found[base][0]["seconds_total"] for found in read] if base else []
     is_documented = (
         result["train_fraction"] == 1
         and result["classes"] == list(NEW_CLASSES)

@@ -62,7 +62,7 @@ def test_comparison_counts_every_cost(results: Results) -> None:
     assert both["seconds"]["mean"] == 48.0  # reading, 2 s, is in each of both
     # 100 + 1 * 48 > 110, and 100 + 2 * 48 < 220
     assert both["pays_from"] == 2
-    assert size["seconds_base"] == 100.0
+    assert transfer["seconds_base"] == 100.0
     (seed,) = size["seeds"]
     assert seed["stages"]["transfer"]["parameters_frozen"] == 16_408
     assert seed["stages"]["base"]["seconds_per_epoch"] == pytest.approx(9.0)
@@ -91,7 +91,7 @@ def test_comparison_says_plainly_what_transfer_costs(results: Results) -> None:
     assert "It takes 20.0 s, 90.0 s less than scratch." in text
     assert "base model's 100.0 s, it is faster than scratch once 2 transfers share" in text
     above = "transfer+finetune and scratch: +1.00 points of validation accuracy, +1.00 "
-    assert f"{above}points of test accuracy: no clear difference by 1,200 images." in text
+    assert f"{above}points of test accuracy: 1,200 images show no clear difference." in text
     assert "| stage    | validation |" in text
     for cell in ("103,818", "16,408", "79.00 %", "9.00"):
         assert cell in text
@@ -135,7 +135,7 @@ def test_better_is_said_only_where_it_holds() -> None:
     assert "|                  2 | 77.00% |   82.00% |   87.00% |  92.00% |" in text
     unclear = comparison_text(compare({1.0: [of_seed(s, 0.86) for s in range(3)]}))
     assert "transfer+finetune and scratch: +0.00 +- 0.58 points of validation" in unclear
-    assert "no clear difference by 3 seeds." in unclear
+    assert "3 seeds show no clear difference." in unclear
 
 
 def test_without_test_images_nothing_is_said_of_them() -> None:
