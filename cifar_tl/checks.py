@@ -1,6 +1,7 @@
 """Checks of tensors, labels and logits. Each error is one line."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -12,21 +13,19 @@ def check_views(views: Tensor, labels: Tensor, loss: Loss | None) -> Tensor:
     check_tensors(views=views, labels=labels)
     if views.ndim < 2 or labels.shape[:1] != views.shape[1:2] or len(labels) == 0:
         raise ValueError(
-            f"views (V, N, ...) need labels (N,) with N > 0, not {tuple(views.shape)} and "
-            f"{tuple(labels.shape)}; one view alone is images[None]"
+            f"views must be (V, N, ...) and labels (N,) with N > 0, not {tuple(views.shape)} and "
+            f"{tuple(labels.shape)}: images[None] makes one view"
         )
     return check_labels(labels, loss)
 
 
-def check_examples(inputs: object, labels: object, loss: Loss | None, what: str) -> Tensor:
+def check_examples(inputs: Any, labels: Any, loss: Loss | None, what: str) -> Tensor:
     """Checks inputs and labels. Returns the labels as int64, if they are classes."""
     check_tensors(inputs=inputs, labels=labels)
-    assert isinstance(inputs, Tensor)
-    assert isinstance(labels, Tensor)
     if labels.shape[:1] != inputs.shape[:1] or len(labels) == 0:
         raise ValueError(
-            f"{what} of shape {tuple(inputs.shape)} need as many labels, at least one, not "
-            f"{tuple(labels.shape)}"
+            f"{what} {tuple(inputs.shape)} and labels {tuple(labels.shape)} must have the same "
+            "length, at least 1"
         )
     return check_labels(labels, loss)
 

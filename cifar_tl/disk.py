@@ -14,8 +14,8 @@ from cifar_tl.errors import CheckpointError, LockedError, RunWarning
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
-# torch.load does not notice a flipped bit. So we append a SHA-256 to what torch.save writes;
-# torch.load ignores it.
+# torch.load does not notice a flipped bit. So a SHA-256 follows what torch.save writes. torch.load
+# ignores it.
 _MARK = b"cifar_tl sha256:"
 _SEAL_SIZE = len(_MARK) + hashlib.sha256().digest_size
 
@@ -41,7 +41,7 @@ def read_sealed(path: Path) -> bytes:
         return sealed
     message = f"{path} is damaged, or no checkpoint of this program: use another or train again"
     if sealed.startswith(b"PK") and _MARK not in sealed[-_SEAL_SIZE:]:
-        message += "; a state_dict of torch.save goes through load_state_dict, then save_model"
+        message += "; for a state_dict of torch.save, call load_state_dict, then save_model"
     raise CheckpointError(message)
 
 
@@ -65,7 +65,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):  # if the disk is full, it does not name the file
+        if isinstance(error, OSError):  # it does not name the file if the disk is full
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if os.name == "posix":  # the new name must survive a power cut, too
@@ -87,8 +87,12 @@ def _sync(descriptor: int) -> None:
 
 @functools.cache  # one warning is enough
 def _warn_of_loss() -> None:
-    text = "this file system cannot confirm that a file is on the disk: a power cut may cost what "
-    warnings.warn(text + "was written last", RunWarning, stacklevel=2)
+    warnings.warn(
+        "this file system cannot confirm that a file is on the disk: a power cut may cost what was "
+        "written last",
+        RunWarning,
+        stacklevel=2,
+    )
 
 
 @contextlib.contextmanager

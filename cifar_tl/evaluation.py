@@ -246,7 +246,7 @@ def mean_loss(loss: Loss | None, logits: Tensor, targets: Tensor) -> Tensor:
     if not values.shape == logits.shape[:1] == targets.shape[:1]:  # it may have broadcast
         raise ValueError(
             f"a loss gives one value per example, not shape {tuple(values.shape)} for {len(logits)}"
-            f" logits and {len(targets)} targets: torch's own need reduction='none'"
+            f" logits and {len(targets)} targets: give torch's losses reduction='none'"
         )
     return values.mean()
 

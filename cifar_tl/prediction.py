@@ -38,7 +38,7 @@ def predict(
     """
     classes = classes or model.class_names
     if not classes:
-        raise ValueError("the model does not name its outputs: give classes, their names by number")
+        raise ValueError("the model does not name its outputs: give classes, names by number")
     labels = list(classes)
     if not set(labels) <= set(range(model.num_classes)):
         raise ValueError(f"classes must be names by number, below {model.num_classes}")

@@ -254,7 +254,7 @@ def test_a_model_of_ones_own_comes_back_with_its_class_names(tmp_path: Path, as_
 def test_a_plain_state_dict_gets_the_right_message(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(CifarNet(5).state_dict(), path)
-    with pytest.raises(CheckpointError, match="goes through load_state_dict, then save_model"):
+    with pytest.raises(CheckpointError, match="call load_state_dict, then save_model"):
         load_model(path)
 
 

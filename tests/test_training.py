@@ -301,9 +301,9 @@ def test_shapes_that_do_not_fit_are_refused(model: CifarNet, arrays: Arrays) -> 
     views, labels, val_images, val_labels = arrays
     with pytest.raises(ValueError, match=r"images\[None\]"):
         fit(model, views[0], labels, val_images, val_labels, SMALL)
-    with pytest.raises(ValueError, match="need as many labels, at least one"):
+    with pytest.raises(ValueError, match="must have the same length, at least 1"):
         fit(model, views, labels, val_images, val_labels[1:], SMALL)
-    with pytest.raises(ValueError, match="need as many labels, at least one"):
+    with pytest.raises(ValueError, match="must have the same length, at least 1"):
         fit(model, views, labels, val_images[:0], val_labels[:0], SMALL)
 
 
@@ -566,7 +566,7 @@ def test_labels_of_any_integer_type_will_do(
         (lambda y: torch.full_like(y, -100), ValueError, "labels must be at least 0, not -100"),
         (lambda y: y.float(), TypeError, r"labels must be class numbers \(N,\) .* torch.float32"),
         (lambda y: y[:, None], TypeError, r"class numbers \(N,\) of an integer type, .* \(70, 1"),
-        (lambda y: y[:-1], ValueError, "need as many labels, at least one"),
+        (lambda y: y[:-1], ValueError, "must have the same length, at least 1"),
         (lambda y: y.numpy(), TypeError, "labels must be a torch.Tensor, not ndarray: torch.as_te"),
     ],
 )
