@@ -42,30 +42,32 @@ def zygote() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="session")
 def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 training and 100 test images in the Keras layout."""
+    """200 training and 50 test images in the Keras layout."""
     path = tmp_path_factory.mktemp("data") / "small.npz"
-    save_npz(path, *draw_shapes(400, 100))
+    save_npz(path, train=20, test=5)
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 training and 20 test images, for what takes long: five and two of each class in turn."""
-    images, labels, _, _ = draw_shapes(400, 0)
-    chosen = np.stack([(labels == label).nonzero()[0][:7] for label in range(10)], axis=1)
-    train, test = chosen[:5].flatten(), chosen[5:].flatten()
+    """50 training and 20 test images, for what takes long."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    save_npz(path, images[train], labels[train], images[test], labels[test])
+    save_npz(path, train=5, test=2)
     return path
 
 
-def save_npz(path: Path, x_train: Any, y_train: Any, x_test: Any, y_test: Any) -> None:
+def save_npz(path: Path, *, train: int, test: int) -> None:
+    """Writes drawn images, this many of each of the ten classes, in turn."""
+    images, labels, _, _ = draw_shapes(400, 0)
+    of_class = [(labels == label).nonzero()[0][: train + test] for label in range(10)]
+    in_turn = np.stack(of_class, axis=1)
+    first, last = in_turn[:train].flatten(), in_turn[train:].flatten()
     np.savez(
         path,
-        x_train=x_train.transpose(0, 2, 3, 1),
-        y_train=y_train,
-        x_test=x_test.transpose(0, 2, 3, 1),
-        y_test=y_test[:, None],
+        x_train=images[first].transpose(0, 2, 3, 1),
+        y_train=labels[first],
+        x_test=images[last].transpose(0, 2, 3, 1),
+        y_test=labels[last, None],
     )
 
 

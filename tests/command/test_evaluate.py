@@ -30,7 +30,7 @@ def test_it_finds_what_the_run_found(
     arguments = [str(folder / "model.pt"), "--data", str(small_npz)]
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    assert "on 50 test images of small.npz: " in output
+    assert "on 25 test images of small.npz: " in output
     assert f"accuracy {result['test_accuracy']:.2%}" in output
     assert main([*arguments, "--split", "validation"]) == 0
     output = capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_it_finds_what_the_run_found(
     assert outputs is not None
     assert output.endswith("\n".join(class_lines(result["val_confusion"], outputs)) + "\n")
     assert main([*arguments, "--split", "training"]) == 0
-    assert "on 160 training images" in capsys.readouterr().out
+    assert "on 80 training images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -175,7 +175,7 @@ pages = int(Path("/proc/self/statm").read_text().split()[0])
 size = pages * resource.getpagesize() + 20_000_000
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 """
-    arguments += ["--data", str(small_npz), "--stage", "base", "--batch-size", "160"]
+    arguments += ["--data", str(small_npz), "--stage", "base", "--batch-size", "80"]
     errors = Command(zygote, ["train", *arguments], before=limit).end(1)
     assert errors.startswith("cifar-tl train: out of memory: close other programs, or")
 

@@ -96,7 +96,7 @@ def test_what_a_stage_has_of_its_own_is_meant_only_where_it_is_named(small_npz: 
     settings = ["--data", str(small_npz), "--lr", "0.01", *FAST]
     assert main([*settings, "--finetune-epochs", "3"]) == 0
     found = {s: result(f"runs/small.npz/{s}/result.json") for s in STAGES}
-    finetune_lr = 0.04 * (160 / 5000) ** 0.5
+    finetune_lr = 0.04 * (80 / 5000) ** 0.5
     assert [found[s]["lr"] for s in STAGES] == pytest.approx(
         [0.01, 0.05 * (50 / 500) ** 0.5, finetune_lr, 0.01]
     )
@@ -114,8 +114,8 @@ def test_any_classes_have_a_folder_of_their_own(
     chosen = ["--data", str(small_npz), "--base-classes", "dog,cat,4", *FAST]
     assert main([*chosen, "--new-classes", "ship,truck"]) == 0
     output = capsys.readouterr().out
-    assert "base: 96 training and 24 validation images of classes 3-5" in output
-    assert "transfer: 64 training and 16 validation images of classes 8, 9" in output
+    assert "base: 48 training and 12 validation images of classes 3-5" in output
+    assert "transfer: 32 training and 8 validation images of classes 8, 9" in output
     assert Path("runs/small.npz-345-89/comparison.txt").exists()
     found = result("runs/small.npz-345-89/base/result.json")
     assert found["class_names"] == ["cat", "deer", "dog"]
@@ -123,7 +123,7 @@ def test_any_classes_have_a_folder_of_their_own(
     arguments = [model, "--data", str(small_npz), "--split", "validation"]
     assert evaluate.main(arguments) == 0
     output = capsys.readouterr().out
-    assert f"on 24 validation images of small.npz: accuracy {found['val_accuracy']:.2%}" in output
+    assert f"on 12 validation images of small.npz: accuracy {found['val_accuracy']:.2%}" in output
 
 
 def test_a_base_of_all_classes_is_made_alone(
@@ -251,7 +251,7 @@ def test_a_fraction_of_the_new_images_on_a_base_of_all(
         stage: result(f"{folder}/{stage}/{of}/result.json")["images_train"]
         for stage, of in folders.items()
     }
-    assert images == {"base": 160, "transfer": 40, "finetune": 40, "scratch": 40}
+    assert images == {"base": 80, "transfer": 20, "finetune": 20, "scratch": 20}
 
 
 SEVERAL = ["--epochs", "2", "--batch-size", "50", "--train-fraction", "1,0.5"]
@@ -286,7 +286,7 @@ def test_several_seeds_and_sizes_have_folders_of_their_own(
     comparison = result(str(folder / "comparison.json"))
     half, whole = comparison["sizes"]
     assert [seed["seed"] for seed in half["seeds"]] == [3, 4]
-    assert (half["images_train"], whole["images_train"]) == (79, 160)
+    assert (half["images_train"], whole["images_train"]) == (40, 80)
     values = [result(f"{folder}/scratch/seed-{s}/result.json")["val_accuracy"] for s in (3, 4)]
     assert whole["ways"]["scratch"]["val_accuracy"]["values"] == values
     # One seed more: what is there is kept, and the same is said of it.

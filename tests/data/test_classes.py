@@ -128,7 +128,7 @@ def test_a_file_must_have_the_chosen_classes_and_no_others(small_npz: Path) -> N
     assert (data.name, data.base_classes, data.new_classes) == ("small.npz-34-89", (3, 4), (8, 9))
     train, validation = data.train_and_validation(data.new_classes)
     assert {*train.labels.tolist()} == {*validation.labels.tolist()} == {8, 9}
-    assert len(train.labels) == 4 * len(validation.labels) == 64
+    assert len(train.labels) == 4 * len(validation.labels) == 32
     with pytest.raises(DataError, match="there is no class 'cow'"):
         load_data(small_npz, base_classes="cow,deer")
 

@@ -25,7 +25,7 @@ def test_each_source_is_read_by_its_reader(
     download_cifar10(tmp_path)
     for source, name, images in (
         (SHAPES, "shapes", 12_000),
-        (small_npz, "small.npz", 400),
+        (small_npz, "small.npz", 200),
         (own_classes, "own", 32),
         (tmp_path, "cifar10", 200),
     ):

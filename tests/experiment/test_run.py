@@ -137,7 +137,7 @@ def test_a_stage_shifts_images_and_drops_features_at_the_recipes_rate(
         if isinstance(module, nn.Dropout) and module.training:
             rates.append(round(float((output[inputs[0] != 0] == 0).float().mean()), 1))
 
-    recipe = dataclasses.replace(SMALL, epochs=1, dropout=0.0, transfer_dropout=0.9, batch_size=160)
+    recipe = dataclasses.replace(SMALL, epochs=1, dropout=0.0, transfer_dropout=0.9, batch_size=80)
     results = {}
     handle = register_module_forward_hook(note)
     try:
@@ -250,9 +250,9 @@ def test_a_frozen_first_layer_stays_as_it_was_separated_and_the_others_start_at_
 def test_few_images_and_their_shifts_are_what_transfer_learns_from(
     finished: Path, small_data: Data
 ) -> None:
-    recipe = SMALL.for_stage("transfer", 160)
+    recipe = SMALL.for_stage("transfer", 80)
     train, _ = small_data.train_and_validation(NEW_CLASSES)
-    assert (len(train.labels), recipe.view_shift) == (160, 2)
+    assert (len(train.labels), recipe.view_shift) == (80, 2)
     views = make_views(train.images, mirror=True, shift=2)
     with seeded(derive_seed(0, "transfer", "weights"), torch.device("cpu")):
         model = transfer_model(load_model(finished / "base" / "model.pt"), 10)
@@ -363,7 +363,7 @@ def test_a_fraction_of_the_images_trains_and_all_validate(
     for stage in ("transfer", "finetune", "scratch"):
         result = run_stage(stage, small_data, SMALL, output_dir=tmp_path, train_fraction=0.25)
         images = [result["images_train"], result["images_validation"], result["images_test"]]
-        assert images == [40, 40, 50]
+        assert images == [20, 20, 25]
         assert (tmp_path / "small.npz" / stage / "fraction-0.25" / "model.pt").exists()
     with pytest.raises(RunError, match=r"no transfer model .*fraction-0\.5.model\.pt") as error:
         run_stage("finetune", small_data, SMALL, output_dir=tmp_path, train_fraction=0.5)
@@ -528,7 +528,7 @@ def test_any_classes_may_be_base_or_new(small_npz: Path, tmp_path: Path) -> None
     )
     assert (base["classes"], base["num_classes"]) == ([3, 5, 6], 3)
     assert (transfer["classes"], transfer["num_classes"]) == ([2, 8], 10)
-    for result, images in ((base, 24), (transfer, 16)):
+    for result, images in ((base, 12), (transfer, 8)):
         folder = tmp_path / "small.npz-356-28" / result["stage"]
         model = load_model(folder / "model.pt")
         outputs = [0, 1, 2] if result is base else [2, 8]
@@ -555,7 +555,7 @@ def test_a_base_of_all_classes_leaves_none(small_npz: Path, tmp_path: Path) -> N
     data = load_data(small_npz, base_classes="all")
     result = run_stage("base", data, SMALL, output_dir=tmp_path)
     assert (result["data"], result["num_classes"], result["images_train"]) == (
-        ("small.npz-all", 10, 320)
+        ("small.npz-all", 10, 160)
     )
     for stage in ("transfer", "scratch"):
         with pytest.raises(ValueError, match=f"there is no stage {stage} on small.npz-all"):
@@ -573,7 +573,7 @@ def test_another_stage_is_a_line_in_the_table(
     recipe = dataclasses.replace(SMALL, transfer_dropout=0.3, transfer_shift=1, finetune_epochs=1)
     results = {s: run_stage(s, small_data, recipe, output_dir=tmp_path) for s in ("direct", "head")}
     for stage, kind in (("direct", "finetune"), ("head", "transfer")):
-        plan = recipe.for_stage(kind, 160, mirror=True)
+        plan = recipe.for_stage(kind, 80, mirror=True)
         for name in ("lr", "batch_size", "dropout", "epochs", "weight_decay"):
             assert results[stage][name] == getattr(plan, name), name
         assert results[stage]["shift"] == (plan.view_shift if stage == "head" else plan.shift)

@@ -56,7 +56,7 @@ def test_unfinished_run_with_other_settings_or_data_is_refused(
 
 
 def settings_of(data: Data, recipe: Recipe = SMALL, stage: str = "base") -> dict[str, Any]:
-    plan = recipe.for_stage(stage, 160, mirror=data.mirror)
+    plan = recipe.for_stage(stage, 80, mirror=data.mirror)
     classes = stage_classes(stage, data)
     outputs = Outputs(classes, tuple(data.class_names[label] for label in classes), 10)
     return run_settings(stage, data, outputs, plan, 0, 1.0, None)
@@ -68,7 +68,7 @@ def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 def listed(stage: str) -> dict[str, Any]:
     """The values that change nothing, as settings of before listed them."""
-    values = plan_values(ORIGINAL.for_stage(stage, 160))
+    values = plan_values(ORIGINAL.for_stage(stage, 80))
     return {name: NEUTRAL[name] for name in values if name in NEUTRAL}
 
 
@@ -82,7 +82,7 @@ def test_values_that_change_nothing_are_no_part_of_the_settings(
     )
     recipe = dataclasses.replace(SMALL, precision="bf16", first_layer="whitened")
     found = settings_of(small_data, recipe, stage)
-    for name, value in plan_values(recipe.for_stage(stage, 160, mirror=True)).items():
+    for name, value in plan_values(recipe.for_stage(stage, 80, mirror=True)).items():
         if value != NEUTRAL.get(name):
             assert found[name] == value
     assert {"schedule", "mirror", "weight_decay", "precision"} < found.keys()
@@ -208,7 +208,7 @@ def test_a_result_lists_every_value_of_the_recipe(
     recipe = dataclasses.replace(recipe, epochs=1)
     result: dict[str, Any] = {**run_stage("base", small_data, recipe, output_dir=tmp_path)}
     written = json.loads((tmp_path / "small.npz" / "base" / "result.json").read_text())
-    plan = recipe.for_stage("base", 160, mirror=True)
+    plan = recipe.for_stage("base", 80, mirror=True)
     assert plan.mirror is (recipe.name == "tuned")
     for name, value in plan_values(plan).items():
         assert result[name] == written[name] == value
