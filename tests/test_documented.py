@@ -37,7 +37,7 @@ from tests.forked import ROOT
 
 OLD, NEW = range(5), range(5, 10)
 EPOCHS = 10
-FEW = 20  # images, where convolutions run in float64 in every epoch: a hundredth of a second each
+FEW = 20  # images, where convolutions train: in float64 they take 10 ms an image
 
 
 class Epoch(NamedTuple):

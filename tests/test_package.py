@@ -233,12 +233,12 @@ def commands_in(text: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the results on the built-in images that the examples read: a sixth of them."""
+    """A folder with results on a tenth of the built-in images, which the examples read."""
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(shapes, "draw_shapes", partial(shapes.draw_shapes, 2_000, 400))
+        monkeypatch.setattr(shapes, "draw_shapes", partial(shapes.draw_shapes, 1_200, 240))
         for stage in ("base", "transfer"):
-            arguments = ["train", "--stage", stage, "--data", "shapes", "--epochs", "10", "--quiet"]
+            arguments = ["train", "--stage", stage, "--data", "shapes", "--epochs", "8", "--quiet"]
             assert main([*arguments, "--output-dir", str(folder / "runs")]) == 0
         (folder / "hubconf.py").symlink_to(ROOT / "hubconf.py")  # as in a clone
         yield folder
@@ -250,8 +250,8 @@ def test_what_the_examples_read_has_learned_shapes_well_above_chance(runs: Path)
         stage: json.loads((runs / "runs/shapes" / stage / "result.json").read_text())
         for stage in ("base", "transfer")
     }
-    assert found["base"]["val_accuracy"] > 0.45  # chance is 0.2; 0.55 to 0.68 by seed
-    assert found["transfer"]["val_accuracy"] > 0.25  # 0.29 to 0.34
+    assert found["base"]["val_accuracy"] > 0.45  # chance is 0.2; 0.83 with two seeds
+    assert found["transfer"]["val_accuracy"] > 0.25  # 0.52 with two seeds
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
