@@ -50,8 +50,7 @@ def test_embedding(
     run_example("embedding.py", *arguments, monkeypatch=monkeypatch)
     found = percentages(capsys.readouterr().out)
     assert len(found) == 3
-    assert min(found) > 20  # by chance
-    assert sum(found) / 3 > 30
+    assert sum(found) / 3 > 30  # 20 by chance
 
 
 def test_backbone_logs_every_epoch(

