@@ -81,7 +81,9 @@ def fit(
             targets of any kind.
         val_inputs: ``(M, ...)``. None: no validation.
         val_labels: ``(M,)``.
-        recipe: How to train. A `Recipe` becomes a `Plan` for N examples: `Recipe.for_images`.
+        recipe: How to train. A `Recipe` becomes a `Plan` for N examples: `Recipe.for_images`. Its
+            optimizer, rates, epochs, batches and precision are used. Normalisation, mirror images,
+            shifts and dropout are yours to do: see docs/library.md.
         seed: Decides order, views and dropout.
         optimizer: None: a new one from `make_optimizer`. One of your own keeps its learning rates:
             they are the peaks, which the recipe's schedule scales within an epoch. After the epoch
