@@ -1,7 +1,6 @@
 """Processes that are told what torchrun would tell them: forked, so that they start at once."""
 
 import json
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from tests.forked import run_forked
 
 # Forks two processes on each machine; the folder of a machine stands for its disk.
 MACHINES = """
-import json, os, sys, time, traceback
+import json, os, signal, socket, sys, time, traceback
 from pathlib import Path
 import torch
 from torch import distributed
@@ -22,9 +21,16 @@ launch.TIME_TO_BE_ENDED = 0.1  # by whom? Here is no torchrun
 results = []
 
 def in_all(work, machines=2, keeps_store=False):
-    # torchrun may keep the store of its processes itself, so that it outlives them.
-    address = "127.0.0.1", int(sys.argv[1])
-    store = keeps_store and distributed.TCPStore(*address, is_master=True, wait_for_workers=False)
+    with socket.socket() as listener:  # a port that no store before has had
+        listener.bind(("127.0.0.1", 0))
+        address = listener.getsockname()
+    # torchrun may keep the store of its processes itself, so that it outlives them. Here it has a
+    # process of its own: a fork beside the store's thread could inherit a lock that is held.
+    keeper = os.fork() if keeps_store else None
+    if keeper == 0:
+        store = distributed.TCPStore(*address, is_master=True, wait_for_workers=False)
+        signal.alarm(300)
+        signal.pause()
     pids = []
     for rank in range(2 * machines):
         pids.append(os.fork())
@@ -40,7 +46,7 @@ def in_all(work, machines=2, keeps_store=False):
                     TORCHELASTIC_RUN_ID="test", TORCHELASTIC_RESTART_COUNT="0",
                     TORCHELASTIC_USE_AGENT_STORE=str(keeps_store),
                     TORCHELASTIC_ERROR_FILE=f"{machine}/logs/attempt_0/{rank % 2}/error.json",
-                    MASTER_ADDR=address[0], MASTER_PORT=sys.argv[1],
+                    MASTER_ADDR=address[0], MASTER_PORT=str(address[1]),
                 )
                 Path("logs").mkdir(exist_ok=True)
                 Path(f"../{rank}.json").write_text(json.dumps(work()))
@@ -49,7 +55,11 @@ def in_all(work, machines=2, keeps_store=False):
                 traceback.print_exc()
             finally:
                 os._exit(code)
-    assert not any(os.waitpid(pid, 0)[1] for pid in pids)
+    ended = [os.waitpid(pid, 0)[1] for pid in pids]
+    if keeper is not None:
+        os.kill(keeper, signal.SIGKILL)
+        os.waitpid(keeper, 0)
+    assert not any(ended)
     results.append([json.loads(Path(f"{rank}.json").read_text()) for rank in range(2 * machines)])
     Path("results.json").write_text(json.dumps(results))
 """
@@ -57,8 +67,5 @@ def in_all(work, machines=2, keeps_store=False):
 
 def in_all(zygote: subprocess.Popen[str], program: str) -> tuple[list[list[Any]], str]:
     """Runs a program that calls ``in_all``; returns what each call found by rank, and errors."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    errors = run_forked(zygote, MACHINES + program, str(port))
+    errors = run_forked(zygote, MACHINES + program)
     return json.loads(Path("results.json").read_text()), errors
