@@ -168,7 +168,13 @@ def once_a_machine(function: Callable[[], Result], group: "ProcessGroup | None")
     first = rank - local_rank  # of this machine
     if local_rank > 0:
         path = _wait_for(store, f"result of {first}")
-        result: Result = torch.load(path, mmap=True, weights_only=False)
+        try:
+            result: Result = torch.load(path, mmap=True, weights_only=False)
+        except (RuntimeError, OSError) as error:
+            if Path(path).exists():
+                raise
+            # The process that wrote the file has failed, and the file went with it.
+            raise RuntimeError("no connection with a process that has failed") from error
         store.set(f"{rank} has it", "")
     else:
         result = function()
