@@ -262,7 +262,7 @@ class Recipe:
         return Plan(**same | decided)
 
 
-# The stages whose values a recipe holds. A row of the table of stages names one of them.
+# The stages whose values a recipe holds. Every row of the table of stages uses those of one.
 STAGES_WITH_VALUES = ("base", "scratch", "transfer", "finetune")
 
 

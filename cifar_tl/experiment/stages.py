@@ -115,6 +115,11 @@ def way_to(stage: str) -> tuple[str, ...]:
     return (*before, stage) if STAGES[stage].learns == "new" else ()
 
 
+def way_name(stage: str) -> str:
+    """Names the way to a stage's model, such as ``transfer+finetune``. Of base it is empty."""
+    return "+".join(way_to(stage))
+
+
 def takes_base(stage: str) -> bool:
     """Returns whether a stage starts from a base model. It may come from other data."""
     parent = STAGES[stage].parent

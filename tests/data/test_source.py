@@ -12,6 +12,8 @@ from torchvision.datasets import CIFAR10
 
 import cifar_tl.data
 from cifar_tl.command import evaluate, predict, train
+from cifar_tl.command.arguments import check_source
+from cifar_tl.command.console import UsageError
 from cifar_tl.data.cifar10 import download_cifar10
 from cifar_tl.data.source import KINDS, SHAPES, Kind, kind_of, load_data
 from cifar_tl.errors import DataError, MissingDataError
@@ -96,6 +98,14 @@ def hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         np.savez(file, images=images, labels=np.arange(1000) % 100)
     yield "hundred.many"
     sys.modules.pop("cifar_tl.data.many", None)
+
+
+def test_a_source_may_be_a_name_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Kind("many", "noise", lambda source: source == "noise", lambda _: "noise", is_path=False)
+    monkeypatch.setattr("cifar_tl.data.source.KINDS", (row, *KINDS))
+    check_source("noise")
+    with pytest.raises(UsageError, match="--data nois: there is no such file or folder"):
+        check_source("nois")
 
 
 def test_a_source_of_100_classes_uses_all_of_them(

@@ -471,6 +471,15 @@ def test_wrong_arguments_are_refused(small_data: Data, tmp_path: Path) -> None:
         run_stage("Base", small_data, SMALL, output_dir=tmp_path)
     with pytest.raises(ValueError, match="only a transfer takes another base model"):
         run_stage("scratch", small_data, SMALL, output_dir=tmp_path, base=tmp_path)
+    plan: Any = SMALL.for_stage("base", 80)
+    with pytest.raises(TypeError, match="makes its plan itself: give the recipe, such as TUNED"):
+        run_stage("base", small_data, plan, output_dir=tmp_path)
+    both = dataclasses.replace(small_data, base_classes=(0, 1, 2), new_classes=(2, 3))
+    with pytest.raises(ValueError, match="a class is a base class and a new class: leave it out"):
+        run_stage("base", both, SMALL, output_dir=tmp_path)
+    none = dataclasses.replace(small_data, base_classes=())
+    with pytest.raises(ValueError, match=r"no stage base on small\.npz: it has no base"):
+        run_stage("base", none, SMALL, output_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cifar_tl.experiment.findings.results import table
 from cifar_tl.experiment.findings.uncertainty import difference, spread
-from cifar_tl.experiment.stages import STAGES, control, way_to
+from cifar_tl.experiment.stages import STAGES, control, way_name, way_to
 from cifar_tl.names import printable
 
 VERSION = 2  # of what `compare` returns; 1 had one shape for one run and another for several
@@ -35,7 +35,7 @@ def compare(sizes: Mapping[float, Sequence[Results]]) -> dict[str, Any]:
     return {
         "version": VERSION,
         **{key: first[key] for key in same},
-        "control": "+".join(way_to(control())),
+        "control": way_name(control()),
         "sizes": [_size(fraction, of_seeds) for fraction, of_seeds in sizes.items()],
     }
 
@@ -48,7 +48,7 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
         {
             "seed": results[control()]["seed"],
             "stages": {stage: _stage(result) for stage, result in results.items()},
-            "ways": {"+".join(way_to(name)): _way(name, results) for name in names},
+            "ways": {way_name(name): _way(name, results) for name in names},
         }
         for results in of_seeds
     ]
@@ -60,7 +60,7 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
         }
 
     ways, stages = spreads("ways"), spreads("stages")
-    seconds_of_control = ways["+".join(way_to(control()))]["seconds"]["mean"]
+    seconds_of_control = ways[way_name(control())]["seconds"]["mean"]
     for name, way in zip(names, ways.values(), strict=True):
         base = STAGES[way_to(name)[0]].parent
         seconds_base = stages[base]["seconds_total"]["mean"] if base in stages else None

@@ -239,7 +239,7 @@ def comparison(
         ways[stage] = before + [
             (row.seconds_total_so_far + start, row.val_accuracy) for row in rows
         ]
-    names = {stage: "+".join(stages.way_to(stage)) for stage in ways}
+    names = {stage: stages.way_name(stage) for stage in ways}
     styles: dict[str, dict[str, Any]] = {}
     for stage, points in ways.items():
         accuracy = f"{points[-1][1]:.1%}{_draw_spread(ax, stage, points, histories[stage])}"
@@ -321,7 +321,7 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
     ax = figure.subplots()
     numbers = [size["images_train"] for size in sizes]
     for stage in stages.STAGES:
-        if (way := "+".join(stages.way_to(stage))) not in sizes[0]["ways"]:
+        if (way := stages.way_name(stage)) not in sizes[0]["ways"]:
             continue
         found = [size["ways"][way]["val_accuracy"] for size in sizes]
         spreads = [accuracy["deviation"] or 0 for accuracy in found]

@@ -1,10 +1,12 @@
 import copy
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
 from cifar_tl.experiment.findings.comparison import compare, comparison_text
+from cifar_tl.experiment.stages import STAGES
 from tests.experiment.conftest import make_result
 
 Results = dict[str, dict[str, Any]]
@@ -81,6 +83,35 @@ def test_transfer_pays_from_the_first_number_that_is_really_cheaper(
     n = pays_from
     assert base + n * 20 < n * 110
     assert base + (n - 1) * 20 >= (n - 1) * 110
+
+
+def test_each_way_counts_its_own_base_and_the_control_may_be_any_stage(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {
+        "wide": dataclasses.replace(STAGES["base"]),
+        "narrow": dataclasses.replace(STAGES["transfer"], parent="wide"),
+        "scratch": dataclasses.replace(STAGES["scratch"], control=False),
+        "finetune": dataclasses.replace(STAGES["finetune"], control=True),
+    }
+    for name, row in rows.items():
+        monkeypatch.setitem(STAGES, name, row)
+    results |= {
+        "wide": make_result("wide", 0.75, 500.0),
+        "narrow": make_result("transfer", 0.81, 21.0),
+    }
+    comparison = compare({1.0: [results]})
+    (size,) = comparison["sizes"]
+    assert comparison["control"] == list(size["ways"])[-1] == "transfer+finetune"
+    assert {way: found["seconds_base"] for way, found in size["ways"].items()} == {
+        "transfer": 100.0,
+        "narrow": 500.0,
+        "scratch": None,
+        "transfer+finetune": 100.0,
+    }
+    assert "base, wide: the base classes. All others: the new classes." in comparison_text(
+        comparison
+    )
 
 
 def test_comparison_says_plainly_what_transfer_costs(results: Results) -> None:
