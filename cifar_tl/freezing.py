@@ -75,9 +75,10 @@ def freeze(module: Module) -> Module:
 
     All modules inside are frozen, too, and so are copies. A module counts as frozen while none of
     its parameters requires gradients. Each ``train()`` checks this. So `unfreeze` ends it, and
-    setting ``requires_grad`` ends it, too. A module without parameters follows the module around
-    it. There is one exception: a module with statistics alone, such as
-    ``BatchNorm2d(8, affine=False)``, stays frozen if `freeze` was called on itself.
+    setting ``requires_grad`` ends it, too. A module without parameters, such as ``Dropout``, is
+    frozen while the module around it is frozen. There is one exception: a module with buffers and
+    no parameters, such as ``BatchNorm2d(8, affine=False)``, stays frozen if `freeze` was called on
+    itself.
 
     Returns:
         The same module.

@@ -47,7 +47,7 @@ class Outputs:
         return table[labels]
 
     def of(self, labels: Tensor) -> Tensor:
-        """Turns labels ``(N,)``, numbers of classes in the data, into outputs ``(N,)``."""
+        """Turns labels ``(N,)``, numbers of classes in the data, into output numbers ``(N,)``."""
         return torch.tensor(self.columns)[self.places(labels)]
 
 

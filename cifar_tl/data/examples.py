@@ -168,8 +168,8 @@ def split_validation(examples: LabeledImages) -> tuple[LabeledImages, LabeledIma
 def stratified_prefix(examples: LabeledImages, fraction: float) -> LabeledImages:
     """Keeps the first images of each class, in file order.
 
-    A smaller fraction keeps a part of what a larger one keeps. So results at several fractions can
-    be compared.
+    Every image that is kept at a smaller fraction is kept at a larger one, too. So results at
+    several fractions can be compared.
 
     Args:
         examples: N images.

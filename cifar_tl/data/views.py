@@ -38,8 +38,8 @@ def shift_randomly(images: Tensor, pixels: int) -> Tensor:
     """Shifts each image at random, up or down and left or right.
 
     Each image gets two steps of its own, whole numbers from ``-pixels`` to ``pixels``, all equally
-    likely. They are drawn from torch's global generator of the CPU. The pixels that come in at an
-    edge are a reflection of the image.
+    likely. They are drawn from torch's global generator of the CPU. Gaps are filled by reflection,
+    without the pixel at the edge: ``1 2 3 4``, shifted right by one, is ``2 1 2 3``.
 
     Args:
         images: ``(N, C, H, W)`` of any type.
