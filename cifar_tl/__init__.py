@@ -5,8 +5,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
 
 - data: `load_data` for all sources, classes of your own among them, `download_cifar10`,
   `select_classes`, `split_validation`, `stratified_prefix`, `make_views`, `shift_randomly`,
-  `channel_statistics`; `class_subset` for any torchvision-style dataset, `read_image` for one image
-  file
+  `channel_statistics`; `class_subset` for any torchvision-style dataset; `read_image` and
+  `read_images` for image files, `Frame` for how any network sees them
 - model: `CifarNet`, `whiten_first_layer`, `separate_first_layer`, `transfer_model`, `freeze`,
   `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `Plan`, `Muon`, `extract_features`, `fit`,
@@ -41,7 +41,8 @@ _NAMES = {
     "data.cifar10": "download_cifar10",
     "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
     "stratified_prefix",
-    "data.pictures.read": "read_image",
+    "data.pictures.frame": "Frame",
+    "data.pictures.read": "read_image read_images",
     "data.source": "load_data",
     "data.subset": "class_subset",
     "data.views": "make_views shift_randomly",
@@ -73,7 +74,9 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.data.examples import select_classes as select_classes
     from cifar_tl.data.examples import split_validation as split_validation
     from cifar_tl.data.examples import stratified_prefix as stratified_prefix
+    from cifar_tl.data.pictures.frame import Frame as Frame
     from cifar_tl.data.pictures.read import read_image as read_image
+    from cifar_tl.data.pictures.read import read_images as read_images
     from cifar_tl.data.source import load_data as load_data
     from cifar_tl.data.subset import class_subset as class_subset
     from cifar_tl.data.views import make_views as make_views

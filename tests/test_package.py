@@ -39,7 +39,7 @@ def test_import_loads_neither_torch_nor_numpy(tmp_path: Path) -> None:
         "import sys, cifar_tl\n"
         "assert cifar_tl.__version__ and 'fit' in dir(cifar_tl) and 'fit' in cifar_tl.__all__\n"
         "assert not hasattr(cifar_tl, 'nothing')\n"
-        "cifar_tl.TUNED, cifar_tl.CifarTLError, cifar_tl.STAGES\n"
+        "cifar_tl.TUNED, cifar_tl.CifarTLError, cifar_tl.STAGES, cifar_tl.Frame()\n"
         "assert not {'torch', 'numpy', 'torchvision', 'PIL'} & set(sys.modules)\n"
     )
     process = run_program("-c", script, cwd=tmp_path)

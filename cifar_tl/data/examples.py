@@ -39,6 +39,8 @@ class Data:
     mirror: bool = False  # a mirror image of a class is a picture of the same class
     reading: Mapping[str, Any] = field(default_factory=dict)  # how files became pixels
     software: Mapping[str, str] = field(default_factory=dict)  # whose versions decide some pixels
+    # Of picture folders: the file of each row of "train", "validation" and "test".
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # The rest is from `load_data`.
     name: str = ""  # the folder of its results
     base_classes: tuple[int, ...] = ()

@@ -65,6 +65,24 @@ def test_own_validation_and_test_images_are_numbered_as_train_numbers_them(
     assert data.test.images.min() == 255
 
 
+def test_the_file_of_each_row_is_known(own_classes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(own_classes, folder)
+    for name, colour, other in zip(COLOURS, "ace", "bdf", strict=True):
+        add_image(folder / "val" / name / "a.png", f"#{colour * 6}")
+        add_image(folder / "test" / name / "a.png", f"#{other * 6}")
+    for source in (own_classes, folder):
+        data = load_data(source)
+        assert data.files.keys() == {"train", "validation", "test"}
+        for part, paths in data.files.items():
+            images, labels = getattr(data, part)
+            assert len(paths) == len(images) == len(labels)
+            assert [Path(path).parent.name for path in paths] == [
+                data.class_names[label] for label in labels
+            ]
+            assert all(map(torch.equal, map(read_image, paths), images))
+
+
 def test_fingerprint_of_own_classes_tells_of_every_change(
     own_classes: Path, tmp_path: Path
 ) -> None:

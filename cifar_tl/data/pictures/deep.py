@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from cifar_tl.data.examples import SIZE
+from cifar_tl.data.pictures.frame import Frame, scale
 from cifar_tl.errors import ImageError
 from cifar_tl.names import count
 
@@ -24,12 +24,12 @@ class DeepImage(NamedTuple):
 
     path: str
     kind: str  # one of `KINDS`
-    values: NDArray[np.float32]  # (32, 32)
+    values: NDArray[np.float32]  # (height, width), as scaled
     largest: float  # the largest value in the file
     white: float  # the largest value that the bits of the file allow
 
 
-def deep_image(path: str, image: Image.Image, bits: int) -> DeepImage:
+def deep_image(path: str, image: Image.Image, bits: int, frame: Frame) -> DeepImage:
     """Makes a `DeepImage` from an open image. ``bits`` is the number of bits of grey in its file.
 
     Raises:
@@ -43,9 +43,9 @@ def deep_image(path: str, image: Image.Image, bits: int) -> DeepImage:
             f"{path} has values from {low:g} to {high:g}, of which nobody can tell which are black "
             "and white: convert it to 8 bits"
         )
-    fitted = ImageOps.fit(Image.fromarray(values), (SIZE, SIZE), Image.Resampling.BICUBIC)
+    scaled = np.array(scale(Image.fromarray(values), frame))
     white = float(2 ** min(bits, 16) - 1) if kind == INTEGERS else FULL[FLOATS]
-    return DeepImage(path, kind, np.array(fitted), high, white)
+    return DeepImage(path, kind, scaled, high, white)
 
 
 def white_levels(
@@ -106,7 +106,7 @@ def notes(images: Sequence[DeepImage], levels: Mapping[str, float]) -> list[str]
 
 
 def to_grey(image: DeepImage, level: float) -> NDArray[Any]:
-    """Scales an image to 8 bits: ``(32, 32)`` uint8, 255 for ``level``."""
+    """Scales an image to 8 bits: ``(height, width)`` uint8, 255 for ``level``."""
     grey: NDArray[Any] = (image.values.clip(0, level) * (255 / level)).round().astype(np.uint8)
     return grey
 

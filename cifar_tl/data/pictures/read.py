@@ -1,20 +1,21 @@
-"""Reads image files: 32x32 pixels for the network, as a person would see the picture.
+"""Reads image files: the square that a network sees, as a person would see the picture.
 
 Files are read in several threads, and also in programs of other people. So nothing here changes
 Pillow's settings or the filters of warnings: both belong to the whole process.
 """
 
+import atexit
 import contextlib
 import functools
 import hashlib
 import io
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,16 +25,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, JpegImagePlugin
 from torch import Tensor
 
-from cifar_tl.data.examples import SIZE
 from cifar_tl.data.pictures import deep as deep_images
 from cifar_tl.data.pictures.deep import DeepImage
 from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
+from cifar_tl.data.pictures.frame import Frame, as_frame, fill, scale
 from cifar_tl.errors import ImageError, first_line
 from cifar_tl.progress import with_bar
 
 Result = TypeVar("Result")
 READING_RULES = 2  # counted up when the same file becomes other pixels
+THREADS = min(32, (os.cpu_count() or 1) + 4)  # that read at a time
 
+_CIFAR = Frame()  # what `CifarNet` sees
 _BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
 
@@ -41,7 +44,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b
 class ReadImages(NamedTuple):
     """The images of N files."""
 
-    images: Tensor  # (N, 3, 32, 32) uint8
+    images: Tensor  # (N, 3, size, size) uint8
     digests: list[str]  # SHA-256 of each file
     white: dict[str, float]  # see `white_levels`
     notes: list[str]  # what the owner of the files should know
@@ -52,13 +55,14 @@ class _Colours(NamedTuple):
     """An image with 8 bits a colour."""
 
     path: str
-    pixels: NDArray[np.uint8]  # (32, 32, 3)
+    pixels: NDArray[np.uint8]  # (height, width, 3), as scaled
     halved: bool  # the file has 16 bits a colour; these are the upper 8
     heif: bool
 
 
 def read_images(
     paths: Sequence[str | Path],
+    frame: Frame | int = _CIFAR,
     *,
     white: Mapping[str, float] | None = None,
     progress: bool = False,
@@ -67,13 +71,15 @@ def read_images(
 
     Args:
         paths: The files.
+        frame: The square that the network sees, or the size of it.
         white: What a trained model takes for white. Default: the images tell, see `white_levels`.
         progress: Show a bar on standard error.
 
     Raises:
         ImageError: If some images cannot be read. The message names all of them.
     """
-    images = torch.empty(len(paths), 3, SIZE, SIZE, dtype=torch.uint8)
+    frame = as_frame(frame)
+    images = np.empty((len(paths), 3, frame.size, frame.size), np.uint8)
     digests = [""] * len(paths)
     heif = False
 
@@ -82,74 +88,159 @@ def read_images(
         try:
             content = _read_file(paths[number])
             digests[number] = hashlib.sha256(content).hexdigest()
-            picture = _decode(str(paths[number]), content)
+            picture = _decode(str(paths[number]), content, frame)
         except ImageError as error:
             return str(error)
         if isinstance(picture, DeepImage) or picture.halved:
             return number, picture
         heif = heif or picture.heif
-        images[number] = torch.from_numpy(picture.pixels).permute(2, 0, 1)
+        images[number] = _to_pixels(picture, {}, frame)
         return None
 
-    read_all = _in_threads(read, len(paths), "images" if progress else None)
-    special = [found for found in read_all if found is not None]
+    total = len(paths)
+    with contextlib.closing(_in_threads(read, total, total)) as read_all:
+        in_order = with_bar(read_all, "images" if progress else None, total)
+        special = [found for found in in_order if found is not None]
     if damaged := [found for found in special if isinstance(found, str)]:
         raise ImageError(
-            f"{len(damaged)} of {len(paths):,} images cannot be read, repair, replace or delete "
+            f"{len(damaged)} of {total:,} images cannot be read, repair, replace or delete "
             f"them: {'; '.join(damaged)}"
         )
     pictures = dict(found for found in special if not isinstance(found, str))
     deep = [picture for picture in pictures.values() if isinstance(picture, DeepImage)]
     levels = _levels(list(pictures.values()), white)
     for number, picture in pictures.items():
-        images[number] = _to_tensor(picture, levels)
+        images[number] = _to_pixels(picture, levels, frame)
     software = {"pillow": PIL.__version__}  # of whatever distribution: there are several
     if heif:
         software[HEIF_PACKAGE] = import_module(HEIF_PACKAGE).__version__
-    return ReadImages(images, digests, levels, deep_images.notes(deep, levels), software)
+    notes = deep_images.notes(deep, levels)
+    return ReadImages(torch.from_numpy(images), digests, levels, notes, software)
 
 
-def _in_threads(function: Callable[[int], Result], total: int, bar: str | None) -> list[Result]:
+def stream_images(
+    paths: Sequence[str | Path],
+    frame: Frame | int,
+    *,
+    white: Mapping[str, float],
+    batch_size: int = 32,
+    progress: str | None = None,
+) -> Generator[Tensor, None, None]:
+    """Reads images that `read_images` has read before, a batch at a time, in their order.
+
+    Threads read two batches ahead, and another image each. So memory does not depend on the number
+    of files. Closing the generator ends the threads: `contextlib.closing` does it whatever happens.
+
+    Args:
+        paths: N files.
+        frame: The square that the network sees, or the size of it.
+        white: What `read_images` took for white, or a trained model takes for it.
+        batch_size: The number of images in a batch. The last may have fewer.
+        progress: Show a bar with this text on standard error.
+
+    Yields:
+        ``(batch_size, 3, size, size)`` uint8.
+
+    Raises:
+        ImageError: If an image cannot be read. The message names it. The batches before it come
+            first.
+    """
+    frame = as_frame(frame)
+    if batch_size < 1:
+        raise ValueError(f"a batch has at least one image, not {batch_size}")
+
+    def read(number: int) -> NDArray[np.uint8] | ImageError:
+        path = str(paths[number])
+        try:
+            picture = _decode(path, _read_file(path), frame)
+            deep = [picture] if isinstance(picture, DeepImage) else []
+            return _to_pixels(picture, deep_images.white_levels(deep, white), frame)
+        except ImageError as error:  # is raised in its place: so it is always the first
+            return error
+
+    batch: list[NDArray[np.uint8]] = []
+    with contextlib.closing(_in_threads(read, len(paths), 2 * batch_size + THREADS)) as pictures:
+        for picture in with_bar(pictures, progress, len(paths)):
+            if isinstance(picture, ImageError):
+                raise picture
+            batch.append(picture)
+            if len(batch) == batch_size:
+                yield torch.from_numpy(np.stack(batch))
+                batch = []
+    if batch:
+        yield torch.from_numpy(np.stack(batch))
+
+
+def _in_threads(
+    function: Callable[[int], Result], total: int, ahead: int
+) -> Generator[Result, None, None]:
     """Calls a function with each number below ``total``, several at a time.
 
     An executor can hang for ever at Ctrl-C: the interrupt may come while the main thread holds a
     lock of the executor. Here the main thread only waits for a queue that is written in C.
+
+    The function should not use torch: in each thread, torch would start threads of its own.
+
+    Args:
+        function: What is called, in threads.
+        total: How often.
+        ahead: How many results there can be, finished or not, that have not been taken.
+
+    Yields:
+        The results, in the order of the numbers.
     """
-    numbers = iter(range(total))  # shared by all threads
+    numbers: SimpleQueue[int | None] = SimpleQueue()  # None: there are no more
     done: SimpleQueue[tuple[int, Result] | BaseException] = SimpleQueue()
 
     def work() -> None:
         try:
-            for number in numbers:
+            while (number := numbers.get()) is not None:
                 done.put((number, function(number)))
+            numbers.put(None)  # for the other threads
         except BaseException as error:  # is raised in the main thread
             done.put(error)
 
+    def stop() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                numbers.get_nowait()
+        numbers.put(None)
+        for thread in threads:
+            if thread.is_alive():  # or it was interrupted before it had started
+                thread.join()
+
     results: dict[int, Result] = {}
     threads: list[threading.Thread] = []
+    atexit.register(stop)  # at the end of a program that did not close this generator
     try:
-        for _ in range(min(total, 32, (os.cpu_count() or 1) + 4)):
+        for number in range(min(total, ahead)):
+            numbers.put(number)
+        for _ in range(min(total, ahead, THREADS)):
             thread = threading.Thread(target=work, daemon=True)
-            thread.start()
             threads.append(thread)
-        for _ in with_bar(range(total), bar, total):
-            found = done.get()
-            if isinstance(found, BaseException):
-                raise found
-            results[found[0]] = found[1]
+            thread.start()
+        for number in range(total):
+            while number not in results:
+                found = done.get()
+                if isinstance(found, BaseException):
+                    raise found
+                results[found[0]] = found[1]
+            yield results.pop(number)
+            if number + ahead < total:
+                numbers.put(number + ahead)
     finally:
-        for _ in numbers:  # after that, the threads find no more numbers
-            pass
-        for thread in threads:
-            thread.join()
-    return [results[number] for number in range(total)]
+        stop()
+        atexit.unregister(stop)
 
 
-def read_image(path: str | Path, white: Mapping[str, float] | None = None) -> Tensor:
+def read_image(
+    path: str | Path, white: Mapping[str, float] | None = None, frame: Frame | int = _CIFAR
+) -> Tensor:
     """Reads an image file of any size. docs/data.md lists the formats.
 
-    The image is turned as its EXIF data says. White shows where it is transparent. It keeps its
-    shape: it is scaled until its shorter side has 32 pixels, then cropped to the middle.
+    The image is turned as its EXIF data says. White shows where it is transparent. It is scaled to
+    the frame: by default it keeps its shape, its shorter side has 32 pixels, and its middle is
+    seen.
 
     Args:
         path: The file.
@@ -157,16 +248,18 @@ def read_image(path: str | Path, white: Mapping[str, float] | None = None) -> Te
             ``{"integers": 4095}`` or ``{"floats": 1}``. Take that of the model which is asked about
             the image, `CifarNet.white`. Default: the largest value that the bits of the file allow,
             or 1 for floats.
+        frame: The square that the network sees, or the size of it.
 
     Returns:
-        ``(3, 32, 32)`` uint8.
+        ``(3, size, size)`` uint8.
 
     Raises:
         ImageError: If the file is missing, damaged, no image, or too large to decode, or if nobody
             can tell which of its values are black and white.
     """
-    picture = _decode(str(path), _read_file(path))
-    return _to_tensor(picture, _levels([picture], white or {}))
+    frame = as_frame(frame)
+    picture = _decode(str(path), _read_file(path), frame)
+    return torch.from_numpy(_to_pixels(picture, _levels([picture], white or {}), frame))
 
 
 def _read_file(path: str | Path) -> bytes:
@@ -182,10 +275,10 @@ def _read_file(path: str | Path) -> bytes:
         raise ImageError(f"{path} is no readable image ({error})") from error
 
 
-def _decode(path: str, content: bytes) -> _Colours | DeepImage:
+def _decode(path: str, content: bytes, frame: Frame) -> _Colours | DeepImage:
     try:
         opened = _open(content)
-        opened.draft(None, (8 * SIZE, 8 * SIZE))  # a large JPEG is decoded smaller, so faster
+        opened.draft(None, (frame.decoded,) * 2)  # a large JPEG is decoded smaller, so faster
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and opened.width * opened.height > limit:
             raise Image.DecompressionBombError
@@ -194,9 +287,9 @@ def _decode(path: str, content: bytes) -> _Colours | DeepImage:
         if image.mode == "F" or image.mode.startswith("I"):
             if "transparency" in image.info:
                 raise ValueError("grey of more than 8 bits with transparency: convert it to 8 bits")
-            return deep_images.deep_image(path, image, bits)
-        image = ImageOps.fit(_to_rgb(image), (SIZE, SIZE), Image.Resampling.BICUBIC)
-        return _Colours(path, np.array(image), bits > 8, type(opened) is Image.Image)
+            return deep_images.deep_image(path, image, bits, frame)
+        scaled = np.array(scale(_to_rgb(image), frame))
+        return _Colours(path, scaled, bits > 8, type(opened) is Image.Image)
     except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -287,12 +380,15 @@ def _levels(
     return deep_images.white_levels(deep, white)
 
 
-def _to_tensor(picture: _Colours | DeepImage, levels: Mapping[str, float]) -> Tensor:
-    """Converts a picture to ``(3, 32, 32)`` uint8."""
+def _to_pixels(
+    picture: _Colours | DeepImage, levels: Mapping[str, float], frame: Frame
+) -> NDArray[np.uint8]:
+    """Converts a picture to ``(3, size, size)``. Borders come last: their colour has 8 bits."""
     if isinstance(picture, _Colours):
-        return torch.from_numpy(picture.pixels).permute(2, 0, 1).contiguous()
-    grey = deep_images.to_grey(picture, levels[picture.kind])
-    return torch.from_numpy(grey).expand(3, SIZE, SIZE).contiguous()
+        pixels = picture.pixels
+    else:
+        pixels = deep_images.to_grey(picture, levels[picture.kind])[..., None].repeat(3, axis=2)
+    return np.ascontiguousarray(fill(pixels, frame).transpose(2, 0, 1))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -300,4 +396,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy takes memory
