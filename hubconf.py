@@ -46,4 +46,5 @@ def _load(weights: str | _Path, learns: str) -> _CifarNet:
             f"{weights} is a model of the stage {settings.get('stage')!r} and not of "
             f"{' or '.join(stages)}: use another"
         )
+    assert isinstance(model, _CifarNet)
     return model

@@ -41,7 +41,7 @@ _NAMES = {
     "data.cifar10": "download_cifar10",
     "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
     "stratified_prefix",
-    "data.pictures.frame": "Frame",
+    "frame": "Frame",
     "data.pictures.read": "read_image read_images",
     "data.source": "load_data",
     "data.subset": "class_subset",
@@ -74,7 +74,6 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.data.examples import select_classes as select_classes
     from cifar_tl.data.examples import split_validation as split_validation
     from cifar_tl.data.examples import stratified_prefix as stratified_prefix
-    from cifar_tl.data.pictures.frame import Frame as Frame
     from cifar_tl.data.pictures.read import read_image as read_image
     from cifar_tl.data.pictures.read import read_images as read_images
     from cifar_tl.data.source import load_data as load_data
@@ -105,6 +104,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.export import export_pt2 as export_pt2
     from cifar_tl.first_layer import separate_first_layer as separate_first_layer
     from cifar_tl.first_layer import whiten_first_layer as whiten_first_layer
+    from cifar_tl.frame import Frame as Frame
     from cifar_tl.freezing import count_parameters as count_parameters
     from cifar_tl.freezing import freeze as freeze
     from cifar_tl.freezing import transfer_model as transfer_model

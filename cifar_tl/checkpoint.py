@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cifar_tl.backbone import Backbone, Network
 from cifar_tl.disk import read_sealed, write_sealed
-from cifar_tl.errors import CheckpointError
+from cifar_tl.errors import BackboneError, CheckpointError
+from cifar_tl.frame import Frame
 from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
 from cifar_tl.pretrained import read_model_file
+
+LARGEST_IMAGE = 2048  # pixels: a file that claims more would fill the memory
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -57,7 +61,7 @@ def load_checkpoint(path: str | Path, sealed: bytes | None = None) -> dict[str, 
 
 def save_model(
     path: str | Path,
-    model: CifarNet,
+    model: Network,
     settings: Mapping[str, Any] | None = None,
     *,
     class_names: Mapping[int, str] | Sequence[str] | None = None,
@@ -73,13 +77,14 @@ def save_model(
 
     Raises:
         ValueError: If the model does not have a named output, or could not be loaded again.
-        TypeError: If it is not a `CifarNet`, or names or settings are not plain values.
+        TypeError: If it is neither a `CifarNet` nor a `Backbone`, or names or settings are not
+            plain values.
         OSError: If the file cannot be written. An old file is then still there.
     """
-    if type(model) is not CifarNet:
+    if type(model) not in (CifarNet, Backbone):  # a class of its own could not be made again
         raise TypeError(
-            f"save_model writes a CifarNet, not {type(model).__name__}: torch.save writes the "
-            "state_dict of any module"
+            f"save_model writes a CifarNet or a Backbone, not {type(model).__name__}: make a "
+            "Backbone of it"
         )
     settings = dict(settings or {})
     if class_names is not None or (model.class_names and "classes" not in settings):
@@ -87,22 +92,20 @@ def save_model(
         settings["classes"], settings["class_names"] = _check_names(model, names)
     if model.white:
         settings.setdefault("white", model.white)
-    content = {"network": type(model).__name__, "num_classes": model.num_classes}
-    dropout = model.classifier.get_submodule("dropout").p
-    content |= {"dropout": dropout} if dropout != DROPOUT else {}
-    content |= {"settings": settings, "state_dict": _canonical(model.state_dict())}
+    content = {**model.describe(), "settings": settings}
+    content["state_dict"] = _canonical(model.state_dict())
     try:
-        _build(content)
+        _build(content, model.features if isinstance(model, Backbone) else None)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            "the model has other weights than a CifarNet in float32: undo what changed them, such "
-            "as half() or pruning"
+            f"the model has other weights than a {type(model).__name__} in float32: undo what "
+            "changed them, such as half() or pruning"
         ) from error
     save_checkpoint(Path(path), content)
 
 
 def _check_names(
-    model: CifarNet, class_names: Mapping[int, str] | Sequence[str]
+    model: Network, class_names: Mapping[int, str] | Sequence[str]
 ) -> tuple[list[int], list[str]]:
     if isinstance(class_names, str):
         raise TypeError("class_names must be a list of names, or names by number, not a string")
@@ -118,45 +121,53 @@ def _check_names(
 class SavedModel(NamedTuple):
     """What a ``model.pt`` holds."""
 
-    model: CifarNet
+    model: Network
     settings: dict[str, Any]
     outputs: Outputs | None  # None: the settings do not name the classes
 
 
-def load_model(path: str | Path) -> CifarNet:
+def load_model(path: str | Path, module: nn.Module | None = None) -> Network:
     """Loads a model from a ``model.pt``: on the CPU, in evaluation mode, nothing frozen.
 
     Args:
         path: The file, or the name of a base model that comes with the package: ``"cifar5"`` knows
             the documented classes 0-4, ``"cifar10"`` all ten.
+        module: For a `Backbone` of your own module: such a module again, with any weights. It does
+            not change.
 
     Returns:
-        The model. It takes uint8 images ``(N, 3, 32, 32)``: see `CifarNet.preprocess`. The names of
-        its outputs are in `CifarNet.class_names`.
+        The model. It takes uint8 images ``(N, 3, S, S)``, S is ``image_size``: see
+        `CifarNet.preprocess`. The names of its outputs are in ``class_names``.
 
     Raises:
-        CheckpointError: If the file is missing or damaged, or does not hold a model.
+        CheckpointError: If the file is missing or damaged, or does not hold a model, or the module
+            is another one.
     """
-    return read_model(path).model
+    return read_model(path, module=module).model
 
 
-def read_model(path: str | Path, sealed: bytes | None = None) -> SavedModel:
+def read_model(
+    path: str | Path, sealed: bytes | None = None, module: nn.Module | None = None
+) -> SavedModel:
     """Reads a model as `load_model` does, with its settings and its outputs.
 
     Args:
         path: The file, or the name of a model that comes with the package.
         sealed: The content of the file, from `read_model_file`. None: it is read here.
+        module: As for `load_model`.
     """
     content = load_checkpoint(path, read_model_file(path) if sealed is None else sealed)
     if "network" not in content:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
-    if content["network"] != CifarNet.__name__:
+    if content["network"] != CifarNet.__name__ and "taken_off" not in content:
         raise CheckpointError(
             f"{path} holds the network {content['network']!r} and not {CifarNet.__name__!r}: "
             "use another"
         )
     try:
-        model, settings = _build(content), dict(content["settings"])
+        model, settings = _build(content, module), dict(content["settings"])
+    except (BackboneError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not hold what a model.pt of this program holds: use another"
@@ -168,7 +179,7 @@ def read_model(path: str | Path, sealed: bytes | None = None) -> SavedModel:
     return SavedModel(model.eval(), settings, outputs)
 
 
-def read_named_model(path: str | Path) -> tuple[CifarNet, dict[str, Any], Outputs]:
+def read_named_model(path: str | Path) -> tuple[Network, dict[str, Any], Outputs]:
     """Reads a model that names its classes, with its settings and its outputs.
 
     Raises:
@@ -180,17 +191,48 @@ def read_named_model(path: str | Path) -> tuple[CifarNet, dict[str, Any], Output
     return model, settings, outputs
 
 
-def _build(content: dict[str, Any]) -> CifarNet:
-    """Builds a model from the content of its file."""
-    bias = content["state_dict"].get("classifier.linear2.bias", torch.empty(0))
+def _build(content: dict[str, Any], module: nn.Module | None = None) -> Network:
+    """Builds a model from the content of its file, and from a module if it is nobody's network."""
+    state, is_documented = content["state_dict"], content["network"] == CifarNet.__name__
+    last = "linear2" if is_documented else "linear"
+    bias = state.get(f"classifier.{last}.bias", torch.empty(0))
     if bias.shape != (content["num_classes"],) or not bias.is_contiguous():
         raise TypeError  # the file lies about its size: do not allocate what it claims
     with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
-        model = CifarNet(content["num_classes"], content.get("dropout", DROPOUT))
+        model: Network
+        if is_documented:
+            model = CifarNet(content["num_classes"], content.get("dropout", DROPOUT))
+        else:
+            model = _build_backbone(content, module)
     for name, value in model.state_dict().items():
-        if content["state_dict"][name].dtype != value.dtype:
+        if state[name].dtype != value.dtype:
             raise TypeError
-    model.load_state_dict(content["state_dict"])
+    model.load_state_dict(state)
+    return model
+
+
+def _build_backbone(content: dict[str, Any], module: nn.Module | None) -> Backbone:
+    """Builds a network of somebody else's, with random weights."""
+    frame, state = Frame(**content["frame"]), content["state_dict"]
+    if not 0 < frame.size <= LARGEST_IMAGE:
+        raise ValueError
+    if module is None:
+        if not content["source"]:
+            raise CheckpointError("it is of a module of your own: give load_model such a module")
+        from cifar_tl.published import make_network
+
+        module = make_network(content["network"])
+    model = Backbone(
+        module,
+        image_size=frame.size,
+        mean=state["mean"].flatten().tolist(),
+        std=state["std"].flatten().tolist(),
+        classifier=content["taken_off"],
+        frame=frame,
+        name=content["network"],
+        source=content["source"],
+    )
+    model.reset_classifier(content["num_classes"])
     return model
 
 

@@ -27,6 +27,10 @@ class CheckpointError(CifarTLError, ValueError):
     """A checkpoint cannot be read. The message names the file."""
 
 
+class BackboneError(CifarTLError, ValueError):
+    """A pretrained network or its weights cannot be had. The message says what to do."""
+
+
 class TrainingError(CifarTLError, RuntimeError):
     """The training diverged. The message says when, and what to try."""
 

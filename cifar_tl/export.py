@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_tl.backbone import Network
 from cifar_tl.disk import write_atomically
 from cifar_tl.errors import ExportError
 from cifar_tl.evaluation import evaluating
-from cifar_tl.network import CifarNet
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CLASSES_FILE = "classes.json"  # among the extra files of a .pt2
 BATCH = ({0: torch.export.Dim("batch")},)  # batches of any size
 
 
-def export_pt2(model: CifarNet, path: str | Path, classes: Mapping[int, str] | None = None) -> None:
+def export_pt2(model: Network, path: str | Path, classes: Mapping[int, str] | None = None) -> None:
     """Writes a model for ``torch.export.load``. The file is kept only if it computes the same.
 
-    The exported model takes uint8 images ``(N, 3, 32, 32)`` with any N, does the preprocessing and
-    returns logits. It refuses images of another type.
+    The exported model takes uint8 images ``(N, 3, S, S)`` with any N, where S is ``image_size``. It
+    does the normalisation and returns logits. It refuses images of another type.
 
     Args:
         model: It is exported in evaluation mode.
@@ -38,7 +38,9 @@ def export_pt2(model: CifarNet, path: str | Path, classes: Mapping[int, str] | N
     """
     content = io.BytesIO()  # torch's writers abort the process if the disk is full
     with evaluating(model), torch.no_grad():
-        program = torch.export.export(_Uint8(model), (_pictures(2),), dynamic_shapes=BATCH)
+        program = torch.export.export(
+            _Uint8(model), (_pictures(2, model.image_size),), dynamic_shapes=BATCH
+        )
     described = json.dumps(_describe(model, classes))
     torch.export.save(program, content, extra_files={CLASSES_FILE: described})
     exported = content.getvalue()
@@ -46,9 +48,7 @@ def export_pt2(model: CifarNet, path: str | Path, classes: Mapping[int, str] | N
     _write_if_equal(model, Path(path), exported, run)
 
 
-def export_onnx(
-    model: CifarNet, path: str | Path, classes: Mapping[int, str] | None = None
-) -> None:
+def export_onnx(model: Network, path: str | Path, classes: Mapping[int, str] | None = None) -> None:
     """Writes a model as ONNX. The file is kept only if it computes the same in onnxruntime.
 
     Arguments and errors are those of `export_pt2`. The classes are in the metadata.
@@ -62,7 +62,7 @@ def export_onnx(
         warnings.simplefilter("ignore")  # torch's exporter warns about itself
         program = torch.onnx.export(
             model,
-            (_pictures(2),),
+            (_pictures(2, model.image_size),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=BATCH,
@@ -85,7 +85,7 @@ def export_onnx(
 class _Uint8(nn.Module):
     """A model that takes uint8 only. Without it, the exported model would take floats for uint8."""
 
-    def __init__(self, model: CifarNet) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
@@ -95,13 +95,13 @@ class _Uint8(nn.Module):
         return logits
 
 
-def _pictures(number: int) -> Tensor:
+def _pictures(number: int, size: int) -> Tensor:
     """Draws up to 20 smooth images, which look more like photos than noise does."""
     coarse = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    return (255 * nn.functional.interpolate(coarse, 32, mode="bilinear")).byte()[:number]
+    return (255 * nn.functional.interpolate(coarse, size, mode="bilinear")).byte()[:number]
 
 
-def _describe(model: CifarNet, classes: Mapping[int, str] | None) -> dict[str, Any]:
+def _describe(model: Network, classes: Mapping[int, str] | None) -> dict[str, Any]:
     """Lists the names of the outputs, and which outputs were never trained."""
     classes = classes or model.class_names
     untrained = [label for label in range(model.num_classes) if label not in classes]
@@ -110,10 +110,10 @@ def _describe(model: CifarNet, classes: Mapping[int, str] | None) -> dict[str, A
 
 
 def _write_if_equal(
-    model: CifarNet, path: Path, exported: bytes, run: Callable[[Tensor], Tensor]
+    model: Network, path: Path, exported: bytes, run: Callable[[Tensor], Tensor]
 ) -> None:
     with evaluating(model), torch.no_grad():
-        for images in (_pictures(1), _pictures(20)):
+        for images in (_pictures(1, model.image_size), _pictures(20, model.image_size)):
             difference = float((run(images) - model(images)).abs().max())
             if not difference < 1e-3:
                 raise ExportError(f"{path} would differ by {difference:g} from the model: not kept")

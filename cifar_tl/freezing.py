@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from cifar_tl.network import CifarNet
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -15,10 +13,10 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
     """Makes a transfer model: a frozen copy of a base model, with a new classifier.
 
     Args:
-        base: A `CifarNet`, a model of timm, or any other. It does not change.
+        base: A `CifarNet`, a `Backbone`, a model of timm, or any other. It does not change.
         num_classes: Number of outputs of the new classifier.
-        classifier: The name of the last layer, a ``Linear``, such as ``"fc"`` of a torchvision
-            ResNet. A model with ``reset_classifier`` does not need it.
+        classifier: The name of the last layer, such as ``"fc"`` of a torchvision ResNet. None: the
+            model's ``reset_classifier`` knows it, or `last_layer` finds it.
 
     Returns:
         A model of the same class and in the same mode. Only the new classifier is trainable.
@@ -26,45 +24,67 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
     Raises:
         ValueError: If the classifier cannot be found.
     """
-    model = copy.deepcopy(base)
-    if isinstance(model, CifarNet):
-        model.class_names, model.white = {}, {}  # they describe the data of the base
-        if classifier is None:
-            model.reset_classifier(num_classes)
+    result = copy.deepcopy(base)
+    model: Any = result  # models have no common type
+    for name in ("class_names", "white"):  # they describe the data of the base
+        if hasattr(model, name):
+            setattr(model, name, {})
+    if classifier is None and hasattr(model, "reset_classifier"):
+        model.reset_classifier(num_classes)
+        if hasattr(model, "preprocess"):  # a network of ours: its classifier may have more layers
             freeze(model.features)
-            return model
-    new: Any
-    if classifier is not None:
-        new = _replace_linear(model, classifier, num_classes)
-        if hasattr(model, "num_classes"):
-            model.num_classes = num_classes  # type: ignore[assignment]
-    elif hasattr(model, "reset_classifier"):
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-        new = model.get_classifier()  # type: ignore[operator]
+            return result
+        new = model.get_classifier()
     else:
-        raise ValueError(
-            f"{type(base).__name__} does not say what its classifier is: name its last layer, such "
-            'as classifier="fc"'
-        )
+        new = _replace_last(model, classifier or last_layer(model), num_classes)
+        if hasattr(model, "num_classes"):
+            model.num_classes = num_classes
     freeze(model)
     for part in new if isinstance(new, tuple | list) else (new,):  # distilled models have two
         unfreeze(part)
     model.train(base.training)
-    return model
+    return result
 
 
-def _replace_linear(model: nn.Module, name: str, num_classes: int) -> nn.Module:
-    parent, _, last = name.rpartition(".")
-    old = dict(model.named_modules()).get(name)
-    if not isinstance(old, nn.Linear):
-        linear = [known for known, part in model.named_modules() if isinstance(part, nn.Linear)]
-        what = "is missing" if old is None else f"is a {type(old).__name__}"
-        raise ValueError(
-            f"the classifier {name!r} {what}: name a Linear, such as {linear[-1:] or 'none here'}"
-        )
+def last_layer(module: nn.Module) -> str:
+    """Finds the layer that computes the outputs of a classifier.
+
+    It is the last ``Linear``, in the order in which the layers were made. A module without a
+    ``Linear``, such as SqueezeNet, may have a last ``Conv2d`` of 1x1 instead.
+
+    Returns:
+        Its name, such as ``"fc"``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    layers = list(module.named_modules())
+    linear: list[str] = [name for name, layer in layers if isinstance(layer, nn.Linear)]
+    convolutions = [(name, layer) for name, layer in layers if isinstance(layer, nn.Conv2d)]
+    if linear:
+        return str(linear[-1])
+    if convolutions and convolutions[-1][1].kernel_size == (1, 1):
+        return str(convolutions[-1][0])
+    raise ValueError(
+        f"{type(module).__name__} ends neither in a Linear nor in a Conv2d of 1x1: name its last "
+        'layer, such as classifier="fc"'
+    )
+
+
+def _replace_last(model: nn.Module, name: str, num_classes: int) -> nn.Module:
+    """Replaces the last layer by a fresh one of the same kind, with other outputs."""
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    parent, _, last = name.rpartition(".")
+    old = dict(model.named_modules()).get(name)
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    elif isinstance(old, nn.Conv2d) and old.kernel_size == (1, 1):
+        new = nn.Conv2d(old.in_channels, num_classes, 1, bias=old.bias is not None)
+    else:
+        what = "is missing" if old is None else f"is a {type(old).__name__}"
+        raise ValueError(f"the classifier {name!r} {what}: name a Linear, or a Conv2d of 1x1")
     new.to(old.weight.device, old.weight.dtype)
     setattr(model.get_submodule(parent), last, new)
     return new

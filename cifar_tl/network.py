@@ -1,12 +1,15 @@
 """The documented network."""
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-IMAGE_SHAPE = (3, 32, 32)
+from cifar_tl.frame import Frame
+
+IMAGE_SIZE = 32
 DROPOUT = 0.42
 
 
@@ -56,8 +59,10 @@ class CifarNet(nn.Module):
         class_names: The names of the trained outputs, by number. `save_model` saves them.
         white: The value of white in images of more than 8 bits, for `read_image`. `load_model`
             sets it.
+        frame: How a picture becomes such an image, for `read_image`.
     """
 
+    image_size = IMAGE_SIZE
     num_features = 800
     head_hidden_size = 128
     mean: Tensor
@@ -71,6 +76,7 @@ class CifarNet(nn.Module):
     def __init__(self, num_classes: int, dropout: float = DROPOUT) -> None:
         super().__init__()
         self.class_names, self.white = {}, {}
+        self.frame = Frame()
         self.dropout = dropout
         self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.register_buffer("std", torch.ones(3, 1, 1))
@@ -121,6 +127,12 @@ class CifarNet(nn.Module):
             self.classifier.to(self.mean.device, self.mean.dtype)
         self.classifier.train(self.training)
 
+    def describe(self) -> dict[str, Any]:
+        """Lists, as plain values, what a file must say to make this model again."""
+        dropout = self.classifier.get_submodule("dropout").p
+        described = {"network": type(self).__name__, "num_classes": self.num_classes}
+        return described | ({"dropout": dropout} if dropout != DROPOUT else {})
+
     def get_classifier(self) -> nn.Module:
         """Returns the last layer."""
         return self.classifier[-1]
@@ -138,7 +150,7 @@ class CifarNet(nn.Module):
             ValueError: If the images have another shape or another range. The range is checked only
                 on the CPU: on other devices this would cost time.
         """
-        return _prepare(images, self.mean, self.std)
+        return prepare(images, self.mean, self.std, self.image_size)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Computes the features ``(N, 800)`` of images (see `preprocess`)."""
@@ -159,9 +171,23 @@ class CifarNet(nn.Module):
 
 
 @fx.wrap
-def _prepare(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    if images.shape[1:] != IMAGE_SHAPE:
-        raise ValueError(f"images must be (N, 3, 32, 32), not {tuple(images.shape)}")
+def prepare(images: Tensor, mean: Tensor, std: Tensor, size: int) -> Tensor:
+    """Normalises images, as the ``preprocess`` of a model does it.
+
+    Args:
+        images: ``(N, 3, size, size)``, either uint8 from 0 to 255 or floating point from 0 to 1.
+        mean: ``(3, 1, 1)``, of pixels from 0 to 1.
+        std: ``(3, 1, 1)``.
+        size: The height and width that the model takes.
+
+    Returns:
+        ``(N, 3, size, size)`` in the type of ``mean``, with the channels last in memory.
+
+    Raises:
+        ValueError: If the images have another shape or another range.
+    """
+    if images.shape[1:] != (3, size, size):
+        raise ValueError(f"images must be (N, 3, {size}, {size}), not {tuple(images.shape)}")
     if images.is_floating_point():
         _check_range(images)
     levels = 1 if images.is_floating_point() else 255

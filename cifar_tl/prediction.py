@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cifar_tl.backbone import Network
 from cifar_tl.evaluation import evaluating
-from cifar_tl.network import CifarNet
 
 
 class Prediction(NamedTuple):
@@ -19,13 +19,14 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: CifarNet, image: Tensor, top: int = 3, *, classes: Mapping[int, str] | None = None
+    model: Network, image: Tensor, top: int = 3, *, classes: Mapping[int, str] | None = None
 ) -> list[Prediction]:
     """Names the most probable classes of one image, in evaluation mode.
 
     Args:
         model: For example from `load_model`.
-        image: ``(3, 32, 32)`` uint8, for example from `read_image`.
+        image: ``(3, S, S)`` uint8, S is ``image_size``. `read_image` gives it: ``read_image(path,
+            model.white, model.frame)``.
         top: The largest number of classes to return.
         classes: The names of the trained outputs, by number. None: the names that the model has.
 

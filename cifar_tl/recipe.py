@@ -191,6 +191,14 @@ class Recipe:
             plan = replace(plan, view_shift=recipe.transfer_shift)
         return plan
 
+    def for_backbone(self) -> "Recipe":
+        """Takes the values for a pretrained network, whose images are large.
+
+        Each view of each image costs a pass through that network. So transfer has no shifted
+        images, unless the recipe names a shift.
+        """
+        return replace(self, transfer_shift=self.transfer_shift or 0)
+
     def for_images(self, num_images: int) -> Plan:
         """Makes the plan of base and scratch: `for_stage` without mirror images."""
         return self._decide(num_images, 1.0, mirror=False)

@@ -50,6 +50,6 @@ def train_head(base: CifarNet) -> list[EpochRecord]:
 
 def name(path: Path, image: Tensor) -> Prediction:
     model = load_model(path)
-    frozen: nn.Sequential = freeze(model.features)
+    frozen: nn.Module = freeze(model.features)
     print(frozen, is_a(str, model.class_names[5]), is_a(str, cifar_tl.__version__))
     return predict(model, image)[0]

@@ -12,7 +12,8 @@ from cifar_tl.errors import DataError
 from cifar_tl.names import numbered
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
-    from cifar_tl.data.examples import Data, LabeledImages
+    from cifar_tl.data.examples import Data
+    from cifar_tl.experiment.features import Pictures
 
 SPLITS = ("test", "validation", "training")
 
@@ -52,20 +53,23 @@ def check(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> int:
     """Measures and prints."""
+    from torch import nn
+
     from cifar_tl.checkpoint import read_named_model
     from cifar_tl.data.source import load_data
     from cifar_tl.evaluation import confusion_matrix, evaluate
+    from cifar_tl.experiment.features import logits_of
     from cifar_tl.experiment.findings.results import class_lines
-    from cifar_tl.machine import autocast
 
     model, settings, outputs = read_named_model(options.model)
     classes = dict(zip(outputs.classes, outputs.names, strict=True))
     data = load_data(options.data, white=model.white, progress=shows_progress())
-    images, labels = select_examples(options, settings, classes, data)
-    labels = outputs.of(labels)
-    with autocast(settings.get("precision", "float32"), images.device):  # as it was judged
-        metrics = evaluate(model, images, labels)
-        confusion = confusion_matrix(model, images, labels)[list(outputs.columns)].tolist()
+    pictures = select_pictures(options, settings, classes, data)
+    labels = outputs.of(pictures.examples().labels)
+    precision = settings.get("precision", "float32")  # as it was judged
+    logits = logits_of(model, pictures, precision, progress=shows_progress())
+    metrics = evaluate(nn.Identity(), logits, labels)
+    confusion = confusion_matrix(nn.Identity(), logits, labels)[list(outputs.columns)].tolist()
     say(
         f"{options.model} on {len(labels):,} {options.split} images of {data.name}: "
         f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}\n"
@@ -74,14 +78,14 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def select_examples(
+def select_pictures(
     options: argparse.Namespace,
     settings: Mapping[str, Any],
     classes: Mapping[int, str],
     data: "Data",
-) -> "LabeledImages":
+) -> "Pictures":
     """Selects the images to measure on. Refuses images whose accuracy would mislead."""
-    from cifar_tl.data.examples import select_classes
+    from cifar_tl.experiment.features import Pictures, pictures_of
 
     expected = dict(enumerate(data.class_names))
     if not classes.items() <= expected.items():
@@ -89,15 +93,14 @@ def select_examples(
             f"{options.model} knows the classes {numbered(classes)}, but {options.data} has "
             f"{numbered(expected)}: name the data that it was made for"
         )
+    found: dict[str, Pictures] = dict(zip(SPLITS[::-1], pictures_of(data, classes), strict=True))
+    chosen = found[options.split]
     if options.split == "test":
-        test = select_classes(data.test, classes)
-        if not len(test.labels):
+        if not len(chosen.rows):
             raise DataError(f"{options.data} has no test images: use --split validation")
-        return test
-    if settings.get("fingerprint") != data.fingerprint:
+    elif settings.get("fingerprint") != data.fingerprint:
         raise DataError(
             f"{options.model} was trained on other images than {options.data}: its training "
             "images may be anywhere among these; use --split test"
         )
-    train, validation = data.train_and_validation(classes)
-    return validation if options.split == "validation" else train
+    return chosen

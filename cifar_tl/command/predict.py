@@ -67,7 +67,7 @@ def name_images(options: argparse.Namespace) -> int:
     answers = 0
     for path in files:
         try:
-            predictions = predict(model, read_image(path, model.white), options.top)
+            predictions = predict(model, read_image(path, model.white, model.frame), options.top)
         except ImageError as error:
             warn(f"{called('predict')}: {error}")
             code = 1

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
 from cifar_tl.command.device import choose_device
@@ -27,6 +27,7 @@ from cifar_tl.data.source import OFFICIAL, SHAPES
 from cifar_tl.errors import DownloadError, MissingDataError, TrainingError
 from cifar_tl.experiment.stages import STAGES, stage_classes, takes_base
 from cifar_tl.names import count, printable
+from cifar_tl.pretrained import is_backbone
 from cifar_tl.processes import launch
 from cifar_tl.recipe import finetune_lr_for
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
     from torch.distributed import ProcessGroup
 
     from cifar_tl import Data, StageResult
+    from cifar_tl.backbone import Backbone
+
+    Base: TypeAlias = Path | Backbone | None
 
 Log = Callable[[str], None]
 
@@ -95,7 +99,9 @@ def run_all(
 
     separate = options.seeds is not None
     with naming_commands(options):
-        data, seconds_reading = launch.once_a_machine(partial(read_data, options, log), group)
+        base, (data, seconds_reading) = launch.once_a_machine(
+            lambda: (load_base(options, log), read_data(options, log)), group
+        )
         check_machines(options, data, device, group)
         stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
         if not stages:
@@ -107,7 +113,7 @@ def run_all(
             f"{f'{group.size()} processes of ' if group else ''}"
             f"{count(torch.get_num_threads(), 'thread')} on {device}"
         )
-        prepare_folders(options, jobs, stages, data, group, log)
+        prepare_folders(options, jobs, stages, data, base, group, log)
     run = partial(
         run_stage,
         data=data,
@@ -115,15 +121,16 @@ def run_all(
         output_dir=options.output_dir,
         device=device,
         seed_folder=separate,
+        keep_features=options.feature_cache,
         seconds_reading=seconds_reading,
         log=log,
         progress=shows_bars(options),
         group=None if separate else group,
     )
     if group is None or not separate:
-        return do_jobs(jobs, stages, data, run, log), data
+        return do_jobs(jobs, stages, data, base, run, log), data
     mine = [job for job in jobs if (job.seed - options.seed) % group.size() == group.rank()]
-    of_all = gather_objects(do_jobs(mine, stages, data, run, log), group)
+    of_all = gather_objects(do_jobs(mine, stages, data, base, run, log), group)
     both = [experiment for experiments in of_all for experiment in experiments]
     return sorted(both, key=lambda experiment: experiment[0].seed or 0), data
 
@@ -132,6 +139,7 @@ def do_jobs(
     jobs: Sequence[Job],
     stages: Sequence[str],
     data: "Data",
+    base: "Base",
     run: "partial[StageResult]",
     log: Log,
 ) -> list[Experiment]:
@@ -148,21 +156,23 @@ def do_jobs(
             if folder in done:
                 continue
             with naming_commands(job.options):
-                done[folder] = run_one(stage, job, data, run)
+                done[folder] = run_one(stage, job, data, base, run)
             # Pictures take a second a stage: one seed's are enough.
             if job.seed == jobs[0].seed and launch.speaks():
-                draw_stage(folder, data)
+                draw_stage(job.place, stage, data)
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
         experiments.append((job.place, {stage: done[job.place.of(stage)] for stage in stages}))
     return experiments
 
 
-def run_one(stage: str, job: Job, data: "Data", run: "partial[StageResult]") -> "StageResult":
+def run_one(
+    stage: str, job: Job, data: "Data", base: "Base", run: "partial[StageResult]"
+) -> "StageResult":
     """Runs a stage. If it diverges, says what to type instead."""
     from cifar_tl.experiment.run import num_training_images
 
     fraction = job.place.train_fraction if STAGES[stage].learns == "new" else 1.0
-    base = job.options.base if takes_base(stage) else None
+    base = base if takes_base(stage) else None
     try:
         return run(stage, seed=job.seed, base=base, train_fraction=fraction)
     except TrainingError as error:
@@ -172,6 +182,23 @@ def run_one(stage: str, job: Job, data: "Data", run: "partial[StageResult]") -> 
             lr = finetune_lr_for(num_training_images(stage, data, fraction))
         better = write_command(job.options, stage=stage, lr=f"{lr / 10:g}", restart=True)
         raise TrainingError(f"{error}: {better}") from error
+
+
+def load_base(options: argparse.Namespace, log: Log) -> "Base":
+    """Loads the pretrained network that ``--base`` names, with its weights; else returns the path.
+
+    It is loaded before the data: a wrong name is said at once.
+    """
+    if not is_backbone(options.base):
+        return options.base  # type: ignore[no-any-return]
+    from cifar_tl.published import load_backbone
+
+    base = load_backbone(options.base.as_posix(), options.weights, fit=options.fit or "crop")
+    source = base.source
+    log(f"base: {base.name}, weights {source['weights']}, images of {base.image_size} pixels")
+    if licence := source.get("licence"):
+        log(licence)
+    return base
 
 
 def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
@@ -224,7 +251,7 @@ def check_machines(
     kind = torch.device(device)
     precision = choose_precision(choose_recipe(options).precision, kind)
     same |= {"device": kind.type, "precision": precision}
-    if options.base is not None:
+    if options.base is not None and not is_backbone(options.base):
         same["base"] = hashlib.sha256(read_model_file(options.base)).hexdigest()
     try:
         check_same(group, **same)
@@ -237,6 +264,7 @@ def prepare_folders(
     jobs: Sequence[Job],
     stages: Sequence[str],
     data: "Data",
+    base: "Base",
     group: "ProcessGroup | None",
     log: Log,
 ) -> None:
@@ -253,9 +281,9 @@ def prepare_folders(
 
     def empty() -> None:
         for job in jobs:  # delete nothing that could not be made anew
-            load_parent(stages[0], job.place, data, options.base)
+            load_parent(stages[0], job.place, data, base)
         if group is None or writes_in(top, group):
-            discard(top, folders)
+            discard(jobs[0].place.comparison, folders)
 
     if options.restart:
         if not launch.once_a_launch("restart", empty, group):

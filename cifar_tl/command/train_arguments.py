@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +15,8 @@ from cifar_tl.data.pictures.find import TRAIN
 from cifar_tl.data.source import DEFAULT_SOURCE, kind_of, lacks_cifar10, results_name
 from cifar_tl.errors import DataError
 from cifar_tl.experiment.parents import read_parent
-from cifar_tl.experiment.stages import STAGES, Place, takes_base, way_to
-from cifar_tl.pretrained import is_pretrained
+from cifar_tl.experiment.stages import STAGES, Place, takes_base, trains_with_backbone, way_to
+from cifar_tl.pretrained import is_backbone, is_pretrained
 from cifar_tl.recipe import RECIPES, Recipe
 
 
@@ -37,13 +39,30 @@ def check_arguments(options: argparse.Namespace) -> None:
     _check_own_values(options)
     _check_classes(options)
     stages = stages_to_run(options)
-    if options.base is not None:
-        if not takes_base(stages[0]):
-            raise UsageError("--base names the base model of a transfer: add --stage transfer")
-        if not is_pretrained(options.base) and not options.base.is_file():
-            raise UsageError(f"--base {options.base}: there is no such file")
+    _check_base(options, stages)
     if options.train_fraction != (1.0,) and not any(way_to(stage) for stage in stages):
         raise UsageError("--train-fraction is for the other stages: base trains on all its images")
+
+
+def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
+    """Refuses a base that no stage takes, or options of a base that it has not."""
+    if not is_backbone(options.base):
+        for name in ("weights", "fit"):
+            if getattr(options, name) is not None:
+                raise UsageError(
+                    f"--{name} is for a pretrained network: name one with --base, such as "
+                    "mobilenet_v3_small"
+                )
+    if options.base is None:
+        return
+    if not any(map(takes_base, stages)) or (not is_backbone(options.base) and stages[0] == "base"):
+        raise UsageError("--base names the base model of a transfer: add --stage transfer")
+    if is_pretrained(options.base) or options.base.is_file():
+        return
+    if not is_backbone(options.base):
+        raise UsageError(f"--base {options.base}: there is no such file")
+    if options.base.parts[0] == "timm" and find_spec("timm") is None:
+        raise UsageError(f"--base {options.base} needs the package timm: pip install timm")
 
 
 def check_files(options: argparse.Namespace) -> None:
@@ -115,6 +134,8 @@ def _check_parent(options: argparse.Namespace, stage: str) -> None:
         halves = choose_classes(names, options.base_classes, options.new_classes)
         name += split_suffix(*halves, len(names))
     for job in list_jobs(options, name):
+        if job.place.backbone is not None:
+            continue  # that network is looked for later: it needs torch
         with naming_commands(job.options):
             read_parent(stage, job.place, options.base, own_classes=kind.own_classes)
 
@@ -128,6 +149,8 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
     """Lists the stages in their order. Classes of one's own are all new, so they need no base."""
     if options.stage != ALL:
         return (options.stage,)
+    if is_backbone(options.base):
+        return tuple(name for name in STAGES if trains_with_backbone(name))
     own_classes = kind_of(source_of(options)).own_classes
     return tuple(name for name, stage in STAGES.items() if stage.learns == "new" or not own_classes)
 
@@ -140,7 +163,8 @@ def list_jobs(options: argparse.Namespace, data_name: str) -> list[Job]:
         seeds = None if options.seeds is None else 1  # 1: in a folder of its own
         for fraction in options.train_fraction:
             alone = {"seed": seed, "seeds": seeds, "train_fraction": (fraction,)}
-            place = Place(options.output_dir / data_name, fraction, seed_of_folder)
+            backbone = options.base.as_posix() if is_backbone(options.base) else None
+            place = Place(options.output_dir / data_name, fraction, seed_of_folder, backbone)
             jobs.append(Job(seed, place, argparse.Namespace(**vars(options) | alone)))
     return jobs
 

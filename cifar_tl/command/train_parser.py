@@ -23,7 +23,8 @@ from cifar_tl.command.console import Parser
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES
 from cifar_tl.errors import RunError
 from cifar_tl.experiment.stages import OUTPUT_DIR, STAGES, takes_base
-from cifar_tl.pretrained import DEFAULT_MODEL
+from cifar_tl.frame import Fit
+from cifar_tl.pretrained import DEFAULT_MODEL, is_backbone
 from cifar_tl.recipe import (
     FEW_SHIFT,
     FEW_TO_SHIFT,
@@ -119,10 +120,29 @@ def _add_class_options(parser: Parser) -> None:
     )
     add(
         "--base",
-        metavar="FILE",
+        metavar="BASE",
         type=Path,
-        help=f"another base model for transfer: {MODEL_HELP} (default for classes of your own: "
-        f"{DEFAULT_MODEL})",
+        help=f"another base model for transfer: {MODEL_HELP}; or a pretrained network: the name of "
+        "one of torchvision's classification models, such as mobilenet_v3_small, or timm/NAME "
+        f"(default for classes of your own: {DEFAULT_MODEL})",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="the weights of that network: a file with its state_dict, or the name of published "
+        "ones, such as IMAGENET1K_V1 (default: the published ones, downloaded once)",
+    )
+    add(
+        "--fit",
+        choices=get_args(Fit),
+        help="what that network sees of a picture that is no square: crop: its middle, as "
+        "published; squash: all, without its shape; pad: all, with borders (default: crop)",
+    )
+    add(
+        "--feature-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep what that network computes of the pictures, in DIR/DATA/features (default: yes)",
     )
     add(
         "--train-fraction",
@@ -222,7 +242,9 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
     values |= changes
     if stage != ALL and STAGES[stage].learns == "base":
         values["train_fraction"] = (1.0,)
-    if stage != ALL and not takes_base(stage):
+    if stage != ALL and STAGES[stage].parent is None:
+        values |= {"base": None, "weights": None, "fit": None, "feature_cache": True}
+    elif stage != ALL and not takes_base(stage) and not is_backbone(values["base"]):
         values["base"] = None
     parser = make_parser()
     words = []

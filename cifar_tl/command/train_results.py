@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cifar_tl.command.console import called, say
 from cifar_tl.command.train_parser import ALL, write_command
 from cifar_tl.errors import RunWarning, first_line
-from cifar_tl.experiment.stages import COMPARISON_PICTURES, MODEL, PICTURES, Place
+from cifar_tl.experiment.stages import COMPARISON_PICTURES, FEATURES, MODEL, PICTURES, Place
 from cifar_tl.names import count, printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
@@ -52,10 +52,10 @@ def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
     place, results = largest[0]
     comparison = compare({part: [found for _, found in size] for part, size in sizes.items()})
     text = comparison_text(comparison)
-    save_comparison(place.folder, comparison, text)
+    save_comparison(place.comparison, comparison, text)
     draw_comparison([place for place, _ in largest], list(results), several_sizes=len(sizes) > 1)
-    save_page(place.folder, page(comparison, results, read_pictures(place), command))
-    say(f"\n{text}\nEverything was written to {printable(str(place.folder))}")
+    save_page(place.comparison, page(comparison, results, read_pictures(place), command))
+    say(f"\n{text}\nEverything was written to {printable(str(place.comparison))}")
 
 
 def say_spreads(experiments: Sequence[Experiment]) -> None:
@@ -74,14 +74,15 @@ def say_spreads(experiments: Sequence[Experiment]) -> None:
         say(f"{stage}{of}: validation accuracy {found}, of {count(len(values), 'seed')}")
 
 
-def draw_stage(folder: Path, data: "Data") -> None:
+def draw_stage(place: Place, stage: str, data: "Data") -> None:
     """Draws the pictures of a stage, if they are missing."""
-    draw(folder, PICTURES, lambda: plots().draw_stage(folder, data))
+    folder, features = place.of(stage), place.folder / FEATURES
+    draw(folder, PICTURES, lambda: plots().draw_stage(folder, data, features))
 
 
 def draw_comparison(places: Sequence[Place], stages: Sequence[str], *, several_sizes: bool) -> None:
     """Draws the pictures of a comparison: of the seeds of one fraction, and of the fractions."""
-    folder, (ways, images) = places[0].folder, COMPARISON_PICTURES
+    folder, (ways, images) = places[0].comparison, COMPARISON_PICTURES
     draw(folder, [ways], lambda: plots().draw_comparison(places, stages))
     if several_sizes:
         draw(folder, [images], lambda: plots().draw_images(folder))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_tl.errors import DataError
+from cifar_tl.frame import CIFAR_FRAME, Frame
 
 SIZE = 32  # height and width of CIFAR-10's images, for which the network is made
 
@@ -39,6 +40,7 @@ class Data:
     mirror: bool = False  # a mirror image of a class is a picture of the same class
     reading: Mapping[str, Any] = field(default_factory=dict)  # how files became pixels
     software: Mapping[str, str] = field(default_factory=dict)  # whose versions decide some pixels
+    frame: Frame = CIFAR_FRAME  # how pictures became these images
     # Of picture folders: the file of each row of "train", "validation" and "test".
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # The rest is from `load_data`.

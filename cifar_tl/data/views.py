@@ -1,6 +1,7 @@
 """Other versions of images that show the same: mirrored images and shifted images."""
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +23,35 @@ def make_views(images: Tensor, *, mirror: bool, shift: int = 0) -> Tensor:
     Raises:
         ValueError: If the shift is as large as the images.
     """
-    steps = (0, -shift, shift) if shift else (0,)
-    versions = list(itertools.product((False, True) if mirror else (False,), steps, steps))
+    versions = versions_of(mirror=mirror, shift=shift)
     if len(versions) == 1:
         return images[None]
     views = images.new_empty(len(versions), *images.shape)
-    for view, (mirrored, down, right) in zip(views, versions, strict=True):
+    for view, version in zip(views, versions, strict=True):
         # In parts: a copy of all images would take the memory of another view.
         for part, batch in zip(view.split(1000), images.split(1000), strict=True):
-            part.copy_(shift_by(batch.flip(-1) if mirrored else batch, down, right))
+            part.copy_(change(batch, version))
     return views
+
+
+class Version(NamedTuple):
+    """How a view differs from the images: 1 is mirrored, and steps are pixels."""
+
+    mirrored: int
+    down: int
+    right: int
+
+
+def versions_of(*, mirror: bool, shift: int = 0) -> list[Version]:
+    """Lists the views that `make_views` makes. The first is the images themselves."""
+    steps = (0, -shift, shift) if shift else (0,)
+    return [Version(*v) for v in itertools.product((0, 1) if mirror else (0,), steps, steps)]
+
+
+def change(images: Tensor, version: Version) -> Tensor:
+    """Makes a view of images ``(N, 3, H, W)``."""
+    mirrored = images.flip(-1) if version.mirrored else images
+    return shift_by(mirrored, version.down, version.right)
 
 
 def shift_randomly(images: Tensor, pixels: int) -> Tensor:

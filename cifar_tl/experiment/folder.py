@@ -17,12 +17,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from cifar_tl.backbone import Network
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint, save_model
 from cifar_tl.disk import TEMPORARY, locked, write_atomically
 from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.settings import check_settings
-from cifar_tl.network import CifarNet
 from cifar_tl.training import EpochRecord
 
 DIGEST = "sha256"  # in result.json: of all the rest of it
@@ -193,7 +193,7 @@ class RunFolder:
         _write_history(self.path / stages.HISTORY, history.rows)
         save_checkpoint(self.path / stages.LAST, content)
 
-    def save_finished(self, model: CifarNet, result: dict[str, Any], text: str) -> None:
+    def save_finished(self, model: Network, result: dict[str, Any], text: str) -> None:
         """Writes model and results, and deletes pictures of an earlier result.
 
         ``result.json`` comes last: from then on the run is finished.
@@ -242,7 +242,7 @@ def save_page(folder: Path, text: str) -> None:
 
 def read_pictures(place: stages.Place) -> dict[str, bytes]:
     """Reads the pictures that there are, of a comparison and, as ``STAGE/NAME``, of stages."""
-    paths = {name: place.folder / name for name in stages.COMPARISON_PICTURES}
+    paths = {name: place.comparison / name for name in stages.COMPARISON_PICTURES}
     for stage in stages.STAGES:
         paths |= {f"{stage}/{name}": place.of(stage) / name for name in stages.PICTURES}
     return {name: path.read_bytes() for name, path in paths.items() if path.exists()}

@@ -12,22 +12,24 @@ from cifar_tl.names import printable
 from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained, read_model_file
 
 if TYPE_CHECKING:  # the command looks for the file before it imports torch
+    from cifar_tl.backbone import Backbone, Network
     from cifar_tl.data.examples import Data
-    from cifar_tl.network import CifarNet
 
 
 class Parent(NamedTuple):
     """A model that a stage starts from."""
 
-    model: "CifarNet"
+    model: "Network"
     path: str  # of its file, or its name
-    digest: str  # SHA-256 of the file
+    digest: str  # SHA-256 of the file, or `digest_of`
 
 
 def load_parent(
-    stage: str, place: Place, data: "Data", base: str | Path | None = None
+    stage: str, place: Place, data: "Data", base: "str | Path | Backbone | None" = None
 ) -> Parent | None:
     """Loads the model that a stage starts from: ``base``, or that of the stage before it.
+
+    A `Backbone` is taken as it is. Its classes are not compared with those of the data.
 
     Returns:
         The model. None: the stage starts from fresh weights.
@@ -40,9 +42,17 @@ def load_parent(
     from cifar_tl.checkpoint import read_model
 
     if base is not None and not takes_base(stage):
-        raise ValueError(f"only a transfer takes another base model, not {stage}")
+        if STAGES[stage].parent is None or isinstance(base, str | Path):
+            raise ValueError(f"only a transfer takes another base model, not {stage}")
+        raise ValueError(
+            f"{stage} does not go on from a pretrained network yet, only transfer does"
+        )
     if STAGES[stage].parent is None:
         return None
+    if base is not None and not isinstance(base, str | Path):
+        from cifar_tl.backbone import digest_of
+
+        return Parent(base, base.name, digest_of(base))
     path, content, remedy = read_parent(stage, place, base, own_classes=data.own_classes)
     try:
         model, settings, _ = read_model(path, content)

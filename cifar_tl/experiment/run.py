@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from cifar_tl.backbone import Backbone, Network
 from cifar_tl.data.classes import listed
 from cifar_tl.data.examples import (
     Data,
@@ -22,6 +23,7 @@ from cifar_tl.data.examples import (
 )
 from cifar_tl.data.views import make_views, shift_randomly
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
+from cifar_tl.experiment.features import features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
 from cifar_tl.experiment.findings.results import (
     StageResult,
@@ -34,7 +36,7 @@ from cifar_tl.experiment.folder import History, RunFolder
 from cifar_tl.experiment.parents import Parent, load_parent
 from cifar_tl.experiment.settings import plan_values, run_settings
 from cifar_tl.experiment.sharing import held
-from cifar_tl.experiment.stages import HEAD, STAGES, Place, stage_classes, takes_base
+from cifar_tl.experiment.stages import FEATURES, HEAD, STAGES, Place, stage_classes, takes_base
 from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
 from cifar_tl.freezing import count_parameters, freeze, transfer_model, unfreeze
 from cifar_tl.machine import (
@@ -62,9 +64,10 @@ def run_stage(
     output_dir: str | Path,
     seed: int = 0,
     device: str = "cpu",
-    base: str | Path | None = None,
+    base: str | Path | Backbone | None = None,
     train_fraction: float = 1.0,
     seed_folder: bool = False,
+    keep_features: bool = True,
     seconds_reading: float = 0.0,
     log: Callable[[str], object] = lambda _: None,
     progress: bool = False,
@@ -88,10 +91,13 @@ def run_stage(
         seed: Decides the fresh weights and all other randomness.
         device: Where to compute, as torch names it.
         base: Another base model for transfer: a file, or the name of one that comes with the
-            package. None: the model of the stage base, or ``"cifar10"`` for classes of your own.
+            package, or a `Backbone`. None: the model of the stage base, or ``"cifar10"`` for
+            classes of your own.
         train_fraction: The part of the training images of the new classes, the first of each
             class. Base always has all of its images.
         seed_folder: Keep the files one folder below, in ``seed-N``.
+        keep_features: Keep the frozen features of a `Backbone` in files, for other seeds and for a
+            run that goes on: ``output_dir / data.name / features``.
         seconds_reading: How long reading the data took. It counts for the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
@@ -113,50 +119,50 @@ def run_stage(
     """
     start, on = time.perf_counter() - seconds_reading, torch.device(device)
     _check(stage, data, train_fraction)
-    plan = _plan(stage, data, recipe, train_fraction, on)
     outputs = _outputs(stage, data)
     seed_of_folder = int(seed) if seed_folder else None
-    place = Place(Path(output_dir) / data.name, float(train_fraction), seed_of_folder)
+    backbone = base.name if isinstance(base, Backbone) else None
+    place = Place(Path(output_dir) / data.name, float(train_fraction), seed_of_folder, backbone)
     parent = load_parent(stage, place, data, base)
     digest = parent.digest if parent else None
-    settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest)
+    plan = _plan(stage, data, recipe, train_fraction, on, parent)
+    named = _backbone_settings(parent)
+    settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest, named)
     folder = RunFolder(place.of(stage), settings)
     with held(folder, group) as (writes, finished):
         if finished is not None:
             log(f"{stage}: finished before, in {printable(str(folder.path))}")
             return cast(StageResult, finished)
         images = _examples(data, outputs, train_fraction)
-        views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
         model = _starting_model(stage, plan, parent, outputs, images.train, int(seed)).to(on)
         part = model.classifier if STAGES[stage].trains == HEAD else model
         optimizer = make_optimizer(part, plan)
         processes = 1 if group is None else group.size()
         now = {**surroundings(device, processes), **data.software}
-        history = folder.resume(model, optimizer, now, start)
+        saved = part if model.frame != data.frame else model  # a backbone is large, and elsewhere
+        history = folder.resume(saved, optimizer, now, start)
         log(f"{stage}: {_announcement(plan, parent, images, outputs, history)}")
 
-        inputs = to_device_if_it_fits(views, on)
-        val_inputs = to_device_if_it_fits(images.validation.images, on)
-        if part is not model:  # frozen layers have no randomness: one pass serves all epochs
-            begin, bar = time.perf_counter(), f"{stage} features" if progress else None
-            with autocast(plan.precision, on):
-                inputs, val_inputs = _features(model, inputs, val_inputs, bar, group)
-            history.seconds_features += (seconds := time.perf_counter() - begin)
-            log(f"{stage}: frozen features of all these images in {seconds:.2f} s")
+        keep = place.folder / FEATURES if keep_features else None
+        bar = f"{stage} features" if progress else None
+        seen = _inputs(model, data, images, outputs, plan, keep, bar, group)
+        if seen.note:
+            history.seconds_features += seen.seconds
+            log(f"{stage}: frozen features of all these images {seen.note}")
 
         def on_epoch(record: EpochRecord) -> None:
             history.add(record)
             if writes:
-                folder.save_epoch(model, optimizer, history)
+                folder.save_epoch(saved, optimizer, history)
             if is_shown(record.epoch, plan.epochs):
                 log(f"{stage}: {epoch_line(record, plan.epochs)}")
 
         with _dropout(model, plan.dropout):
             fit(
                 part,
-                inputs,
+                seen.views,
                 images.train.labels,
-                val_inputs,
+                seen.validation,
                 images.validation.labels,
                 plan,
                 seed=derive_seed(settings["seed"], stage),
@@ -168,8 +174,9 @@ def run_stage(
                 group=group,
             )
         with autocast(plan.precision, on):
-            confusion = confusion_matrix(part, val_inputs, images.validation.labels, group=group)
-            tested = _test_figures(model, images.test, group)
+            labels = images.validation.labels
+            confusion = confusion_matrix(part, seen.validation, labels, group=group)
+            tested = _test_figures(seen.tested, seen.test, images.test.labels, group)
         result = {
             **plan_values(plan),
             **settings,
@@ -193,6 +200,18 @@ class _Examples(NamedTuple):
     train: LabeledImages
     validation: LabeledImages
     test: LabeledImages
+    places: Tensor  # (N,) int64: of the training images, among all of these classes
+
+
+class _Inputs(NamedTuple):
+    """What a stage computes with: images, or frozen features of them."""
+
+    views: Tensor  # (V, N, ...)
+    validation: Tensor  # (M, ...)
+    test: Tensor  # (K, ...)
+    tested: nn.Module  # what takes the test inputs: all of the model, or its classifier
+    seconds: float = 0.0  # of this call, for features
+    note: str = ""  # how the features were made
 
 
 def _check(stage: str, data: Data, train_fraction: float) -> None:
@@ -210,13 +229,27 @@ def _check(stage: str, data: Data, train_fraction: float) -> None:
 
 
 def _plan(
-    stage: str, data: Data, recipe: Recipe, train_fraction: float, device: torch.device
+    stage: str,
+    data: Data,
+    recipe: Recipe,
+    train_fraction: float,
+    device: torch.device,
+    parent: Parent | None,
 ) -> Plan:
     if isinstance(recipe, Plan):
         raise TypeError("a stage makes its plan itself: give the recipe, such as TUNED")
     num_images = num_training_images(stage, data, train_fraction)
+    if parent and parent.model.frame != data.frame:
+        recipe = recipe.for_backbone()
     plan = recipe.for_stage(STAGES[stage].recipe, num_images, mirror=data.mirror)
     return dataclasses.replace(plan, precision=choose_precision(plan.precision, device))
+
+
+def _backbone_settings(parent: Parent | None) -> dict[str, Any]:
+    """Names a pretrained network, for the settings of a run."""
+    if parent is None or not isinstance(parent.model, Backbone):
+        return {}
+    return {"backbone": parent.model.name, "fit": parent.model.frame.fit}
 
 
 def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
@@ -235,10 +268,12 @@ def _outputs(stage: str, data: Data) -> Outputs:
 def _examples(data: Data, outputs: Outputs, train_fraction: float) -> _Examples:
     """Selects the images of a stage's classes."""
     train, validation = data.train_and_validation(outputs.classes)
+    places = prefix_rows(train.labels, train_fraction)
     if train_fraction != 1:
         train = stratified_prefix(train, train_fraction)
     parts = (train, validation, select_classes(data.test, outputs.classes))
-    return _Examples(*(part._replace(labels=outputs.of(part.labels)) for part in parts))
+    train, validation, test = (p._replace(labels=outputs.of(p.labels)) for p in parts)
+    return _Examples(train, validation, test, places)
 
 
 def _starting_model(
@@ -248,7 +283,7 @@ def _starting_model(
     outputs: Outputs,
     train: LabeledImages,
     seed: int,
-) -> CifarNet:
+) -> Network:
     """Makes the model that training starts from, with everything frozen that stays as it is."""
     with seeded(derive_seed(seed, stage, "weights"), torch.device("cpu")):
         if parent is None:
@@ -260,31 +295,51 @@ def _starting_model(
             elif plan.first_layer == "whitened":
                 whiten_first_layer(model, train.images)
             return model
-        model = parent.model
+        started = parent.model
         if takes_base(stage):
-            model = transfer_model(model, outputs.size)
+            started = transfer_model(started, outputs.size)
     if STAGES[stage].trains == HEAD:
-        freeze(model.features)
+        freeze(started.features)
     else:
-        unfreeze(model.features)
-    return model
+        unfreeze(started.features)
+    return started
 
 
-def _features(
-    model: CifarNet,
-    views: Tensor,
-    val_images: Tensor,
+def _inputs(
+    model: Network,
+    data: Data,
+    images: _Examples,
+    outputs: Outputs,
+    plan: Plan,
+    keep: Path | None,
     bar: str | None,
     group: "ProcessGroup | None",
-) -> tuple[Tensor, Tensor]:
-    """Computes the features ``(V, N, 800)`` of all views, and those of validation images."""
+) -> _Inputs:
+    """Makes the views. Frozen layers have no randomness: their features serve all epochs."""
+    device = model.mean.device
+    if model.frame != data.frame:  # other images than those in memory
+        found = features_of_pictures(
+            model, data, outputs.classes, images.places, plan, keep, bar, group
+        )
+        views, val, test = (to_device_if_it_fits(tensor, device) for tensor in found.tensors)
+        return _Inputs(views, val, test, model.classifier, found.seconds, found.note)
+    views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
+    views = to_device_if_it_fits(views, device)
+    val_images = to_device_if_it_fits(images.validation.images, device)
+    if count_parameters(model.features, trainable_only=True):
+        return _Inputs(views, val_images, images.test.images, model)
+    begin = time.perf_counter()
     extract = functools.partial(extract_features, model.forward_features, progress=bar, group=group)
-    val_features = extract(val_images)
-    return extract(views.flatten(0, 1)).unflatten(0, views.shape[:2]), val_features
+    with autocast(plan.precision, device):
+        val_features = extract(val_images)
+        features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+    seconds = time.perf_counter() - begin
+    note = f"in {seconds:.2f} s"
+    return _Inputs(features, val_features, images.test.images, model, seconds, note)
 
 
 @contextlib.contextmanager
-def _dropout(model: CifarNet, rate: float | None) -> Iterator[None]:
+def _dropout(model: Network, rate: float | None) -> Iterator[None]:
     """Runs layer 6 at another rate; the model stays the documented one."""
     layer = model.classifier.get_submodule("dropout")
     assert isinstance(layer, nn.Dropout)
@@ -317,10 +372,10 @@ def _announcement(
 
 
 def _test_figures(
-    model: CifarNet, test: LabeledImages, group: "ProcessGroup | None"
+    module: nn.Module, inputs: Tensor, labels: Tensor, group: "ProcessGroup | None"
 ) -> dict[str, float | None]:
     """Measures the model on the test images, once. Without images the figures are None."""
-    found = evaluate(model, *test, group=group) if len(test.labels) else None
+    found = evaluate(module, inputs, labels, group=group) if len(labels) else None
     return {
         "test_accuracy": found.accuracy if found else None,
         "test_loss": found.loss if found else None,
@@ -328,13 +383,14 @@ def _test_figures(
 
 
 def _description(
-    data: Data, parent: Parent | None, images: _Examples, model: CifarNet
+    data: Data, parent: Parent | None, images: _Examples, model: Network
 ) -> dict[str, Any]:
     """Says for ``result.json`` what was trained on what."""
     return {
         "data_description": data.description,
         "data_notes": list(data.notes),
         "parent_path": parent.path if parent else None,
+        **({"backbone_source": model.source} if isinstance(model, Backbone) else {}),
         "num_classes": model.num_classes,
         "images_train": len(images.train.labels),
         "parameters_total": count_parameters(model),

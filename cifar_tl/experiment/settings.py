@@ -35,11 +35,13 @@ def run_settings(
     seed: int,
     train_fraction: float,
     parent_digest: str | None,
+    backbone: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Collects all that decides the outcome of a stage, as plain values.
 
     Values of the plan that change nothing are left out. ``parent_digest`` is the SHA-256 of the
-    ``model.pt`` that the stage starts from.
+    ``model.pt`` that the stage starts from. ``backbone`` names a pretrained network, and says how
+    pictures become its images. For the documented network it is empty.
     """
     values = plan_values(plan)
     settings = {
@@ -55,6 +57,7 @@ def run_settings(
         "seed": seed,
         "train_fraction": train_fraction,
         **data.reading,
+        **backbone,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
     return plain

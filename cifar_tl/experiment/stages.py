@@ -90,19 +90,30 @@ FILES = (HISTORY, LAST, RESULTS, MODEL, RESULT)  # in the order of writing
 PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
 COMPARISON_PICTURES = ("comparison.png", "images.png")  # the second for several fractions
+FEATURES = "features"  # a folder beside those of the stages: what frozen networks see
 REPORT = "report.html"  # all of that in one file
 
 
 class Place(NamedTuple):
-    """Where the stages of one experiment have their folders: ``STAGE[/fraction-X][/seed-N]``."""
+    """Where the stages of one experiment have folders: ``[BASE/]STAGE[/fraction-X][/seed-N]``."""
 
     folder: Path  # ``OUTPUT_DIR/DATA``
     train_fraction: float = 1.0
     seed: int | None = None  # None: there is one seed only
+    backbone: str | None = None  # the pretrained network that is the base, if it is one
+
+    @property
+    def comparison(self) -> Path:
+        """The folder of the comparison of the stages."""
+        return self.folder / self.backbone.replace("/", "-") if self.backbone else self.folder
 
     def of(self, stage: str) -> Path:
-        """Returns the folder of a stage. Base has all images, so no fraction is in its name."""
-        folder = self.folder / stage
+        """Returns the folder of a stage. Base has all images, so no fraction is in its name.
+
+        Stages that start from a pretrained network have folders below its name.
+        """
+        above = self.folder if STAGES[stage].parent is None else self.comparison
+        folder = above / stage
         if self.train_fraction != 1 and STAGES[stage].learns == "new":
             folder /= f"fraction-{self.train_fraction}"
         return folder if self.seed is None else folder / f"seed-{self.seed}"
@@ -124,6 +135,14 @@ def takes_base(stage: str) -> bool:
     """Returns whether a stage starts from a base model. It may come from other data."""
     parent = STAGES[stage].parent
     return parent is not None and STAGES[parent].learns == "base"
+
+
+def trains_with_backbone(stage: str) -> bool:
+    """Returns whether a stage runs where the base is a pretrained network.
+
+    Its head is trained, and the control is the documented network from fresh weights.
+    """
+    return STAGES[stage].trains == HEAD or STAGES[stage].control
 
 
 def control() -> str:

@@ -29,6 +29,18 @@ def read_model_file(path: str | Path) -> bytes:
         ) from error
 
 
+def is_backbone(base: str | Path | None) -> bool:
+    """Returns whether this names a pretrained network, and not a file or a model of the package.
+
+    The name of a network has no suffix, and no folder but ``timm/``. Whether there is such a
+    network is not looked for: that would need torch.
+    """
+    if base is None or is_pretrained(base) or Path(base).exists():
+        return False
+    folder, name = Path(base).parent.as_posix(), Path(base).name
+    return folder == "timm" or (folder == "." and name.isidentifier())
+
+
 def is_pretrained(path: str | Path) -> bool:
     """Returns whether this is the name of a model that comes with the package.
 

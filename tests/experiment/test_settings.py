@@ -59,7 +59,7 @@ def settings_of(data: Data, recipe: Recipe = SMALL, stage: str = "base") -> dict
     plan = recipe.for_stage(stage, 80, mirror=data.mirror)
     classes = stage_classes(stage, data)
     outputs = Outputs(classes, tuple(data.class_names[label] for label in classes), 10)
-    return run_settings(stage, data, outputs, plan, 0, 1.0, None)
+    return run_settings(stage, data, outputs, plan, 0, 1.0, None, {})
 
 
 def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:

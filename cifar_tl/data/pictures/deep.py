@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cifar_tl.data.pictures.frame import Frame, scale
 from cifar_tl.errors import ImageError
+from cifar_tl.frame import Frame, scale
 from cifar_tl.names import count
 
 INTEGERS, FLOATS = KINDS = ("integers", "floats")

@@ -28,15 +28,15 @@ from torch import Tensor
 from cifar_tl.data.pictures import deep as deep_images
 from cifar_tl.data.pictures.deep import DeepImage
 from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
-from cifar_tl.data.pictures.frame import Frame, as_frame, fill, scale
 from cifar_tl.errors import ImageError, first_line
+from cifar_tl.frame import CIFAR_FRAME, Frame, as_frame, fill, scale
 from cifar_tl.progress import with_bar
 
 Result = TypeVar("Result")
 READING_RULES = 2  # counted up when the same file becomes other pixels
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # that read at a time
 
-_CIFAR = Frame()  # what `CifarNet` sees
+# what `CifarNet` sees
 _BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
 
@@ -62,7 +62,7 @@ class _Colours(NamedTuple):
 
 def read_images(
     paths: Sequence[str | Path],
-    frame: Frame | int = _CIFAR,
+    frame: Frame | int = CIFAR_FRAME,
     *,
     white: Mapping[str, float] | None = None,
     progress: bool = False,
@@ -234,7 +234,7 @@ def _in_threads(
 
 
 def read_image(
-    path: str | Path, white: Mapping[str, float] | None = None, frame: Frame | int = _CIFAR
+    path: str | Path, white: Mapping[str, float] | None = None, frame: Frame | int = CIFAR_FRAME
 ) -> Tensor:
     """Reads an image file of any size. docs/data.md lists the formats.
 

@@ -1,16 +1,16 @@
-"""The documented layer table of a model."""
+"""The layer table of a model."""
 
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from cifar_tl.backbone import Network
 from cifar_tl.freezing import count_parameters
-from cifar_tl.network import IMAGE_SHAPE, CifarNet
 
 
 class Layer(NamedTuple):
-    """One row of the documented layer table."""
+    """One row of the layer table."""
 
     number: int
     name: str
@@ -19,14 +19,19 @@ class Layer(NamedTuple):
     trainable: bool  # False also for a layer without parameters
 
 
-def layers(model: CifarNet) -> list[Layer]:
-    """Lists the eight documented layers, with the real shapes of their outputs."""
+def layers(model: Network) -> list[Layer]:
+    """Lists the eight documented layers, with the real shapes of their outputs.
+
+    The features of another network are one row, unless they are a ``Sequential``.
+    """
     rows: list[Layer] = []
-    output = model.preprocess(torch.zeros(1, *IMAGE_SHAPE, device=model.mean.device))
+    size, features = model.image_size, model.features
+    output = model.preprocess(torch.zeros(1, 3, size, size, device=model.mean.device))
+    parts = features if isinstance(features, nn.Sequential) else (features,)
     with torch.no_grad():
-        for module in (*model.features, *model.classifier):
+        for module in (*parts, *model.classifier):
             output = module(output)
-            if isinstance(module, nn.ReLU):
+            if isinstance(module, nn.ReLU) and any(row.parameters for row in rows):
                 weighted = max(i for i, row in enumerate(rows) if row.parameters)
                 rows[weighted] = rows[weighted]._replace(name=rows[weighted].name + " + ReLU")
                 continue

@@ -19,18 +19,17 @@ import torch
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar_tl.checkpoint import read_named_model
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked, write_atomically
-from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment import stages
+from cifar_tl.experiment.features import logits_of, pictures_of
 from cifar_tl.experiment.folder import HistoryRow, read_history
 from cifar_tl.experiment.stages import BLUE, GREY, ORANGE
 from cifar_tl.names import printable
-from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
 from cifar_tl.training import EpochRecord
 
@@ -41,22 +40,32 @@ DOTS_PER_INCH = 120
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
 
-def draw_stage(folder: Path, data: Data) -> None:
-    """Draws the pictures of a finished stage into its folder."""
+def draw_stage(folder: Path, data: Data, features: Path) -> None:
+    """Draws the pictures of a finished stage into its folder.
+
+    Args:
+        folder: The folder of the stage.
+        data: Its images.
+        features: Where features are kept, if they are.
+    """
     result, rows = _read(folder)
     model, _, outputs = read_named_model(folder / stages.MODEL)
-    _, validation = data.train_and_validation(outputs.classes)
-    logits = extract_features(model, validation.images)[:, list(outputs.columns)]
+    _, pictures, _ = pictures_of(data, outputs.classes)
+    validation = pictures.examples()
+    kept = features if features.is_dir() else None
+    logits = logits_of(model, pictures, result["precision"], folder=kept).float()
+    logits = logits[:, list(outputs.columns)]
     labels = outputs.places(validation.labels)
     title = f"{result['stage']} on {printable(result['data'])}"
     with _drawing(), locked(folder, wait=True):
-        figures = (
+        figures = [
             curves(rows, title),
             confusion(result["val_confusion"], outputs, title),
             samples(validation.images, labels, logits, outputs.names, title),
-            filters(model, title),
-        )
-        for name, figure in zip(stages.PICTURES, figures, strict=True):
+        ]
+        if (kernels := first_kernels(model)) is not None:
+            figures.append(filters(kernels, title))
+        for name, figure in zip(stages.PICTURES, figures, strict=False):
             save(figure, folder / name)
 
 
@@ -84,7 +93,7 @@ def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> Non
         f"{printable(result['data'])}, recipe {result['recipe']}, {seeds}, "
         f"{result['images_train']:,} images"
     )
-    folder = places[0].folder
+    folder = places[0].comparison
     with _drawing(), locked(folder, wait=True):
         figure = comparison(
             histories,
@@ -200,9 +209,16 @@ def samples(
     return figure
 
 
-def filters(model: CifarNet, title: str) -> Figure:
-    """Draws the kernels of the first layer; grey is zero, the largest weight has full colour."""
-    kernels = model.get_parameter("features.conv1.weight").detach()
+def first_kernels(model: nn.Module) -> Tensor | None:
+    """Returns the kernels ``(K, 3, H, W)`` of the first convolution, at most 64. None: no such."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+            return layer.weight.detach()[:64]
+    return None
+
+
+def filters(kernels: Tensor, title: str) -> Figure:
+    """Draws kernels ``(K, 3, H, W)``; grey is zero, the largest weight has full colour."""
     scaled = 0.5 + kernels / kernels.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12) / 2
     columns = 8
     figure = Figure(figsize=(columns, math.ceil(len(kernels) / columns) + 0.5))

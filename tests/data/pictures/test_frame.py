@@ -12,9 +12,9 @@ from torchvision.models import get_model_weights
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from cifar_tl.data.examples import SIZE
-from cifar_tl.data.pictures.frame import Frame, fill, scale
 from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.errors import ImageError
+from cifar_tl.frame import Frame, fill, scale
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 

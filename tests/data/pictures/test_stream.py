@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cifar_tl.data.pictures.frame import Frame
 from cifar_tl.data.pictures.read import THREADS, read_images, stream_images
 from cifar_tl.errors import ImageError
+from cifar_tl.frame import Frame
 from tests.forked import run_program
 
 FRAMES = [Frame(), Frame(24, 30, "bilinear"), Frame(24, fit="pad", padding=(9, 8, 7))]

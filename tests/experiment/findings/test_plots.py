@@ -173,7 +173,9 @@ def test_filters_show_every_kernel_with_grey_as_zero() -> None:
     model = CifarNet(5)
     with torch.no_grad():
         model.get_parameter("features.conv1.weight")[3].zero_()
-    images = plots.filters(model, "title").axes[0].images
+    images = (
+        plots.filters(model.get_parameter("features.conv1.weight").detach(), "title").axes[0].images
+    )
     assert len(images) == 32
     arrays = [np.asarray(image.get_array()) for image in images]
     assert (arrays[3] == 0.5).all()

@@ -71,6 +71,9 @@ class Frame:
         return max(_DECODED, 2 * max(self.size, self.resize or 0))
 
 
+CIFAR_FRAME = Frame()  # of `CifarNet`
+
+
 def as_frame(frame: Frame | int) -> Frame:
     """Makes ``Frame(size)`` of a number of pixels. A frame stays as it is."""
     return Frame(frame) if isinstance(frame, int) else frame

@@ -1,0 +1,204 @@
+"""Any pretrained network as a base: its features, its preprocessing, a new classifier."""
+
+import copy
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from cifar_tl.frame import Frame
+from cifar_tl.freezing import last_layer
+from cifar_tl.network import CifarNet, Dropout, prepare
+
+
+class Backbone(nn.Module):
+    """A network of somebody else's, with the interface of `CifarNet`.
+
+    ``features`` is the network without its last layer. ``classifier`` is a dropout and a new linear
+    layer. There is no classifier at first: with 0 classes the outputs are the features. The model
+    takes images as they are: it does the normalisation.
+
+    Args:
+        module: A classifier that takes normalised images ``(N, 3, image_size, image_size)``. It is
+            copied, and does not change.
+        image_size: The height and width of its images, in pixels.
+        mean: The mean of each colour channel in its training, for pixels from 0 to 1.
+        std: The standard deviation of each.
+        classifier: The name of its last layer, such as ``"fc"``. None: `last_layer` finds it.
+        frame: How a picture becomes such an image, for `read_images`. None: its middle square,
+            scaled.
+        name: What results call it, such as ``"resnet50"``.
+        source: Plain values that say where its weights are from. They go into its file.
+
+    Attributes:
+        class_names: The names of the trained outputs, by number. `save_model` saves them.
+        white: The value of white in images of more than 8 bits, for `read_image`.
+
+    Raises:
+        ValueError: If the module has no such layer, or takes no images of this size.
+    """
+
+    num_features: int
+    num_classes: int
+    mean: Tensor
+    std: Tensor
+    classifier: nn.Sequential
+    class_names: dict[int, str]
+    white: dict[str, float]
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classifier: str | None = None,
+        frame: Frame | None = None,
+        name: str | None = None,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = type(module).__name__ if name is None else name
+        self.source = {} if source is None else source
+        self.frame = Frame(image_size) if frame is None else frame
+        if self.frame.size != image_size:
+            raise ValueError(f"a frame of {self.frame.size} pixels is not image_size {image_size}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        self.features = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        self.taken_off = classifier or last_layer(module)
+        self.num_features = _take_off(self.features, self.taken_off)
+        _check_features(self.features, image_size, self.num_features)
+        self.reset_classifier(0)
+
+    @property
+    def image_size(self) -> int:
+        """The height and width of its images, in pixels."""
+        return self.frame.size
+
+    def reset_classifier(self, num_classes: int, dropout: float = 0.0) -> None:
+        """Replaces the classifier by a new one, with fresh weights for ``num_classes`` outputs.
+
+        With 0 there is none: the outputs are then the features.
+
+        Raises:
+            ValueError: If ``num_classes`` is negative.
+        """
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, not {num_classes}")
+        self.num_classes, self.class_names, self.white = num_classes, {}, {}
+        linear = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.classifier = nn.Sequential(OrderedDict(dropout=Dropout(dropout), linear=linear))
+        self.classifier.to(self.mean.device, self.mean.dtype).train(self.training)
+
+    def get_classifier(self) -> nn.Module:
+        """Returns the last layer."""
+        return self.classifier[-1]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Turns images into the input of the network.
+
+        Args:
+            images: ``(N, 3, image_size, image_size)``, either uint8 from 0 to 255 or floating point
+                from 0 to 1. `read_images` with `frame` reads files as such.
+
+        Returns:
+            The same shape in the type of the weights, normalised by ``mean`` and ``std``.
+
+        Raises:
+            ValueError: If the images have another shape or another range.
+        """
+        return prepare(images, self.mean, self.std, self.image_size)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Computes the features ``(N, num_features)`` of images (see `preprocess`)."""
+        features: Tensor = self.features(self.preprocess(images))
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Computes the logits ``(N, num_classes)`` of features ``(N, num_features)``.
+
+        With ``pre_logits`` it returns the features: the classifier is one layer.
+        """
+        outputs: Tensor = (self.classifier[:-1] if pre_logits else self.classifier)(features)
+        return outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes the logits ``(N, num_classes)`` of images (see `preprocess`)."""
+        return self.forward_head(self.forward_features(images))
+
+    def describe(self) -> dict[str, Any]:
+        """Lists, as plain values, what a file must say to make this model again."""
+        return {
+            "network": self.name,
+            "num_classes": self.num_classes,
+            "taken_off": self.taken_off,
+            "frame": {**asdict(self.frame), "padding": list(self.frame.padding)},
+            "source": self.source,
+        }
+
+
+Network: TypeAlias = CifarNet | Backbone  # what stages train, and files hold
+
+
+def digest_of(model: Network) -> str:
+    """Computes the SHA-256 of all that decides the features: weights and preprocessing."""
+    frame = json.dumps(asdict(model.frame))
+    digest, state = hashlib.sha256(frame.encode()), model.state_dict()
+    for name in sorted(name for name in state if not name.startswith("classifier.")):
+        digest.update(f"{name} ".encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _take_off(module: nn.Module, name: str) -> int:
+    """Replaces the last layer of a module by nothing; returns the size of its input."""
+    layer = dict(module.named_modules()).get(name)
+    if isinstance(layer, _TakenOff):
+        return layer.size
+    if isinstance(layer, nn.Linear):
+        size = layer.in_features
+    elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+        size = layer.in_channels  # what follows takes the mean over the places
+    else:
+        what = "is missing" if layer is None else f"is a {type(layer).__name__}"
+        raise ValueError(f"the last layer {name!r} {what}: name a Linear, or a Conv2d of 1x1")
+    parent, _, last = name.rpartition(".")
+    setattr(module.get_submodule(parent), last, _TakenOff(size))
+    return size
+
+
+class _TakenOff(nn.Identity):
+    """Stands where the last layer was, and remembers the size of its input."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+def _check_features(module: nn.Module, image_size: int, size: int) -> None:
+    """Runs one image through the features: a wrong size or layer is found here, not in training."""
+    training = module.training
+    device = next((parameter.device for parameter in module.parameters()), None)
+    try:
+        with torch.no_grad():
+            found = module.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{type(module).__name__} takes no images of {image_size}x{image_size}: {reason}"
+        ) from error
+    finally:
+        module.train(training)
+    if not isinstance(found, Tensor) or found.shape != (1, size):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"without its last layer, {type(module).__name__} gives {shape} and not (1, {size}): "
+            "name its last layer"
+        )
