@@ -17,6 +17,7 @@ from cifar_tl.backbone import Backbone
 from cifar_tl.errors import BackboneError, first_line
 from cifar_tl.frame import Fit, Frame
 from cifar_tl.freezing import last_layer
+from cifar_tl.pretrained import PRETRAINED
 
 TIMM = "timm/"  # before the names of timm's networks
 
@@ -121,7 +122,7 @@ def check_name(name: str) -> None:
 
         known = set(models.list_models(module=models))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
+        near = difflib.get_close_matches(name, {*known, *PRETRAINED}, n=3)
         hint = f"maybe {' or '.join(near)}" if near else "torchvision.models.list_models() has all"
         raise BackboneError(f"there is no file and no network {name}: {hint}")
 

@@ -24,7 +24,7 @@ from cifar_tl.command.train_arguments import (
 from cifar_tl.command.train_parser import make_parser, naming_commands, write_command
 from cifar_tl.command.train_results import Experiment, draw_stage, show
 from cifar_tl.data.source import OFFICIAL, SHAPES
-from cifar_tl.errors import DownloadError, MissingDataError, TrainingError
+from cifar_tl.errors import BackboneError, DownloadError, MissingDataError, TrainingError
 from cifar_tl.experiment.stages import STAGES, stage_classes, takes_base
 from cifar_tl.names import count, printable
 from cifar_tl.pretrained import is_backbone
@@ -193,7 +193,10 @@ def load_base(options: argparse.Namespace, log: Log) -> "Base":
         return options.base  # type: ignore[no-any-return]
     from cifar_tl.published import load_backbone
 
-    base = load_backbone(options.base.as_posix(), options.weights, fit=options.fit or "crop")
+    try:
+        base = load_backbone(options.base.as_posix(), options.weights, fit=options.fit or "crop")
+    except BackboneError as error:
+        raise UsageError(str(error)) from error
     source = base.source
     log(f"base: {base.name}, weights {source['weights']}, images of {base.image_size} pixels")
     if licence := source.get("licence"):

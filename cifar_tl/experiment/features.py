@@ -156,14 +156,14 @@ def logits_of(
     if model.frame == data.frame:
         with autocast(precision, device):
             logits: Tensor = extract_features(model, pictures.examples().images)
-        return logits
+        return logits.float()
     classes = pictures.examples().labels.unique().tolist()
     kept = Kept(folder, _depends_on(model, data, classes, precision))
     places, plain = torch.arange(len(pictures.rows)), versions_of(mirror=False)
     bar = "images" if progress else None
     found = frozen_features(model, pictures, plain, places, kept, precision=precision, bar=bar)
     with evaluating(model), torch.no_grad(), autocast(precision, device):
-        return model.forward_head(found.features[0].to(device))
+        return model.forward_head(found.features[0].to(device)).float()
 
 
 def _depends_on(

@@ -53,7 +53,7 @@ def draw_stage(folder: Path, data: Data, features: Path) -> None:
     _, pictures, _ = pictures_of(data, outputs.classes)
     validation = pictures.examples()
     kept = features if features.is_dir() else None
-    logits = logits_of(model, pictures, result["precision"], folder=kept).float()
+    logits = logits_of(model, pictures, result["precision"], folder=kept)
     logits = logits[:, list(outputs.columns)]
     labels = outputs.places(validation.labels)
     title = f"{result['stage']} on {printable(result['data'])}"
