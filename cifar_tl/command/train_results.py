@@ -14,9 +14,15 @@ from cifar_tl.command.train_parser import ALL, write_command
 from cifar_tl.errors import RunWarning, first_line
 from cifar_tl.experiment.stages import COMPARISON_PICTURES, FEATURES, MODEL, PICTURES, Place
 from cifar_tl.names import count, printable
+from cifar_tl.pretrained import DEFAULT_MODEL
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl import Data, StageResult
+
+# What to try with large pictures: a network of torchvision that is fast on a CPU.
+LARGE, LARGER_SIZE = 64, 224  # pixels
+LARGER_BASE, LARGER_MB = "mobilenet_v3_small", 9.8
+PICTURES_PER_SECOND = 50  # read and computed by two cores, with a margin: docs/data.md
 
 Results: TypeAlias = dict[str, "StageResult"]  # by stage
 Experiment: TypeAlias = tuple[Place, Results]  # of one seed and one fraction
@@ -37,6 +43,20 @@ def show(
         log("For pictures of all this: pip install matplotlib, then the same command again")
     if data.own_classes:
         log(f"Try it: {next_command(experiments)}")
+    if data.own_classes and options.base is None and data.shorter_side > LARGE:
+        log(larger_base(options, data))
+
+
+def larger_base(options: argparse.Namespace, data: "Data") -> str:
+    """Says which command tries a pretrained network that sees more in large pictures."""
+    pictures = sum(len(part.labels) for part in (data.train, data.validation, data.test) if part)
+    seconds = max(10, round(pictures / PICTURES_PER_SECOND))
+    command = write_command(options, stage=ALL, base=LARGER_BASE)
+    return (
+        f"These pictures have {data.shorter_side} pixels, and {DEFAULT_MODEL} sees 32. A network "
+        f"that sees {LARGER_SIZE} may do better: {command} (downloads {LARGER_MB} MB; "
+        f"about {seconds} s for its features)"
+    )
 
 
 def compare_stages(experiments: Sequence[Experiment], command: str) -> None:

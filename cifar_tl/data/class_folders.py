@@ -52,6 +52,7 @@ def read_class_folders(
         notes=(*found.notes, *read.notes, *find_duplicates(read.images, samples)),
         reading={"reading_rules": READING_RULES, **({"white": read.white} if read.white else {})},
         software=read.software,
+        shorter_side=read.shorter_side,
         files={
             name: tuple(path for where, path, _ in samples if where == part)
             for name, part in zip(("train", "validation", "test"), PARTS, strict=True)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import os
+import statistics
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import import_module
@@ -49,6 +50,7 @@ class ReadImages(NamedTuple):
     white: dict[str, float]  # see `white_levels`
     notes: list[str]  # what the owner of the files should know
     software: dict[str, str]  # what decoded them: names and versions
+    shorter_side: int  # in pixels, the median over the files; 0: not known
 
 
 class _Colours(NamedTuple):
@@ -58,6 +60,7 @@ class _Colours(NamedTuple):
     pixels: NDArray[np.uint8]  # (height, width, 3), as scaled
     halved: bool  # the file has 16 bits a colour; these are the upper 8
     heif: bool
+    shorter_side: int  # of the file, in pixels
 
 
 def read_images(
@@ -80,7 +83,7 @@ def read_images(
     """
     frame = as_frame(frame)
     images = np.empty((len(paths), 3, frame.size, frame.size), np.uint8)
-    digests = [""] * len(paths)
+    digests, sides = [""] * len(paths), [0]
     heif = False
 
     def read(number: int) -> tuple[int, _Colours | DeepImage] | str | None:
@@ -94,6 +97,7 @@ def read_images(
         if isinstance(picture, DeepImage) or picture.halved:
             return number, picture
         heif = heif or picture.heif
+        sides.append(picture.shorter_side)
         images[number] = _to_pixels(picture, {}, frame)
         return None
 
@@ -115,7 +119,8 @@ def read_images(
     if heif:
         software[HEIF_PACKAGE] = import_module(HEIF_PACKAGE).__version__
     notes = deep_images.notes(deep, levels)
-    return ReadImages(torch.from_numpy(images), digests, levels, notes, software)
+    side = int(statistics.median(sides[1:] or sides))
+    return ReadImages(torch.from_numpy(images), digests, levels, notes, software, side)
 
 
 def stream_images(
@@ -278,6 +283,7 @@ def _read_file(path: str | Path) -> bytes:
 def _decode(path: str, content: bytes, frame: Frame) -> _Colours | DeepImage:
     try:
         opened = _open(content)
+        shorter_side = min(opened.size)
         opened.draft(None, (frame.decoded,) * 2)  # a large JPEG is decoded smaller, so faster
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and opened.width * opened.height > limit:
@@ -289,7 +295,8 @@ def _decode(path: str, content: bytes, frame: Frame) -> _Colours | DeepImage:
                 raise ValueError("grey of more than 8 bits with transparency: convert it to 8 bits")
             return deep_images.deep_image(path, image, bits, frame)
         scaled = np.array(scale(_to_rgb(image), frame))
-        return _Colours(path, scaled, bits > 8, type(opened) is Image.Image)
+        heif = type(opened) is Image.Image
+        return _Colours(path, scaled, bits > 8, heif, shorter_side)
     except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cifar_tl.experiment.findings.results import table
+from cifar_tl.experiment.findings.results import source_words, table
 from cifar_tl.experiment.findings.uncertainty import difference, spread
 from cifar_tl.experiment.stages import STAGES, control, way_name, way_to
 from cifar_tl.names import printable
@@ -35,9 +35,19 @@ def compare(sizes: Mapping[float, Sequence[Results]]) -> dict[str, Any]:
     return {
         "version": VERSION,
         **{key: first[key] for key in same},
+        "backbone": _backbone(next(iter(sizes.values()))[0]),
         "control": way_name(control()),
         "sizes": [_size(fraction, of_seeds) for fraction, of_seeds in sizes.items()],
     }
+
+
+def _backbone(results: Results) -> dict[str, Any] | None:
+    """Describes the pretrained network that the stages started from, if they did."""
+    for result in results.values():
+        if "backbone" in result:
+            source = result["backbone_source"]
+            return {"name": result["backbone"], "fit": result["fit"], **source}
+    return None
 
 
 def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
@@ -258,6 +268,11 @@ def legend(comparison: Mapping[str, Any]) -> list[str]:
         "s/epoch: training, validation. total s: also reading, frozen features, testing, saving.",
         "Times compare only if nothing else ran on the machine.",
     ]
+    if backbone := comparison["backbone"]:
+        lines.append(
+            f"The base is {printable(backbone['name'])}, {source_words(backbone)}. {control()} is "
+            "not that network: it is the documented one, on images of 32x32 pixels."
+        )
     present = comparison["sizes"][0]["stages"]
     if bases := [stage for stage in present if STAGES[stage].learns == "base"]:
         lines.append(f"{', '.join(bases)}: the base classes. All others: the new classes.")

@@ -34,6 +34,9 @@ class StageResult(TypedDict, total=False):
     parent_stage: str | None
     parent: str | None
     parent_path: str | None
+    backbone: str
+    backbone_source: dict[str, Any]
+    fit: str
     recipe: str
     optimizer: str
     lr: float
@@ -158,7 +161,20 @@ def recipe_line(result: Mapping[str, Any]) -> str:
 def _where_it_started(result: Mapping[str, Any]) -> list[str]:
     if not result.get("parent_path"):  # runs of before do not say it
         return []
-    return [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
+    lines = [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
+    if "backbone" in result:
+        lines.append(
+            f"It is a pretrained network, {source_words(result['backbone_source'])}. Of a picture "
+            f"that is no square it sees: {result['fit']}"
+        )
+    return lines
+
+
+def source_words(source: Mapping[str, Any]) -> str:
+    """Says where the weights of a pretrained network are from."""
+    digest = source.get("sha256") or source.get("sha256_of_tensors")
+    words = f"weights {printable(source['weights'])}" if "weights" in source else "weights given"
+    return words + (f", SHA-256 {digest}" if digest else "")
 
 
 def _layer_lines(result: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
