@@ -55,12 +55,17 @@ def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
                 )
     if options.base is None:
         return
+    if is_backbone(options.base) and not all(map(trains_with_backbone, stages)):
+        raise UsageError(
+            f"--stage {stages[0]} does not start from a pretrained network: --stage transfer does"
+        )
     if not any(map(takes_base, stages)) or (not is_backbone(options.base) and stages[0] == "base"):
         raise UsageError("--base names the base model of a transfer: add --stage transfer")
     if is_pretrained(options.base) or options.base.is_file():
         return
     if not is_backbone(options.base):
-        raise UsageError(f"--base {options.base}: there is no such file")
+        several = ", and it names one base: try each by itself" if "," in str(options.base) else ""
+        raise UsageError(f"--base {options.base}: there is no such file{several}")
     if options.base.parts[0] == "timm" and find_spec("timm") is None:
         raise UsageError(f"--base {options.base} needs the package timm: pip install timm")
 

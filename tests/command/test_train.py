@@ -574,3 +574,27 @@ def test_interrupted_command_says_how_to_go_on_and_ends_with_the_same_bytes(
     for name in ("model.pt", "last.pt"):
         found, whole = (Path(folder, "tiny.npz/base", name) for folder in ("runs", "whole"))
         assert found.read_bytes() == whole.read_bytes()
+
+
+def test_large_pictures_name_a_network_that_sees_more(
+    own_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["--stage", "transfer", *FAST]
+    assert main(["--data", str(own_classes), *train]) == 0  # shorter sides of 40 to 50 pixels
+    assert "--base" not in capsys.readouterr().out
+    for path in own_classes.rglob("*.*"):
+        if not path.is_file():
+            continue
+        large = tmp_path / "large" / path.relative_to(own_classes)
+        large.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.resize((100, 80)).save(large)
+    assert main(["--data", "large", *train]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("These pictures have 80 pixels, and cifar10 sees 32.")
+    assert " --data large " in last
+    assert "--stage" not in last
+    assert " --base mobilenet_v3_small (downloads 9.8 MB" in last
+    # Who has named a base has chosen.
+    assert main(["--data", "large", "--base", "cifar5", "--restart", *train]) == 0
+    assert "These pictures" not in capsys.readouterr().out
