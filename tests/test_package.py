@@ -253,7 +253,7 @@ def put_random_weights(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Puts random weights where the downloaded ones of a network would be."""
     monkeypatch.setenv("TORCH_HOME", str(folder / "home"))
     name = "mobilenet_v3_small"
-    url: str = get_model_weights(name).DEFAULT.url  # type: ignore[attr-defined]
+    url: str = get_model_weights(name).DEFAULT.url
     path = folder / "home" / "hub" / "checkpoints" / Path(url).name
     path.parent.mkdir(parents=True)
     torch.save(make_network(name).state_dict(), path)
