@@ -54,7 +54,8 @@ def train_head(base: CifarNet) -> list[EpochRecord]:
 def features(paths: list[Path]) -> Tensor:
     model: Backbone = transfer_model(load_backbone("resnet18"), num_classes=3)
     images: Tensor = read_images(paths, model.frame).images
-    return is_a(Tensor, extract_features(model.forward_features, images))
+    found: Tensor = extract_features(model.forward_features, images)
+    return found
 
 
 def name(path: Path, image: Tensor) -> Prediction:
