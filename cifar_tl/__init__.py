@@ -7,8 +7,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
   `select_classes`, `split_validation`, `stratified_prefix`, `make_views`, `shift_randomly`,
   `channel_statistics`; `class_subset` for any torchvision-style dataset; `read_image` and
   `read_images` for image files, `Frame` for how any network sees them
-- model: `CifarNet`, `whiten_first_layer`, `separate_first_layer`, `transfer_model`, `freeze`,
-  `unfreeze`
+- model: `CifarNet`, `whiten_first_layer`, `separate_first_layer`; `Backbone` and `load_backbone`
+  for any pretrained network; `transfer_model`, `freeze`, `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `Plan`, `Muon`, `extract_features`, `fit`,
   `evaluate`, `confusion_matrix`
 - results: `run_stage`, `save_model`, `load_model`, `predict`, `export_pt2`, `export_onnx`
@@ -25,7 +25,8 @@ A whole transfer in a few lines::
     model.classifier.dropout.p = plan.dropout
     fit(model.classifier, features[None], train.labels, val_features, validation.labels, plan)
 
-Images are uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``, accuracies fractions, times seconds.
+Images are uint8 ``(N, 3, 32, 32)``, or of the size of a `Backbone`. Labels are int64 ``(N,)``,
+accuracies fractions, times seconds.
 Importing the package imports neither torch nor numpy. A name imports its module when it is first
 used. All errors are a `CifarTLError`.
 """
@@ -37,6 +38,7 @@ from cifar_tl.version import __version__ as __version__
 
 # The public names by module. A name imports its module, and maybe torch, when it is first used.
 _NAMES = {
+    "backbone": "Backbone",
     "checkpoint": "load_model save_model",
     "data.cifar10": "download_cifar10",
     "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
@@ -46,8 +48,9 @@ _NAMES = {
     "data.source": "load_data",
     "data.subset": "class_subset",
     "data.views": "make_views shift_randomly",
-    "errors": "CheckpointError CifarTLError CifarTLWarning DataError DataWarning DownloadError "
-    "ExportError ImageError LockedError MissingDataError RunError RunWarning TrainingError",
+    "errors": "BackboneError CheckpointError CifarTLError CifarTLWarning DataError DataWarning "
+    "DownloadError ExportError ImageError LockedError MissingDataError RunError RunWarning "
+    "TrainingError",
     "evaluation": "Metrics confusion_matrix evaluate extract_features",
     "experiment.findings.results": "StageResult",
     "experiment.run": "run_stage",
@@ -59,12 +62,14 @@ _NAMES = {
     "muon": "Muon",
     "network": "CifarNet",
     "prediction": "Prediction predict",
+    "published": "load_backbone",
     "recipe": "ORIGINAL Plan RECIPES Recipe TUNED",
     "training": "EpochRecord fit make_optimizer",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
+    from cifar_tl.backbone import Backbone as Backbone
     from cifar_tl.checkpoint import load_model as load_model
     from cifar_tl.checkpoint import save_model as save_model
     from cifar_tl.data.cifar10 import download_cifar10 as download_cifar10
@@ -80,6 +85,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.data.subset import class_subset as class_subset
     from cifar_tl.data.views import make_views as make_views
     from cifar_tl.data.views import shift_randomly as shift_randomly
+    from cifar_tl.errors import BackboneError as BackboneError
     from cifar_tl.errors import CheckpointError as CheckpointError
     from cifar_tl.errors import CifarTLError as CifarTLError
     from cifar_tl.errors import CifarTLWarning as CifarTLWarning
@@ -114,6 +120,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.network import CifarNet as CifarNet
     from cifar_tl.prediction import Prediction as Prediction
     from cifar_tl.prediction import predict as predict
+    from cifar_tl.published import load_backbone as load_backbone
     from cifar_tl.recipe import ORIGINAL as ORIGINAL
     from cifar_tl.recipe import RECIPES as RECIPES
     from cifar_tl.recipe import TUNED as TUNED

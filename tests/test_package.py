@@ -19,14 +19,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
+from torchvision.models import get_model_weights
 
 import cifar_tl
 from cifar_tl.__main__ import COMMANDS, main
 from cifar_tl.command.train_arguments import check_arguments
 from cifar_tl.data import shapes
 from cifar_tl.data.cifar10 import download_cifar10
+from cifar_tl.published import make_network
 from tests.forked import ROOT, run_program
 
 PUBLIC: list[str] = importlib.import_module("cifar_tl").__all__
@@ -232,7 +235,7 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def runs(own_classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with results on a tenth of the built-in images, which the examples read."""
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -241,7 +244,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             arguments = ["train", "--stage", stage, "--data", "shapes", "--epochs", "8", "--quiet"]
             assert main([*arguments, "--output-dir", str(folder / "runs")]) == 0
         (folder / "hubconf.py").symlink_to(ROOT / "hubconf.py")  # as in a clone
+        shutil.copytree(own_classes, folder / "flowers")
+        put_random_weights(monkeypatch, folder)
         yield folder
+
+
+def put_random_weights(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Puts random weights where the downloaded ones of a network would be."""
+    monkeypatch.setenv("TORCH_HOME", str(folder / "home"))
+    name = "mobilenet_v3_small"
+    url: str = get_model_weights(name).DEFAULT.url
+    path = folder / "home" / "hub" / "checkpoints" / Path(url).name
+    path.parent.mkdir(parents=True)
+    torch.save(make_network(name).state_dict(), path)
 
 
 def test_what_the_examples_read_has_learned_shapes_well_above_chance(runs: Path) -> None:
@@ -325,12 +340,13 @@ def test_readme_commands_for_own_classes_and_trained_models_run(
     lines = re.findall(rf"^{PROGRAM} (.*)", section, flags=re.MULTILINE)
     commands = [shlex.split(line, comments=True) for _, line in lines]
     assert [command for command, *_ in commands] == [
-        *("train", "predict"),
+        *("train", "predict", "train", "predict"),
         *("predict", "predict", "evaluate", "export"),
     ]
     few = ["--epochs", "2"]
+    put_random_weights(monkeypatch, tmp_path)
     for number, words in enumerate(commands):
-        if number == 2:
+        if number == 4:
             assert main(["train", "--stage", "base", *few]) == 0
             assert main(["train", "--stage", "transfer", *few]) == 0
         capsys.readouterr()
@@ -338,7 +354,7 @@ def test_readme_commands_for_own_classes_and_trained_models_run(
         output = capsys.readouterr().out
         if words[0] == "predict":
             assert output.startswith("photo.jpg: ")
-            assert len(output.splitlines()) == (11 if number == 2 else 1)
+            assert len(output.splitlines()) == (11 if number == 4 else 1)
     assert Path("transfer.pt2").exists()
 
 

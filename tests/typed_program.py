@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import cifar_tl
 from cifar_tl import (
     TUNED,
+    Backbone,
     CifarNet,
     Data,
     EpochRecord,
@@ -16,10 +17,12 @@ from cifar_tl import (
     extract_features,
     fit,
     freeze,
+    load_backbone,
     load_data,
     load_model,
     make_views,
     predict,
+    read_images,
     transfer_model,
 )
 
@@ -46,6 +49,13 @@ def train_head(base: CifarNet) -> list[EpochRecord]:
     accuracy: float = evaluate(model, validation.images, validation.labels).accuracy
     print(accuracy + records[-1].seconds_train)
     return records
+
+
+def features(paths: list[Path]) -> Tensor:
+    model: Backbone = transfer_model(load_backbone("resnet18"), num_classes=3)
+    images: Tensor = read_images(paths, model.frame).images
+    found: Tensor = extract_features(model.forward_features, images)
+    return found
 
 
 def name(path: Path, image: Tensor) -> Prediction:
