@@ -48,7 +48,8 @@ class Pictures(NamedTuple):
     """N images of a part of the data. A network sees them in its own size."""
 
     data: Data
-    part: str  # train, validation or test
+    name: str  # train, validation or test
+    part: str  # where they are in the data: maybe images of train are for validation
     rows: Tensor  # (N,) int64, of that part
 
     def examples(self) -> LabeledImages:
@@ -79,9 +80,9 @@ def pictures_of(data: Data, classes: Iterable[int]) -> tuple[Pictures, Pictures,
     held_out = "train" if data.validation is None else "validation"
     test = class_rows(data.test.labels, classes)
     return (
-        Pictures(data, "train", train),
-        Pictures(data, held_out, validation),
-        Pictures(data, "test", test),
+        Pictures(data, "train", "train", train),
+        Pictures(data, "validation", held_out, validation),
+        Pictures(data, "test", "test", test),
     )
 
 
@@ -200,10 +201,10 @@ class Kept(NamedTuple):
     folder: Path | None  # None: nowhere
     depends_on: dict[str, Any]  # plain values
 
-    def path(self, part: str, chunk: int, versions: Sequence[Version]) -> Path:
+    def path(self, name: str, chunk: int, versions: Sequence[Version]) -> Path:
         """Returns the file of some views of 256 images."""
         views = f"{len(versions)}-views-{max(version.right for version in versions)}"
-        return self._own() / f"{part}-{views}-{chunk:05}.pt"
+        return self._own() / f"{name}-{views}-{chunk:05}.pt"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -318,7 +319,7 @@ def _make(
                 parts.append(torch.stack(outputs).float().cpu())
             made[chunk] = Chunk(torch.cat(parts, 1), time.perf_counter() - start)
             with contextlib.nullcontext() if group is None else kept.locked():
-                _write(kept, pictures.part, chunk, versions, made[chunk])
+                _write(kept, pictures.name, chunk, versions, made[chunk])
     return made
 
 
@@ -335,7 +336,7 @@ def _read(
     """Reads the features of a chunk. None: they are not there, or damaged."""
     if kept.folder is None:
         return None
-    path = kept.path(pictures.part, chunk, versions)
+    path = kept.path(pictures.name, chunk, versions)
     if not path.exists():
         return None
     shape = (len(versions), min(CHUNK, len(pictures.rows) - chunk * CHUNK), size)
@@ -352,10 +353,10 @@ def _read(
     return Chunk(features, seconds)
 
 
-def _write(kept: Kept, part: str, chunk: int, versions: Sequence[Version], content: Chunk) -> None:
+def _write(kept: Kept, name: str, chunk: int, versions: Sequence[Version], content: Chunk) -> None:
     if kept.folder is None:
         return
-    path = kept.path(part, chunk, versions)
+    path = kept.path(name, chunk, versions)
     if not (about := path.parent / ABOUT).exists():  # for people
         write_atomically(about, (json.dumps(kept.depends_on, indent=2) + "\n").encode("ascii"))
     save_checkpoint(path, {**content._asdict(), "place": _place(path)})
