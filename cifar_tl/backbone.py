@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -148,9 +149,13 @@ Network: TypeAlias = CifarNet | Backbone  # what stages train, and files hold
 
 
 def digest_of(model: Network) -> str:
-    """Computes the SHA-256 of all that decides the features: weights and preprocessing."""
+    """Computes the SHA-256 of all that decides the features: layers, weights and preprocessing.
+
+    Of layers it knows what they print, not their code.
+    """
+    layers = re.sub(" at 0x[0-9a-f]+", "", str(model.features))  # where a function is in memory
     frame = json.dumps(asdict(model.frame))
-    digest, state = hashlib.sha256(frame.encode()), model.state_dict()
+    digest, state = hashlib.sha256(f"{frame}\n{layers}".encode()), model.state_dict()
     for name in sorted(name for name in state if not name.startswith("classifier.")):
         digest.update(f"{name} ".encode())
         digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())

@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
 Log = Callable[[str], None]
 
 # Options that may differ between machines that work together. Paths are compared by content.
-MACHINE_OPTIONS = ("data", "base", "output_dir", "device", "threads", "quiet")
+MACHINE_OPTIONS = ("data", "base", "weights", "output_dir", "device", "threads", "quiet")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,7 +102,7 @@ def run_all(
         base, (data, seconds_reading) = launch.once_a_machine(
             lambda: (load_base(options, log), read_data(options, log)), group
         )
-        check_machines(options, data, device, group)
+        check_machines(options, data, base, device, group)
         stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
         if not stages:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
@@ -238,11 +238,16 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
 
 
 def check_machines(
-    options: argparse.Namespace, data: "Data", device: str, group: "ProcessGroup | None"
+    options: argparse.Namespace,
+    data: "Data",
+    base: "Base",
+    device: str,
+    group: "ProcessGroup | None",
 ) -> None:
     """Refuses machines that have different images or options."""
     import torch
 
+    from cifar_tl.backbone import digest_of
     from cifar_tl.distributed import check_same
     from cifar_tl.machine import choose_precision
     from cifar_tl.pretrained import read_model_file
@@ -254,8 +259,10 @@ def check_machines(
     kind = torch.device(device)
     precision = choose_precision(choose_recipe(options).precision, kind)
     same |= {"device": kind.type, "precision": precision}
-    if options.base is not None and not is_backbone(options.base):
-        same["base"] = hashlib.sha256(read_model_file(options.base)).hexdigest()
+    if isinstance(base, Path):
+        same["base"] = hashlib.sha256(read_model_file(base)).hexdigest()
+    elif base is not None:
+        same["base"] = digest_of(base)
     try:
         check_same(group, **same)
     except ValueError as error:

@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
 from cifar_tl.data.examples import Data, LabeledImages, class_rows
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import Version, change, versions_of
-from cifar_tl.disk import write_atomically
+from cifar_tl.disk import locked, write_atomically
 from cifar_tl.distributed import gather_objects
 from cifar_tl.errors import CheckpointError, RunWarning
 from cifar_tl.evaluation import evaluating, extract_features
@@ -48,7 +48,8 @@ class Pictures(NamedTuple):
     """N images of a part of the data. A network sees them in its own size."""
 
     data: Data
-    part: str  # train, validation or test
+    name: str  # train, validation or test
+    part: str  # where they are in the data: maybe images of train are for validation
     rows: Tensor  # (N,) int64, of that part
 
     def examples(self) -> LabeledImages:
@@ -79,9 +80,9 @@ def pictures_of(data: Data, classes: Iterable[int]) -> tuple[Pictures, Pictures,
     held_out = "train" if data.validation is None else "validation"
     test = class_rows(data.test.labels, classes)
     return (
-        Pictures(data, "train", train),
-        Pictures(data, held_out, validation),
-        Pictures(data, "test", test),
+        Pictures(data, "train", "train", train),
+        Pictures(data, "validation", held_out, validation),
+        Pictures(data, "test", "test", test),
     )
 
 
@@ -187,7 +188,7 @@ def _kept_note(kept: "Kept", seconds_before: float) -> str:
     """Says how large the kept files are, and how long those took that were only read."""
     if kept.folder is None:
         return ""
-    size = sum(path.stat().st_size for path in kept.folder.glob("*/*")) / 1e6
+    size = sum(path.stat().st_size for path in kept.folder.glob("*/*.pt")) / 1e6
     before = f"; computing what was there before took {seconds_before:.1f} s"
     return f", kept in {printable(str(kept.folder))} ({size:.1f} MB)" + (
         before if seconds_before else ""
@@ -200,12 +201,24 @@ class Kept(NamedTuple):
     folder: Path | None  # None: nowhere
     depends_on: dict[str, Any]  # plain values
 
-    def path(self, part: str, chunk: int, versions: Sequence[Version]) -> Path:
+    def path(self, name: str, chunk: int, versions: Sequence[Version]) -> Path:
         """Returns the file of some views of 256 images."""
-        assert self.folder is not None
-        key = hashlib.sha256(json.dumps(self.depends_on).encode()).hexdigest()[:16]
         views = f"{len(versions)}-views-{max(version.right for version in versions)}"
-        return self.folder / key / f"{part}-{views}-{chunk:05}.pt"
+        return self._own() / f"{name}-{views}-{chunk:05}.pt"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps the files to this process. It waits for others that make them."""
+        if self.folder is None:
+            yield
+            return
+        self._own().mkdir(parents=True, exist_ok=True)
+        with locked(self._own(), wait=True):
+            yield
+
+    def _own(self) -> Path:
+        assert self.folder is not None
+        return self.folder / hashlib.sha256(json.dumps(self.depends_on).encode()).hexdigest()[:16]
 
 
 class Chunk(NamedTuple):
@@ -247,21 +260,31 @@ def frozen_features(
     """
     numbers = wanted // CHUNK
     chunks: list[int] = numbers.unique().tolist()
-    found: dict[int, Chunk] = {}
-    for chunk in chunks:
-        if (content := _read(kept, pictures, chunk, versions, model.num_features)) is not None:
-            found[chunk] = content
-    seconds_before = sum(content.seconds for content in found.values())
-    missing = [chunk for chunk in chunks if chunk not in found]
-    rank, size = (0, 1) if group is None else (group.rank(), group.size())
-    made = _make(model, pictures, versions, missing[rank::size], kept, precision, bar)
-    for of_process in gather_objects(made, group):
-        found |= of_process
+    # Who works alone waits for others that make the same features, and reads those. Processes of a
+    # group divide the files, so only the writing of each is locked.
+    with kept.locked() if group is None else contextlib.nullcontext():
+        found = {
+            chunk: content
+            for chunk in chunks
+            if (content := _read(kept, pictures, chunk, versions, model.num_features)) is not None
+        }
+        there = gather_objects(list(found), group)  # before a process makes the first one
+        missing = [chunk for chunk in chunks if not any(chunk in of for of in there)]
+        rank, size = (0, 1) if group is None else (group.rank(), group.size())
+        made = _make(model, pictures, versions, missing[rank::size], kept, precision, bar, group)
+    # Machines have files of their own: what one has, the others get.
+    lent = {
+        chunk: found[chunk]
+        for chunk in found
+        if not all(chunk in of for of in there) and not any(chunk in of for of in there[:rank])
+    }
+    for of_process in gather_objects({**made, **lent}, group):
+        found = {**of_process, **found}
     shape = (len(versions), len(wanted), model.num_features)
     features = torch.empty(shape)
     for chunk in chunks:
         features[:, numbers == chunk] = found[chunk].features[:, wanted[numbers == chunk] % CHUNK]
-    return Found(features, seconds_before)
+    return Found(features, sum(found[chunk].seconds for chunk in chunks if chunk not in missing))
 
 
 def _make(
@@ -272,6 +295,7 @@ def _make(
     kept: Kept,
     precision: Precision,
     bar: str | None,
+    group: "ProcessGroup | None",
 ) -> dict[int, Chunk]:
     """Computes the features of some chunks. Threads read pictures while the network computes."""
     device, total = model.mean.device, len(pictures.rows)
@@ -294,7 +318,8 @@ def _make(
                 outputs = [model.forward_features(change(images, v)) for v in versions]
                 parts.append(torch.stack(outputs).float().cpu())
             made[chunk] = Chunk(torch.cat(parts, 1), time.perf_counter() - start)
-            _write(kept, pictures.part, chunk, versions, made[chunk])
+            with contextlib.nullcontext() if group is None else kept.locked():
+                _write(kept, pictures.name, chunk, versions, made[chunk])
     return made
 
 
@@ -311,7 +336,7 @@ def _read(
     """Reads the features of a chunk. None: they are not there, or damaged."""
     if kept.folder is None:
         return None
-    path = kept.path(pictures.part, chunk, versions)
+    path = kept.path(pictures.name, chunk, versions)
     if not path.exists():
         return None
     shape = (len(versions), min(CHUNK, len(pictures.rows) - chunk * CHUNK), size)
@@ -320,17 +345,23 @@ def _read(
         features, seconds = content["features"], float(content["seconds"])
         if features.shape != shape or features.dtype != torch.float32:
             raise TypeError
+        if content["place"] != _place(path):
+            raise ValueError
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError):
-        warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=2)
+        warnings.warn(f"{path} is damaged or foreign: it is made anew", RunWarning, stacklevel=2)
         return None
     return Chunk(features, seconds)
 
 
-def _write(kept: Kept, part: str, chunk: int, versions: Sequence[Version], content: Chunk) -> None:
+def _write(kept: Kept, name: str, chunk: int, versions: Sequence[Version], content: Chunk) -> None:
     if kept.folder is None:
         return
-    path = kept.path(part, chunk, versions)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = kept.path(name, chunk, versions)
     if not (about := path.parent / ABOUT).exists():  # for people
         write_atomically(about, (json.dumps(kept.depends_on, indent=2) + "\n").encode("ascii"))
-    save_checkpoint(path, content._asdict())
+    save_checkpoint(path, {**content._asdict(), "place": _place(path)})
+
+
+def _place(path: Path) -> str:
+    """Says what a file holds: a copy of it elsewhere holds something else."""
+    return f"{path.parent.name}/{path.name}"

@@ -35,7 +35,7 @@ def is_backbone(base: str | Path | None) -> bool:
     The name of a network has no suffix, and no folder but ``timm/``. Whether there is such a
     network is not looked for: that would need torch.
     """
-    if base is None or is_pretrained(base) or Path(base).exists():
+    if base is None or is_pretrained(base) or Path(base).is_file():
         return False
     folder, name = Path(base).parent.as_posix(), Path(base).name
     return folder == "timm" or (folder == "." and name.isidentifier())

@@ -34,7 +34,7 @@ class StageResult(TypedDict, total=False):
     parent_stage: str | None
     parent: str | None
     parent_path: str | None
-    backbone: str
+    backbone: str  # this and the next two: of a pretrained network alone
     backbone_source: dict[str, Any]
     fit: str
     recipe: str
@@ -161,13 +161,13 @@ def recipe_line(result: Mapping[str, Any]) -> str:
 def _where_it_started(result: Mapping[str, Any]) -> list[str]:
     if not result.get("parent_path"):  # runs of before do not say it
         return []
-    lines = [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
-    if "backbone" in result:
-        lines.append(
-            f"It is a pretrained network, {source_words(result['backbone_source'])}. Of a picture "
-            f"that is no square it sees: {result['fit']}"
-        )
-    return lines
+    if "backbone" not in result:
+        return [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
+    source = result["backbone_source"]
+    return [
+        f"From the pretrained network {printable(result['backbone'])}, fit {result['fit']}",
+        *(f"  {name}: {printable(str(value))}" for name, value in source.items()),
+    ]
 
 
 def source_words(source: Mapping[str, Any]) -> str:
