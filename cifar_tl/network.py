@@ -11,6 +11,7 @@ from cifar_tl.frame import Frame
 
 IMAGE_SIZE = 32
 DROPOUT = 0.42
+HIDDEN = 128  # values of layer 7
 
 
 class Dropout(nn.Dropout):
@@ -64,7 +65,7 @@ class CifarNet(nn.Module):
 
     image_size = IMAGE_SIZE
     num_features = 800
-    head_hidden_size = 128
+    head_hidden_size = HIDDEN
     mean: Tensor
     std: Tensor
     num_classes: int
@@ -112,17 +113,7 @@ class CifarNet(nn.Module):
         if num_classes == 0 and hasattr(self, "classifier"):
             self.classifier.linear2 = nn.Identity()
             return
-        hidden = self.head_hidden_size
-        last = nn.Linear(hidden, num_classes) if num_classes else nn.Identity()
-        self.classifier = nn.Sequential(
-            OrderedDict(
-                dropout=Dropout(self.dropout),
-                linear1=nn.Linear(self.num_features, hidden),
-                relu4=nn.ReLU(),
-                linear2=last,
-            )
-        )
-        _glorot_uniform(self.classifier)
+        self.classifier = make_classifier(self.num_features, num_classes, self.dropout)
         if self.mean.device.type != "cpu" or self.mean.dtype != torch.float32:
             self.classifier.to(self.mean.device, self.mean.dtype)
         self.classifier.train(self.training)
@@ -168,6 +159,23 @@ class CifarNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Computes the logits ``(N, num_classes)`` of images (see `preprocess`)."""
         return self.forward_head(self.forward_features(images))
+
+
+def make_classifier(num_features: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Makes layers 6-8 with fresh weights, for features ``(N, num_features)``.
+
+    With 0 classes layer 8 is missing.
+    """
+    last = nn.Linear(HIDDEN, num_classes) if num_classes else nn.Identity()
+    layers = OrderedDict(
+        dropout=Dropout(dropout),
+        linear1=nn.Linear(num_features, HIDDEN),
+        relu4=nn.ReLU(),
+        linear2=last,
+    )
+    classifier = nn.Sequential(layers)
+    _glorot_uniform(classifier)
+    return classifier
 
 
 @fx.wrap
