@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cifar_tl.errors import first_line
 from cifar_tl.frame import Frame
 from cifar_tl.freezing import last_layer
 from cifar_tl.network import CifarNet, Dropout, prepare
@@ -41,7 +42,8 @@ class Backbone(nn.Module):
         white: The value of white in images of more than 8 bits, for `read_image`.
 
     Raises:
-        ValueError: If the module has no such layer, or takes no images of this size.
+        ValueError: If the module has no such layer, changes its outputs, or takes no images of this
+            size.
     """
 
     num_features: int
@@ -70,12 +72,16 @@ class Backbone(nn.Module):
         self.frame = Frame(image_size) if frame is None else frame
         if self.frame.size != image_size:
             raise ValueError(f"a frame of {self.frame.size} pixels is not image_size {image_size}")
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+            raise ValueError("mean and std are three numbers each, and those of std are above 0")
+        device = next((parameter.device for parameter in module.parameters()), None)
+        for of_colours, values in (("mean", mean), ("std", std)):
+            tensor = torch.tensor([float(value) for value in values], device=device)
+            self.register_buffer(of_colours, tensor.float().view(3, 1, 1))
         self.features = copy.deepcopy(module).to(memory_format=torch.channels_last)
-        self.taken_off = classifier or last_layer(module)
+        self.taken_off = last_layer(module) if classifier is None else classifier
         self.num_features = _take_off(self.features, self.taken_off)
-        _check_features(self.features, image_size, self.num_features)
+        _check_features(self.features, self.taken_off, image_size, device)
         self.reset_classifier(0)
 
     @property
@@ -136,12 +142,14 @@ class Backbone(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Lists, as plain values, what a file must say to make this model again."""
+        dropout = self.classifier.get_submodule("dropout").p
         return {
             "network": self.name,
             "num_classes": self.num_classes,
             "taken_off": self.taken_off,
             "frame": {**asdict(self.frame), "padding": list(self.frame.padding)},
             "source": self.source,
+            **({"dropout": dropout} if dropout else {}),
         }
 
 
@@ -164,7 +172,7 @@ def digest_of(model: Network) -> str:
 
 def _take_off(module: nn.Module, name: str) -> int:
     """Replaces the last layer of a module by nothing; returns the size of its input."""
-    layer = dict(module.named_modules()).get(name)
+    layer = dict(module.named_modules()).get(name) if name else None  # "" is the module itself
     if isinstance(layer, _TakenOff):
         return layer.size
     if isinstance(layer, nn.Linear):
@@ -187,23 +195,34 @@ class _TakenOff(nn.Identity):
         self.size = size
 
 
-def _check_features(module: nn.Module, image_size: int, size: int) -> None:
+def _check_features(
+    module: nn.Module, last: str, image_size: int, device: torch.device | None
+) -> None:
     """Runs one image through the features: a wrong size or layer is found here, not in training."""
-    training = module.training
-    device = next((parameter.device for parameter in module.parameters()), None)
+    name, training = type(module).__name__, module.training
+    seen: list[Tensor] = []
+    taken_off: Any = module.get_submodule(last)
+    handle = taken_off.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:
         with torch.no_grad():
             found = module.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # somebody else's module can raise anything
         raise ValueError(
-            f"{type(module).__name__} takes no images of {image_size}x{image_size}: {reason}"
+            f"{name} takes no images of {image_size}x{image_size}: {first_line(error)}"
         ) from error
     finally:
+        handle.remove()
         module.train(training)
-    if not isinstance(found, Tensor) or found.shape != (1, size):
+    if not isinstance(found, Tensor) or found.shape != (1, taken_off.size):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
-            f"without its last layer, {type(module).__name__} gives {shape} and not (1, {size}): "
-            "name its last layer"
+            f"without its last layer {last!r}, {name} gives {shape} and not "
+            f"(1, {taken_off.size}): name its last layer"
+        )
+    if found.is_meta or not seen or seen[-1].shape != found.shape:  # a mean follows a Conv2d
+        return
+    if not torch.allclose(seen[-1], found, rtol=0, atol=0, equal_nan=True):
+        raise ValueError(
+            f"after its last layer {last!r}, {name} changes the outputs, as by a softmax: take "
+            "that out of the module"
         )

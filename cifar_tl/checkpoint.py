@@ -133,7 +133,7 @@ def load_model(path: str | Path, module: nn.Module | None = None) -> Network:
         path: The file, or the name of a base model that comes with the package: ``"cifar5"`` knows
             the documented classes 0-4, ``"cifar10"`` all ten.
         module: For a `Backbone` of your own module: such a module again, with any weights. It does
-            not change.
+            not change. Networks of torchvision and timm need none, if ``name`` says which.
 
     Returns:
         The model. It takes uint8 images ``(N, 3, S, S)``, S is ``image_size``: see
@@ -214,14 +214,23 @@ def _build(content: dict[str, Any], module: nn.Module | None = None) -> Network:
 def _build_backbone(content: dict[str, Any], module: nn.Module | None) -> Backbone:
     """Builds a network of somebody else's, with random weights."""
     frame, state = Frame(**content["frame"]), content["state_dict"]
-    if not 0 < frame.size <= LARGEST_IMAGE:
-        raise ValueError
-    if module is None:
-        if not content["source"]:
-            raise CheckpointError("it is of a module of your own: give load_model such a module")
-        from cifar_tl.published import make_network
-
-        module = make_network(content["network"])
+    if max(frame.size, frame.resize or 0) > LARGEST_IMAGE:
+        raise ValueError(f"the images are larger than {LARGEST_IMAGE} pixels: use a smaller frame")
+    if state["mean"].dtype != torch.float32 or not isinstance(content["source"], dict):
+        raise TypeError
+    if not isinstance(content["network"], str):
+        raise TypeError
+    module = _make_module(content["network"], frame.size) if module is None else module
+    shapes = {f"features.{name}": value.shape for name, value in module.state_dict().items()}
+    last = f"features.{content['taken_off']}"  # it is taken off: the file does not hold it
+    if any(
+        name.rpartition(".")[0] != last and (name not in state or state[name].shape != shape)
+        for name, shape in shapes.items()
+    ):
+        raise CheckpointError(
+            f"its weights are not those of a {type(module).__name__}: give load_model the module "
+            "that it was made of"
+        )
     model = Backbone(
         module,
         image_size=frame.size,
@@ -232,8 +241,23 @@ def _build_backbone(content: dict[str, Any], module: nn.Module | None) -> Backbo
         name=content["network"],
         source=content["source"],
     )
-    model.reset_classifier(content["num_classes"])
+    model.reset_classifier(content["num_classes"], content.get("dropout", 0.0))
     return model
+
+
+def _make_module(network: str, image_size: int) -> nn.Module:
+    from cifar_tl.published import TIMM, check_name, make_network
+
+    try:
+        check_name(network)
+    except BackboneError as error:
+        if network.startswith(TIMM):
+            raise
+        raise CheckpointError(
+            f"it holds a {network}, which is no network of torchvision or timm: give load_model "
+            "such a module"
+        ) from error
+    return make_network(network, image_size)
 
 
 def _canonical(content: Any) -> Any:

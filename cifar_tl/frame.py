@@ -4,6 +4,7 @@ Importing it imports neither torch nor Pillow.
 """
 
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Frame:
 
     Raises:
         ValueError: If a value is none of these.
+        TypeError: If a number of pixels is no integer.
     """
 
     size: int = 32
@@ -48,9 +50,10 @@ class Frame:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "padding", tuple(self.padding))  # of JSON it is a list
+        object.__setattr__(self, "size", index(self.size))  # also numpy's integers
         if self.size < 1:
             raise ValueError(f"size is a number of pixels from 1, not {self.size}")
-        if self.resize is not None and self.resize < 1:
+        if self.resize is not None and index(self.resize) < 1:
             raise ValueError(f"resize is None or a number of pixels from 1, not {self.resize}")
         if self.interpolation not in get_args(Interpolation):
             names = ", ".join(get_args(Interpolation))

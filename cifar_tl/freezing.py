@@ -36,7 +36,9 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
             return result
         new = model.get_classifier()
     else:
-        new = _replace_last(model, classifier or last_layer(model), num_classes)
+        new = _replace_last(
+            model, last_layer(model) if classifier is None else classifier, num_classes
+        )
         if hasattr(model, "num_classes"):
             model.num_classes = num_classes
     freeze(model)
@@ -58,7 +60,7 @@ def last_layer(module: nn.Module) -> str:
     Raises:
         ValueError: If there is none.
     """
-    layers = list(module.named_modules())
+    layers = [(name, layer) for name, layer in module.named_modules() if name]  # not itself
     linear: list[str] = [name for name, layer in layers if isinstance(layer, nn.Linear)]
     convolutions = [(name, layer) for name, layer in layers if isinstance(layer, nn.Conv2d)]
     if linear:
@@ -66,8 +68,8 @@ def last_layer(module: nn.Module) -> str:
     if convolutions and convolutions[-1][1].kernel_size == (1, 1):
         return str(convolutions[-1][0])
     raise ValueError(
-        f"{type(module).__name__} ends neither in a Linear nor in a Conv2d of 1x1: name its last "
-        'layer, such as classifier="fc"'
+        f"{type(module).__name__} has no Linear inside, and no Conv2d of 1x1 at its end: name its "
+        'last layer, such as classifier="fc"'
     )
 
 
@@ -76,7 +78,7 @@ def _replace_last(model: nn.Module, name: str, num_classes: int) -> nn.Module:
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     parent, _, last = name.rpartition(".")
-    old = dict(model.named_modules()).get(name)
+    old = dict(model.named_modules()).get(name) if name else None  # "" is the model itself
     new: nn.Module
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, num_classes, old.bias is not None)

@@ -4,8 +4,10 @@ import difflib
 import hashlib
 import io
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +26,13 @@ TIMM = "timm/"  # before the names of timm's networks
 # torchvision makes these otherwise if published weights are named: without their side outputs, and
 # with other normalised images.
 _AS_PUBLISHED: dict[str, dict[str, Any]] = {
-    "googlenet": {"transform_input": True, "init_weights": False},
-    "inception_v3": {"transform_input": True, "init_weights": False},
+    name: {"transform_input": True, "init_weights": False, "aux_logits": False}
+    for name in ("googlenet", "inception_v3")
 }
 _SIDE_OUTPUTS = ("aux1", "aux2", "AuxLogits")
 # densenet's files are older than its present names: "norm.1" is "norm1".
 _OLD_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)(?:\.|$))+")  # DataParallel and torch.compile
 
 # https://docs.pytorch.org/vision/stable/models.html
 LICENCE = (
@@ -70,38 +73,39 @@ def load_backbone(name: str, weights: str | Path | None = None, *, fit: Fit = "c
         network, preset, source = _load_timm(name, weights)
     else:
         network, preset, source = _load_torchvision(name, weights)
-    return Backbone(
-        network.eval(),
-        image_size=preset.frame.size,
-        mean=preset.mean,
-        std=preset.std,
-        frame=_fitted(preset, fit),
-        name=name,
-        source=source,
-    ).eval()
+    try:
+        return Backbone(
+            network.eval(),
+            image_size=preset.frame.size,
+            mean=preset.mean,
+            std=preset.std,
+            frame=_fitted(preset, fit),
+            name=name,
+            source=source,
+        ).eval()
+    except ValueError as error:  # such as two last layers
+        raise BackboneError(f"{name} cannot be a base: {error}") from error
 
 
-def make_network(name: str) -> nn.Module:
+def make_network(name: str, image_size: int) -> nn.Module:
     """Makes a network with random weights, and without side outputs, for weights from a file.
+
+    Args:
+        name: As `load_backbone` takes it.
+        image_size: The height and width of its images: the weights of torchvision's vision
+            transformers depend on it.
 
     Raises:
         BackboneError: If there is no such network.
     """
     check_name(name)
     if name.startswith(TIMM):
-        import timm
-
-        model: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=False)
-        return model
+        return _create_timm(name, pretrained=False)
     from torchvision.models import get_model
 
-    network: Any = get_model(name, weights=None, **_AS_PUBLISHED.get(name, {}))
-    if name in _AS_PUBLISHED:
-        network.aux_logits = False
-        for side in _SIDE_OUTPUTS:
-            if hasattr(network, side):
-                setattr(network, side, None)
-    return network  # type: ignore[no-any-return]
+    special = {"image_size": image_size} if name.startswith("vit_") else _AS_PUBLISHED.get(name, {})
+    network: nn.Module = get_model(name, weights=None, **special)
+    return network
 
 
 def check_name(name: str) -> None:
@@ -130,12 +134,12 @@ def check_name(name: str) -> None:
 def _load_torchvision(
     name: str, weights: str | Path | None
 ) -> tuple[nn.Module, _Preset, dict[str, Any]]:
-    network = make_network(name)
+    check_name(name)
     from torchvision.models import get_model_weights
 
     published: Any = get_model_weights(name)  # an Enum
     chosen, file = published.DEFAULT, None
-    if weights is not None and str(weights) in published.__members__:
+    if str(weights) in published.__members__:
         chosen = published[str(weights)]
     elif weights is not None:
         file = Path(weights)
@@ -144,6 +148,9 @@ def _load_torchvision(
             raise BackboneError(
                 f"there is no file {file}, and {name} has no such weights, but {names}"
             )
+        named = [member for member in published if member.url.endswith(f"/{file.name}")]
+        chosen = named[0] if named else chosen  # a published file, in another folder
+    network = make_network(name, chosen.transforms().crop_size[0])
     path = file or _download(name, chosen)
     state, digest = read_state(path)
     load_state(network, state, path, name)
@@ -174,7 +181,8 @@ def _download(name: str, weights: Any) -> Path:
         torch.hub.download_url_to_file(
             weights.url, str(path), prefix[1] if prefix else None, progress=False
         )
-    except (OSError, RuntimeError) as error:  # no network, a full disk; a wrong hash
+    # No network, a full disk; a wrong hash; an answer that is no HTTP
+    except (OSError, RuntimeError, HTTPException) as error:
         raise BackboneError(
             f"the weights of {name} are not in {folder} and cannot be downloaded "
             f"({first_line(error)}): put {weights.url} ({size}) there, name a file of weights, or "
@@ -184,19 +192,13 @@ def _download(name: str, weights: Any) -> Path:
 
 
 def _load_timm(name: str, weights: str | Path | None) -> tuple[nn.Module, _Preset, dict[str, Any]]:
-    network = make_network(name)
+    check_name(name)
     import timm
 
+    network = _create_timm(name, pretrained=weights is None)
     config = timm.data.resolve_model_data_config(network)
     source: dict[str, Any] = {}
     if weights is None:
-        try:
-            network = timm.create_model(name.removeprefix(TIMM), pretrained=True)
-        except Exception as error:  # whatever a hub raises
-            raise BackboneError(
-                f"the weights of {name} cannot be had ({first_line(error)}): name a file of "
-                "weights, or choose another base"
-            ) from error
         digest = hashlib.sha256()
         for tensor in network.state_dict().values():
             digest.update(tensor.contiguous().numpy().tobytes())
@@ -211,6 +213,19 @@ def _load_timm(name: str, weights: str | Path | None) -> tuple[nn.Module, _Prese
         load_state(network, state, path, name)
         source = {"weights": str(path), "sha256": sha256}
     return network, _timm_preset(name, config), source
+
+
+def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
+    import timm
+
+    try:
+        network: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=pretrained)
+    except Exception as error:  # whatever a hub raises
+        raise BackboneError(
+            f"{name} cannot be had ({first_line(error)}): name a file of its weights, or choose "
+            "another base"
+        ) from error
+    return network
 
 
 def _timm_preset(name: str, config: Mapping[str, Any]) -> _Preset:
@@ -247,6 +262,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
     """
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise BackboneError(f"cannot read {path}: {error.strerror}") from error
+    try:
         if path.suffix == ".safetensors":
             if find_spec("safetensors") is None:
                 raise BackboneError(
@@ -261,12 +279,15 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
         raise
     except Exception as error:  # damage can raise anything
         raise BackboneError(
-            f"{path} is no file of weights, or is damaged: a state_dict that torch.save wrote is"
+            f"{path} is damaged, or holds more than tensors and plain values: save "
+            "model.state_dict() alone"
         ) from error
     for key in ("state_dict", "model", "model_ema"):  # as training programs nest it
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise BackboneError(f"{path} holds no state_dict, tensors by name: save model.state_dict()")
     return state, hashlib.sha256(content).hexdigest()
 
@@ -277,23 +298,28 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, name
     Raises:
         BackboneError: If they are of another network.
     """
-    state = {
-        key.removeprefix("module."): value  # which DataParallel adds
-        for key, value in state.items()
-        if key.partition(".")[0] not in _SIDE_OUTPUTS
-    }
-    if "densenet" in name:
-        state = {_OLD_NAME.sub(r"\1\2", key): value for key, value in state.items()}
+    # Networks know the old names of their weights by the version that is in the file.
+    versions = getattr(state, "_metadata", None) or {"": {"version": network._version}}
     last, own = last_layer(network), network.state_dict()
-    for key in [key for key in own if key.rpartition(".")[0] == last]:
-        if key in state:
-            state[key] = own[key]
-    counters = {key for key in own if key.endswith("num_batches_tracked")}  # old files lack them
-    needed = [key for key in own if key in state or key not in counters]
-    wrong = [key for key in needed if key not in state or state[key].shape != own[key].shape]
-    if wrong := wrong + [key for key in state if key not in own]:
+    loaded: OrderedDict[str, Tensor] = OrderedDict()
+    for key, value in state.items():
+        key = _WRAPPERS.sub("", key)
+        key = _OLD_NAME.sub(r"\1\2", key) if "densenet" in name else key
+        if key.partition(".")[0] not in _SIDE_OUTPUTS and key.rpartition(".")[0] != last:
+            loaded[key] = value
+    vars(loaded)["_metadata"] = {_WRAPPERS.sub("", key): value for key, value in versions.items()}
+    try:
+        missing, unexpected = network.load_state_dict(loaded, strict=False)
+    except (RuntimeError, ValueError) as error:  # torch's last line is about one of the tensors
+        reason = str(error).splitlines()[-1].strip()
+        raise BackboneError(f"{path} does not hold the weights of {name}: {reason}") from error
+    wrong = [
+        key
+        for key in missing  # old files have no counters
+        if key.rpartition(".")[0] != last and not key.endswith("num_batches_tracked")
+    ]
+    if wrong := wrong + unexpected:
         raise BackboneError(
             f"{path} does not hold the weights of {name}: {len(wrong)} of {len(own)} tensors "
             f"differ, such as {wrong[0]}"
         )
-    network.load_state_dict(state)

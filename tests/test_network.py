@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from cifar_tl.experiment.findings.layers import layers
-from cifar_tl.freezing import count_parameters, freeze, transfer_model, unfreeze
+from cifar_tl.freezing import count_parameters, freeze, last_layer, transfer_model, unfreeze
 from cifar_tl.network import CifarNet, Dropout
 
 DOCUMENTED_LAYERS = [
@@ -448,14 +448,25 @@ def test_a_transfer_model_of_a_network_with_a_head_to_reset() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (None, "Backbone does not say what its classifier is: name its last layer, such as clas"),
-        ("fc", "the classifier 'fc' is missing: name a Linear, such as .*head.1"),
+        ("fc", "the classifier 'fc' is missing: name a Linear, or a Conv2d of 1x1"),
+        ("", "the classifier '' is missing"),
         ("head", "the classifier 'head' is a Sequential: name a Linear"),
     ],
 )
-def test_a_classifier_that_is_not_known_is_explained(name: str | None, message: str) -> None:
+def test_a_classifier_that_is_not_there_is_explained(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transfer_model(Backbone(), 7, classifier=name)
+
+
+def test_the_last_layer_is_found() -> None:
+    assert last_layer(Backbone()) == "head.1"
+    assert transfer_model(Backbone(), 7).head[1].out_features == 7
+    convolutions = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1))
+    assert last_layer(convolutions) == "1"
+    assert transfer_model(convolutions, 7)(torch.rand(2, 3, 5, 5)).shape == (2, 7, 1, 1)
+    for nothing in (nn.Linear(4, 2), nn.ReLU(), nn.Sequential(nn.Conv2d(3, 8, 3))):
+        with pytest.raises(ValueError, match="has no Linear inside, and no Conv2d of 1x1 at its e"):
+            transfer_model(nothing, 7)
 
 
 # Frozen is what has no trainable parameter
