@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from cifar_tl.errors import first_line
 from cifar_tl.frame import Frame
 from cifar_tl.freezing import last_layer
-from cifar_tl.network import CifarNet, Dropout, prepare
+from cifar_tl.network import DROPOUT, CifarNet, make_classifier, prepare
 
 
 class Backbone(nn.Module):
     """A network of somebody else's, with the interface of `CifarNet`.
 
-    ``features`` is the network without its last layer. ``classifier`` is a dropout and a new linear
-    layer. There is no classifier at first: with 0 classes the outputs are the features. The model
-    takes images as they are: it does the normalisation.
+    ``features`` is the network without its last layer. ``classifier`` is that of `CifarNet`, layers
+    6-8. There is none at first: with 0 classes the outputs are the features. The model takes images
+    as they are: it does the normalisation.
 
     Args:
         module: A classifier that takes normalised images ``(N, 3, image_size, image_size)``. It is
@@ -89,7 +89,7 @@ class Backbone(nn.Module):
         """The height and width of its images, in pixels."""
         return self.frame.size
 
-    def reset_classifier(self, num_classes: int, dropout: float = 0.0) -> None:
+    def reset_classifier(self, num_classes: int, dropout: float = DROPOUT) -> None:
         """Replaces the classifier by a new one, with fresh weights for ``num_classes`` outputs.
 
         With 0 there is none: the outputs are then the features.
@@ -100,8 +100,10 @@ class Backbone(nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, not {num_classes}")
         self.num_classes, self.class_names, self.white = num_classes, {}, {}
-        linear = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.classifier = nn.Sequential(OrderedDict(dropout=Dropout(dropout), linear=linear))
+        if num_classes:
+            self.classifier = make_classifier(self.num_features, num_classes, dropout)
+        else:
+            self.classifier = nn.Sequential(OrderedDict(none=nn.Identity()))
         self.classifier.to(self.mean.device, self.mean.dtype).train(self.training)
 
     def get_classifier(self) -> nn.Module:
@@ -131,7 +133,7 @@ class Backbone(nn.Module):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Computes the logits ``(N, num_classes)`` of features ``(N, num_features)``.
 
-        With ``pre_logits`` it returns the features: the classifier is one layer.
+        With ``pre_logits`` it leaves out the last layer and returns ``(N, 128)``.
         """
         outputs: Tensor = (self.classifier[:-1] if pre_logits else self.classifier)(features)
         return outputs

@@ -194,8 +194,7 @@ def read_named_model(path: str | Path) -> tuple[Network, dict[str, Any], Outputs
 def _build(content: dict[str, Any], module: nn.Module | None = None) -> Network:
     """Builds a model from the content of its file, and from a module if it is nobody's network."""
     state, is_documented = content["state_dict"], content["network"] == CifarNet.__name__
-    last = "linear2" if is_documented else "linear"
-    bias = state.get(f"classifier.{last}.bias", torch.empty(0))
+    bias = state.get("classifier.linear2.bias", torch.empty(0))
     if bias.shape != (content["num_classes"],) or not bias.is_contiguous():
         raise TypeError  # the file lies about its size: do not allocate what it claims
     with torch.random.fork_rng([]):  # the fresh weights are overwritten at once

@@ -167,7 +167,7 @@ def make_classifier(num_features: int, num_classes: int, dropout: float) -> nn.S
     With 0 classes layer 8 is missing.
     """
     last = nn.Linear(HIDDEN, num_classes) if num_classes else nn.Identity()
-    layers = OrderedDict(
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
         dropout=Dropout(dropout),
         linear1=nn.Linear(num_features, HIDDEN),
         relu4=nn.ReLU(),

@@ -183,8 +183,8 @@ def test_a_transfer_model_has_frozen_features(images: torch.Tensor) -> None:
     base.class_names, base.white = {0: "old"}, {"integers": 4095.0}
     model = transfer_model(base, 3).train()
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert names == ["classifier.linear.weight", "classifier.linear.bias"]
-    assert count_parameters(model, trainable_only=True) == 3 * 8 + 3
+    assert names == [f"classifier.linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")]
+    assert count_parameters(model, trainable_only=True) == (8 + 1) * 128 + (128 + 1) * 3
     assert not any(module.training for module in model.features.modules())
     assert model.classifier.training
     model(images).sum().backward()
@@ -410,13 +410,13 @@ def test_files_with_other_tensors_are_refused(tmp_path: Path) -> None:
         ("mean", torch.zeros(4)),
         ("mean", 3),
         ("mean", torch.zeros(3, 1, 1).half()),
-        ("classifier.linear.weight", torch.zeros(3, 9)),
-        ("classifier.linear.bias", torch.zeros(1).expand(3)),
+        ("classifier.linear1.weight", torch.zeros(128, 9)),
+        ("classifier.linear2.bias", torch.zeros(1).expand(3)),
         ("features.body.0.weight", torch.zeros(8, 3, 3, 3).half()),
         ("features.more", torch.zeros(1)),
     ):
         save_checkpoint(path, content | {"state_dict": state | {name: value}})
-        if name == "classifier.linear.bias":  # save_checkpoint has made it contiguous
+        if name == "classifier.linear2.bias":  # save_checkpoint has made it contiguous
             assert load_model(path, Small()).num_classes == 3
             continue
         with pytest.raises(CheckpointError, match=f"^{path}"):

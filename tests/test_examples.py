@@ -66,7 +66,7 @@ def test_backbone_sees_what_is_lost_at_32_pixels(
     assert seen_at_32.float().std((2, 3)).max() < 0.1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        torch.save(make_network("resnet18").state_dict(), tmp_path / "weights.pth")
+        torch.save(make_network("resnet18", 224).state_dict(), tmp_path / "weights.pth")
     arguments = (
         *("--data", "fine", "--base", "resnet18", "--weights", "weights.pth"),
         *("--epochs", "100", "--out", "fine.pt"),

@@ -256,7 +256,7 @@ def put_random_weights(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     url: str = get_model_weights(name).DEFAULT.url
     path = folder / "home" / "hub" / "checkpoints" / Path(url).name
     path.parent.mkdir(parents=True)
-    torch.save(make_network(name).state_dict(), path)
+    torch.save(make_network(name, 224).state_dict(), path)
 
 
 def test_what_the_examples_read_has_learned_shapes_well_above_chance(runs: Path) -> None:
