@@ -69,10 +69,9 @@ def load_backbone(name: str, weights: str | Path | None = None, *, fit: Fit = "c
     Raises:
         BackboneError: If there is no such network or no such weights, or the file does not fit.
     """
-    if name.startswith(TIMM):
-        network, preset, source = _load_timm(name, weights)
-    else:
-        network, preset, source = _load_torchvision(name, weights)
+    load = _load_timm if name.startswith(TIMM) else _load_torchvision
+    with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
+        network, preset, source = load(name, weights)
     try:
         return Backbone(
             network.eval(),
@@ -175,12 +174,9 @@ def _download(name: str, weights: Any) -> Path:
     if path.is_file():
         return path
     size = f"{weights.meta.get('_file_size', 0):.3g} MB"
-    prefix = re.search(r"-([a-f0-9]{8,})\.", path.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            weights.url, str(path), prefix[1] if prefix else None, progress=False
-        )
+        torch.hub.download_url_to_file(weights.url, str(path), hash_in(path.name), progress=False)
     # No network, a full disk; a wrong hash; an answer that is no HTTP
     except (OSError, RuntimeError, HTTPException) as error:
         raise BackboneError(
@@ -189,6 +185,12 @@ def _download(name: str, weights: Any) -> Path:
             "choose another base"
         ) from error
     return path
+
+
+def hash_in(file: str) -> str | None:
+    """Finds the start of the SHA-256 in the name of a published file: ``alexnet-7be5be79.pth``."""
+    found = re.search(r"-([a-f0-9]{8,})\.", file)
+    return found[1] if found else None
 
 
 def _load_timm(name: str, weights: str | Path | None) -> tuple[nn.Module, _Preset, dict[str, Any]]:
