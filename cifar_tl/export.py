@@ -1,5 +1,6 @@
 """Export a trained model for programs without this package: ``torch.export`` and ONNX."""
 
+import copy
 import io
 import json
 import warnings
@@ -89,7 +90,8 @@ class _Uint8(nn.Module):
 
     def __init__(self, model: Network) -> None:
         super().__init__()
-        self.model = model
+        # torch.export.save warns of weights that lie in memory in another order.
+        self.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor) -> Tensor:
         torch.ops.aten._assert_tensor_metadata.default(images, dtype=torch.uint8)

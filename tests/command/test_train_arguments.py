@@ -74,7 +74,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     ("arguments", "message"),
     [
         (["--stage", "scratch", "--base", "model.pt"], "add --stage transfer"),
-        (["--base", "cifar1"], "--base cifar1: there is no such file"),
+        (["--base", "cifar1.pt"], "--base cifar1.pt: there is no such file"),
+        (["--base", "cifar1"], "there is no file and no network cifar1: maybe cifar10 or cifar5"),
     ],
 )
 def test_a_base_that_cannot_be_is_refused(
