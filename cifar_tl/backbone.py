@@ -103,7 +103,9 @@ class Backbone(nn.Module):
         if num_classes:
             self.classifier = make_classifier(self.num_features, num_classes, dropout)
         else:
-            self.classifier = nn.Sequential(OrderedDict(none=nn.Identity()))
+            self.classifier = nn.Sequential(
+                OrderedDict(dropout=nn.Dropout(0.0), linear2=nn.Identity())
+            )
         self.classifier.to(self.mean.device, self.mean.dtype).train(self.training)
 
     def get_classifier(self) -> nn.Module:
@@ -151,7 +153,7 @@ class Backbone(nn.Module):
             "taken_off": self.taken_off,
             "frame": {**asdict(self.frame), "padding": list(self.frame.padding)},
             "source": self.source,
-            **({"dropout": dropout} if dropout else {}),
+            **({"dropout": dropout} if dropout != DROPOUT else {}),
         }
 
 

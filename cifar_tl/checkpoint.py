@@ -240,7 +240,7 @@ def _build_backbone(content: dict[str, Any], module: nn.Module | None) -> Backbo
         name=content["network"],
         source=content["source"],
     )
-    model.reset_classifier(content["num_classes"], content.get("dropout", 0.0))
+    model.reset_classifier(content["num_classes"], content.get("dropout", DROPOUT))
     return model
 
 

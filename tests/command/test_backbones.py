@@ -115,7 +115,7 @@ def test_files_are_where_they_should_be_and_say_what_they_are_of(
     assert "backbone" not in json.loads((folder / "scratch/result.json").read_text())
 
     last = load_checkpoint(folder / NAME / "transfer/last.pt")
-    assert set(last["model"]) == {"linear.weight", "linear.bias"}
+    assert set(last["model"]) == {f"linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
 
 
 def test_again_is_finished_and_a_restart_reads_the_features(

@@ -241,14 +241,14 @@ def test_a_library_run_learns_on_features_and_leaves_its_base_as_it_was(
     assert names == [f"{name}.pt" for name in (*chunks, "validation-1-views-0-00000")]
     assert result["backbone"] == "Tiny"
     assert result["fit"] == "crop"
-    assert result["parameters_trainable"] == 24 * 10 + 10
+    assert result["parameters_trainable"] == (24 + 1) * 128 + (128 + 1) * 10
     assert all(torch.equal(before[name], value) for name, value in base.state_dict().items())
     assert base.num_classes == 0
     for name in ("model.pt", "last.pt"):
         path = Path("Tiny/transfer") / name
         assert (Path("runs/drawn.npz") / path).read_bytes() == (whole / path).read_bytes()
     last = torch.load(whole / "Tiny/transfer/last.pt", weights_only=True)
-    assert set(last["model"]) == {"linear.weight", "linear.bias"}
+    assert set(last["model"]) == {f"linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
     with counted() as sizes:
         again = transfer(drawn_data, base=base)
     assert (again, sizes) == (result, [])
