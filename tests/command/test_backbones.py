@@ -108,14 +108,15 @@ def test_files_are_where_they_should_be_and_say_what_they_are_of(
     result = json.loads((folder / NAME / "transfer/result.json").read_text())
     assert (result["backbone"], result["fit"]) == (NAME, "crop")
     assert result["backbone_source"]["weights"] == weights
-    assert result["parameters_trainable"] == 1024 * 2 + 2
+    assert result["parameters_trainable"] == (1024 + 1) * 128 + (128 + 1) * 2
     text = (folder / NAME / "transfer/results.txt").read_text()
     assert f"From the pretrained network {NAME}, fit crop\n  weights: {weights}\n" in text
     assert f"sha256: {result['backbone_source']['sha256']}" in text
     assert "backbone" not in json.loads((folder / "scratch/result.json").read_text())
 
     last = load_checkpoint(folder / NAME / "transfer/last.pt")
-    assert set(last["model"]) == {f"linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
+    names = {f"linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
+    assert set(last["model"]) == names
 
 
 def test_again_is_finished_and_a_restart_reads_the_features(
@@ -233,11 +234,11 @@ def test_export_writes_what_computes_the_same(capsys: pytest.CaptureFixture[str]
         (["--base", "other/resnet18"], "--base other/resnet18: there is no such file"),
         (["--base", NAME, "--fit", "whole"], "--fit: invalid choice: 'whole'"),
         (["--base", NAME, "--weights", "none.pth"], "there is no file none.pth, and mobilenet_v3"),
-        (["--base", NAME, "--weights", "text.pth"], "text.pth is no file of weights, or is damag"),
+        (["--base", NAME, "--weights", "text.pth"], "text.pth is damaged, or holds more than"),
         (["--base", NAME, "--weights", "list.pth"], "list.pth holds no state_dict, tensors by na"),
-        (["--base", NAME, "--weights", "cut.pth"], "cut.pth is no file of weights, or is damaged"),
+        (["--base", NAME, "--weights", "cut.pth"], "cut.pth is damaged, or holds more than t"),
         (["--base", "alexnet"], "does not hold the weights of alexnet: "),
-        (["--base", NAME, "--stage", "finetune"], "a transfer: add --stage transfer"),
+        (["--base", NAME, "--stage", "finetune"], "finetune does not start from a pretr"),
         (["--base", NAME, "--stage", "scratch"], "a transfer: add --stage transfer"),
     ],
 )
