@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
 # What to try with large pictures: a network of torchvision that is fast on a CPU.
 LARGE, LARGER_SIZE = 64, 224  # pixels
 LARGER_BASE, LARGER_MB = "mobilenet_v3_small", 9.8
-PICTURES_PER_SECOND = 50  # read and computed by two cores, with a margin: docs/data.md
+PICTURES_PER_SECOND = 50  # half of what benchmarks/extraction.py measured on two cores
 
 Results: TypeAlias = dict[str, "StageResult"]  # by stage
 Experiment: TypeAlias = tuple[Place, Results]  # of one seed and one fraction

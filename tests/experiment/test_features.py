@@ -248,8 +248,8 @@ def test_a_library_run_learns_on_features_and_leaves_its_base_as_it_was(
         path = Path("Tiny/transfer") / name
         assert (Path("runs/drawn.npz") / path).read_bytes() == (whole / path).read_bytes()
     last = torch.load(whole / "Tiny/transfer/last.pt", weights_only=True)
-    names = {f"linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
-    assert set(last["model"]) == names
+    trained = {f"linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
+    assert set(last["model"]) == trained
     with counted() as sizes:
         again = transfer(drawn_data, base=base)
     assert (again, sizes) == (result, [])
