@@ -46,5 +46,6 @@ def _load(weights: str | _Path, learns: str) -> _CifarNet:
             f"{weights} is a model of the stage {settings.get('stage')!r} and not of "
             f"{' or '.join(stages)}: use another"
         )
-    assert isinstance(model, _CifarNet)
+    if not isinstance(model, _CifarNet):
+        raise _CheckpointError(f"{weights} holds {model.name}: cifar_tl.load_model loads it")
     return model

@@ -23,8 +23,8 @@ from cifar_tl.pretrained import PRETRAINED
 
 TIMM = "timm/"  # before the names of timm's networks
 
-# torchvision makes these otherwise if published weights are named: without their side outputs, and
-# with other normalised images.
+# Torchvision makes these in another way for published weights: without side outputs, and with a
+# change of the normalised images.
 _AS_PUBLISHED: dict[str, dict[str, Any]] = {
     name: {"transform_input": True, "init_weights": False, "aux_logits": False}
     for name in ("googlenet", "inception_v3")
@@ -51,7 +51,9 @@ class _Preset(NamedTuple):
     std: tuple[float, ...]
 
 
-def load_backbone(name: str, weights: str | Path | None = None, *, fit: Fit = "crop") -> Backbone:
+def load_backbone(
+    name: str, weights: str | Path | None = None, *, fit: Fit = "crop", progress: bool = False
+) -> Backbone:
     """Makes a pretrained network.
 
     Args:
@@ -61,17 +63,20 @@ def load_backbone(name: str, weights: str | Path | None = None, *, fit: Fit = "c
             of published weights, such as ``"IMAGENET1K_V1"``. None: the default ones. Published
             weights are downloaded once.
         fit: What happens to a picture that is no square: see `Frame`. ``"crop"``: as published.
+        progress: Show a bar on standard error while weights are downloaded.
 
     Returns:
-        The network in evaluation mode, without a classifier. Its preprocessing is the published
-        one. ``source`` says where its weights are from.
+        The network in evaluation mode, without a classifier. Its preprocessing is that of the
+        published weights. A file of other weights gets that of the default ones; of timm, that of
+        the name, which may have a tag: ``timm/NAME.TAG``. ``source`` says where the weights are
+        from, and which preset was taken.
 
     Raises:
         BackboneError: If there is no such network or no such weights, or the file does not fit.
     """
     load = _load_timm if name.startswith(TIMM) else _load_torchvision
     with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
-        network, preset, source = load(name, weights)
+        network, preset, source = load(name, weights, progress=progress)
     try:
         return Backbone(
             network.eval(),
@@ -131,7 +136,7 @@ def check_name(name: str) -> None:
 
 
 def _load_torchvision(
-    name: str, weights: str | Path | None
+    name: str, weights: str | Path | None, *, progress: bool
 ) -> tuple[nn.Module, _Preset, dict[str, Any]]:
     check_name(name)
     from torchvision.models import get_model_weights
@@ -147,16 +152,28 @@ def _load_torchvision(
             raise BackboneError(
                 f"there is no file {file}, and {name} has no such weights, but {names}"
             )
-        named = [member for member in published if member.url.endswith(f"/{file.name}")]
-        chosen = named[0] if named else chosen  # a published file, in another folder
-    network = make_network(name, chosen.transforms().crop_size[0])
-    path = file or _download(name, chosen)
+    path = file or _download(name, chosen, progress=progress)
     state, digest = read_state(path)
+    if file is not None:
+        chosen = _recognized(published, file, digest)
+    network = make_network(name, chosen.transforms().crop_size[0])
     load_state(network, state, path, name)
-    source = {"weights": str(file or chosen), "sha256": digest}
+    source = {"weights": str(file or chosen.name), "sha256": digest, "preset": chosen.name}
     if file is None:
         source |= {"url": chosen.url, "licence": LICENCE}
     return network, _torchvision_preset(chosen.transforms()), source
+
+
+def _recognized(published: Any, file: Path, digest: str) -> Any:
+    """Finds which published weights a file holds, by its content or its name.
+
+    Weights of one's own are taken to be trained on images as those of the default ones are.
+    """
+    for member in published:
+        start = hash_in(member.url)
+        if member.url.endswith(f"/{file.name}") or (start and digest.startswith(start)):
+            return member
+    return published.DEFAULT
 
 
 def _torchvision_preset(transforms: Any) -> _Preset:
@@ -167,7 +184,7 @@ def _torchvision_preset(transforms: Any) -> _Preset:
     return _Preset(frame, tuple(transforms.mean), tuple(transforms.std))
 
 
-def _download(name: str, weights: Any) -> Path:
+def _download(name: str, weights: Any, *, progress: bool) -> Path:
     """Returns the file of published weights, in the folder of torch's hub. It may download it."""
     folder: Path = Path(str(torch.hub.get_dir())) / "checkpoints"
     path: Path = folder / weights.url.rpartition("/")[2]
@@ -176,7 +193,8 @@ def _download(name: str, weights: Any) -> Path:
     size = f"{weights.meta.get('_file_size', 0):.3g} MB"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(weights.url, str(path), hash_in(path.name), progress=False)
+        start = hash_in(path.name)
+        torch.hub.download_url_to_file(weights.url, str(path), start, progress=progress)
     # No network, a full disk; a wrong hash; an answer that is no HTTP
     except (OSError, RuntimeError, HTTPException) as error:
         raise BackboneError(
@@ -193,19 +211,24 @@ def hash_in(file: str) -> str | None:
     return found[1] if found else None
 
 
-def _load_timm(name: str, weights: str | Path | None) -> tuple[nn.Module, _Preset, dict[str, Any]]:
+def _load_timm(
+    name: str, weights: str | Path | None, *, progress: bool
+) -> tuple[nn.Module, _Preset, dict[str, Any]]:
+    del progress  # timm shows a bar of its own
     check_name(name)
     import timm
 
     network = _create_timm(name, pretrained=weights is None)
     config = timm.data.resolve_model_data_config(network)
+    published = getattr(network, "pretrained_cfg", {})
     source: dict[str, Any] = {}
     if weights is None:
         digest = hashlib.sha256()
         for tensor in network.state_dict().values():
             digest.update(tensor.contiguous().numpy().tobytes())
-        licence = getattr(network, "pretrained_cfg", {}).get("license")
-        source = {"weights": "timm's", "sha256_of_tensors": digest.hexdigest()}
+        licence = published.get("license")
+        where = published.get("hf_hub_id") or published.get("url") or ""
+        source = {"weights": f"timm's {where}", "sha256_of_tensors": digest.hexdigest()}
         source["licence"] = TIMM_LICENCE + (f": {licence}" if licence else "")
     else:
         path = Path(weights)
@@ -214,20 +237,24 @@ def _load_timm(name: str, weights: str | Path | None) -> tuple[nn.Module, _Prese
         state, sha256 = read_state(path)
         load_state(network, state, path, name)
         source = {"weights": str(path), "sha256": sha256}
+    source["preset"] = str(published.get("tag") or "default")
     return network, _timm_preset(name, config), source
 
 
 def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
     import timm
 
+    name_there = name.removeprefix(TIMM)
     try:
-        network: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=pretrained)
+        network: Any = timm.create_model(name_there, pretrained=pretrained)
+        if not network.num_classes:  # published without a last layer: one shows where it belongs
+            network = timm.create_model(name_there, pretrained=pretrained, num_classes=1)
     except Exception as error:  # whatever a hub raises
         raise BackboneError(
             f"{name} cannot be had ({first_line(error)}): name a file of its weights, or choose "
             "another base"
         ) from error
-    return network
+    return network  # type: ignore[no-any-return]
 
 
 def _timm_preset(name: str, config: Mapping[str, Any]) -> _Preset:
@@ -249,6 +276,8 @@ def _fitted(preset: _Preset, fit: Fit) -> Frame:
     """Returns the frame as published, or with another fit. Borders have the mean colour."""
     if fit == "crop":
         return preset.frame
+    if fit == "squash":
+        return replace(preset.frame, resize=None, fit=fit)
     red, green, blue = (round(255 * value) for value in preset.mean)
     return replace(preset.frame, resize=None, fit=fit, padding=(red, green, blue))
 

@@ -55,6 +55,7 @@ def main() -> None:
     views = features("train")[None]  # one version of each picture: no mirror images
     recipe = dataclasses.replace(TUNED, epochs=options.epochs)
     plan = recipe.for_stage("transfer", len(data.train.labels))
+    model.classifier.dropout.p = plan.dropout  # type: ignore[union-attr]
     fit(
         model.classifier,
         views,
@@ -65,6 +66,7 @@ def main() -> None:
         on_epoch=show,
     )
     if options.out:
+        model.white = dict(data.reading.get("white", {}))
         save_model(options.out, model, class_names=data.class_names)
 
 

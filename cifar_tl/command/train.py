@@ -26,6 +26,7 @@ from cifar_tl.command.train_results import Experiment, draw_stage, show
 from cifar_tl.data.source import OFFICIAL, SHAPES
 from cifar_tl.errors import BackboneError, DownloadError, MissingDataError, TrainingError
 from cifar_tl.experiment.stages import STAGES, stage_classes, takes_base
+from cifar_tl.frame import Fit
 from cifar_tl.names import count, printable
 from cifar_tl.pretrained import is_backbone
 from cifar_tl.processes import launch
@@ -159,7 +160,7 @@ def do_jobs(
                 done[folder] = run_one(stage, job, data, base, run)
             # Pictures take a second a stage: one seed's are enough.
             if job.seed == jobs[0].seed and launch.speaks():
-                draw_stage(job.place, stage, data)
+                draw_stage(job.place, stage, data, keeps=job.options.feature_cache)
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
         experiments.append((job.place, {stage: done[job.place.of(stage)] for stage in stages}))
     return experiments
@@ -191,14 +192,22 @@ def load_base(options: argparse.Namespace, log: Log) -> "Base":
     """
     if not is_backbone(options.base):
         return options.base  # type: ignore[no-any-return]
-    from cifar_tl.published import load_backbone
+    from cifar_tl.published import check_name, load_backbone
 
+    name, progress = options.base.as_posix(), shows_bars(options)
+    fit: Fit = options.fit or "crop"
     try:
-        base = load_backbone(options.base.as_posix(), options.weights, fit=options.fit or "crop")
+        check_name(name)
+        if options.weights is None:
+            log(f"base: {name}; its weights are downloaded if they are not there")
+        base = load_backbone(name, options.weights, fit=fit, progress=progress)
     except BackboneError as error:
         raise UsageError(str(error)) from error
     source = base.source
-    log(f"base: {base.name}, weights {source['weights']}, images of {base.image_size} pixels")
+    log(
+        f"base: {base.name}, weights {source['weights']}, images of {base.image_size} pixels, as "
+        f"for {source['preset']}"
+    )
     if licence := source.get("licence"):
         log(licence)
     return base

@@ -47,12 +47,13 @@ def check_arguments(options: argparse.Namespace) -> None:
 def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
     """Refuses a base that no stage takes, or options of a base that it has not."""
     if not is_backbone(options.base):
-        for name in ("weights", "fit"):
-            if getattr(options, name) is not None:
-                raise UsageError(
-                    f"--{name} is for a pretrained network: name one with --base, such as "
-                    "mobilenet_v3_small"
-                )
+        unused = {"--weights": options.weights, "--fit": options.fit}
+        unused["--no-feature-cache"] = None if options.feature_cache else True
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise UsageError(
+                f"{given[0]} is for a pretrained network: name one with --base, such as "
+                "mobilenet_v3_small"
+            )
     if options.base is None:
         return
     if is_backbone(options.base) and not all(map(trains_with_backbone, stages)):
@@ -98,7 +99,11 @@ def _check_own_values(options: argparse.Namespace) -> None:
     """Refuses a value of another stage, which would be ignored, and a value that is given twice."""
     for owner, name in OWN_VALUES:
         own = f"{owner}_{name}"
-        if getattr(options, own) is None or options.stage == ALL:
+        if getattr(options, own) is None:
+            continue
+        if is_backbone(options.base) and owner == "finetune":
+            raise UsageError(f"{flag(own)}: finetune does not start from a pretrained network yet")
+        if options.stage == ALL:
             continue
         if STAGES[options.stage].recipe != owner:
             raise UsageError(f"{flag(own)} is for {owner}: leave it out or add --stage {owner}")

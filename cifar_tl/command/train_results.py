@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from cifar_tl.command.console import called, say
-from cifar_tl.command.train_parser import ALL, write_command
+from cifar_tl.command.train_parser import ALL, OWN_VALUES, write_command
 from cifar_tl.errors import RunWarning, first_line
 from cifar_tl.experiment.stages import COMPARISON_PICTURES, FEATURES, MODEL, PICTURES, Place
 from cifar_tl.names import count, printable
@@ -51,7 +51,8 @@ def larger_base(options: argparse.Namespace, data: "Data") -> str:
     """Says which command tries a pretrained network that sees more in large pictures."""
     pictures = sum(len(part.labels) for part in (data.train, data.validation, data.test) if part)
     seconds = max(10, round(pictures / PICTURES_PER_SECOND))
-    command = write_command(options, stage=ALL, base=LARGER_BASE)
+    plain = {f"finetune_{name}": None for stage, name in OWN_VALUES if stage == "finetune"}
+    command = write_command(options, stage=ALL, base=LARGER_BASE, **plain)
     return (
         f"These pictures have {data.shorter_side} pixels, and {DEFAULT_MODEL} sees 32. A network "
         f"that sees {LARGER_SIZE} may do better: {command} (downloads {LARGER_MB} MB; "
@@ -94,9 +95,9 @@ def say_spreads(experiments: Sequence[Experiment]) -> None:
         say(f"{stage}{of}: validation accuracy {found}, of {count(len(values), 'seed')}")
 
 
-def draw_stage(place: Place, stage: str, data: "Data") -> None:
-    """Draws the pictures of a stage, if they are missing."""
-    folder, features = place.of(stage), place.folder / FEATURES
+def draw_stage(place: Place, stage: str, data: "Data", *, keeps: bool) -> None:
+    """Draws the pictures of a stage, if they are missing. ``keeps``: features may be in files."""
+    folder, features = place.of(stage), place.folder / FEATURES if keeps else None
     draw(folder, PICTURES, lambda: plots().draw_stage(folder, data, features))
 
 

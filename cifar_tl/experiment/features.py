@@ -7,6 +7,7 @@ file. Other seeds, fractions and stages read the same files.
 
 import contextlib
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -91,6 +93,7 @@ class PictureFeatures(NamedTuple):
 
     tensors: tuple[Tensor, Tensor, Tensor]  # (V, N, F), (M, F) and (K, F): train, validation, test
     seconds: float  # of this call
+    seconds_before: float  # in which those were computed that were only read
     note: str
 
 
@@ -132,8 +135,9 @@ def features_of_pictures(
     ]
     views, val_features, test_features = (each.features for each in found)
     seconds = time.perf_counter() - begin
-    note = f"in {seconds:.2f} s" + _kept_note(kept, sum(each.seconds_before for each in found))
-    return PictureFeatures((views, val_features[0], test_features[0]), seconds, note)
+    before = sum(each.seconds_before for each in found)
+    note = f"in {seconds:.2f} s" + _kept_note(kept, before)
+    return PictureFeatures((views, val_features[0], test_features[0]), seconds, before, note)
 
 
 def logits_of(
@@ -178,7 +182,10 @@ def _depends_on(
         "weights_and_preprocessing": digest_of(model),
         "precision": precision,
         "batch": BATCH,
+        "device": model.mean.device.type,
         "torch": str(torch.__version__),
+        "torchvision": importlib.metadata.version("torchvision"),
+        "pillow": PIL.__version__,
         **data.reading,
         **data.software,
     }

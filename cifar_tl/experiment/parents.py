@@ -50,7 +50,10 @@ def load_parent(
     if STAGES[stage].parent is None:
         return None
     if base is not None and not isinstance(base, str | Path):
-        from cifar_tl.backbone import digest_of
+        from cifar_tl.backbone import Backbone, digest_of
+
+        if not isinstance(base, Backbone):
+            raise TypeError("base is a file, a name or a Backbone: save_model makes a file")
 
         return Parent(base, base.name, digest_of(base))
     path, content, remedy = read_parent(stage, place, base, own_classes=data.own_classes)

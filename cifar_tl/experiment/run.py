@@ -97,7 +97,8 @@ def run_stage(
             class. Base always has all of its images.
         seed_folder: Keep the files one folder below, in ``seed-N``.
         keep_features: Keep the frozen features of a `Backbone` in files, for other seeds and for a
-            run that goes on: ``output_dir / data.name / features``.
+            run that goes on: ``output_dir / data.name / features``. Files know the weights and the
+            layers of a module of your own, but not its code: False while you change that.
         seconds_reading: How long reading the data took. It counts for the stage's total time.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
@@ -147,7 +148,10 @@ def run_stage(
         bar = f"{stage} features" if progress else None
         seen = _inputs(model, data, images, outputs, plan, keep, bar, group)
         if seen.note:
-            history.seconds_features += seen.seconds
+            # Features that were kept cost their time once, and count in every run that uses them.
+            before = 0.0 if history.rows else seen.seconds_before
+            history.seconds_features += seen.seconds + before
+            history.start -= before
             log(f"{stage}: frozen features of all these images {seen.note}")
 
         def on_epoch(record: EpochRecord) -> None:
@@ -211,6 +215,7 @@ class _Inputs(NamedTuple):
     test: Tensor  # (K, ...)
     tested: nn.Module  # what takes the test inputs: all of the model, or its classifier
     seconds: float = 0.0  # of this call, for features
+    seconds_before: float = 0.0  # in which kept features were computed
     note: str = ""  # how the features were made
 
 
@@ -250,6 +255,15 @@ def _backbone_settings(parent: Parent | None) -> dict[str, Any]:
     if parent is None or not isinstance(parent.model, Backbone):
         return {}
     return {"backbone": parent.model.name, "fit": parent.model.frame.fit}
+
+
+def _backbone_description(model: Network) -> dict[str, Any]:
+    """Says where the weights of a pretrained network are from, and what it sees."""
+    if not isinstance(model, Backbone):
+        return {}
+    statistics = {name: getattr(model, name).flatten().tolist() for name in ("mean", "std")}
+    seen = {**model.describe()["frame"], **statistics}
+    return {"backbone_source": model.source, "backbone_preprocessing": seen}
 
 
 def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
@@ -322,7 +336,9 @@ def _inputs(
             model, data, outputs.classes, images.places, plan, keep, bar, group
         )
         views, val, test = (to_device_if_it_fits(tensor, device) for tensor in found.tensors)
-        return _Inputs(views, val, test, model.classifier, found.seconds, found.note)
+        return _Inputs(
+            views, val, test, model.classifier, found.seconds, found.seconds_before, found.note
+        )
     views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
     views = to_device_if_it_fits(views, device)
     val_images = to_device_if_it_fits(images.validation.images, device)
@@ -335,7 +351,7 @@ def _inputs(
         features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
     seconds = time.perf_counter() - begin
     note = f"in {seconds:.2f} s"
-    return _Inputs(features, val_features, images.test.images, model, seconds, note)
+    return _Inputs(features, val_features, images.test.images, model, seconds, note=note)
 
 
 @contextlib.contextmanager
@@ -390,7 +406,7 @@ def _description(
         "data_description": data.description,
         "data_notes": list(data.notes),
         "parent_path": parent.path if parent else None,
-        **({"backbone_source": model.source} if isinstance(model, Backbone) else {}),
+        **_backbone_description(model),
         "num_classes": model.num_classes,
         "images_train": len(images.train.labels),
         "parameters_total": count_parameters(model),

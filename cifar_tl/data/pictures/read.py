@@ -37,7 +37,6 @@ Result = TypeVar("Result")
 READING_RULES = 2  # counted up when the same file becomes other pixels
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # that read at a time
 
-# what `CifarNet` sees
 _BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
 

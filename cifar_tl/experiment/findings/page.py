@@ -97,6 +97,8 @@ def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, 
     path = next(result.get("parent_path") for name, result in results.items() if takes_base(name))
     if not old and path:
         start += f", <code>{_text(path)}</code>"
+    if backbone := comparison["backbone"]:
+        start = f"a pretrained network, <code>{_text(backbone['name'])}</code>,"
     notes = "".join(f"<li>{_text(note)}</li>\n" for note in scratch.get("data_notes", ()))
     return [
         f"<p>How much does {start} help to learn new classes: {names}? Data: "

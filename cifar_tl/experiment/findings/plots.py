@@ -40,20 +40,19 @@ DOTS_PER_INCH = 120
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
 
-def draw_stage(folder: Path, data: Data, features: Path) -> None:
+def draw_stage(folder: Path, data: Data, features: Path | None) -> None:
     """Draws the pictures of a finished stage into its folder.
 
     Args:
         folder: The folder of the stage.
         data: Its images.
-        features: Where features are kept, if they are.
+        features: Where features are kept. None: nowhere.
     """
     result, rows = _read(folder)
     model, _, outputs = read_named_model(folder / stages.MODEL)
     _, pictures, _ = pictures_of(data, outputs.classes)
     validation = pictures.examples()
-    kept = features if features.is_dir() else None
-    logits = logits_of(model, pictures, result["precision"], folder=kept)
+    logits = logits_of(model, pictures, result["precision"], folder=features)
     logits = logits[:, list(outputs.columns)]
     labels = outputs.places(validation.labels)
     title = f"{result['stage']} on {printable(result['data'])}"

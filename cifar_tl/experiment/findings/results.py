@@ -36,6 +36,7 @@ class StageResult(TypedDict, total=False):
     parent_path: str | None
     backbone: str  # this and the next two: of a pretrained network alone
     backbone_source: dict[str, Any]
+    backbone_preprocessing: dict[str, Any]
     fit: str
     recipe: str
     optimizer: str
@@ -167,6 +168,7 @@ def _where_it_started(result: Mapping[str, Any]) -> list[str]:
     return [
         f"From the pretrained network {printable(result['backbone'])}, fit {result['fit']}",
         *(f"  {name}: {printable(str(value))}" for name, value in source.items()),
+        *(f"  {name}: {value}" for name, value in result["backbone_preprocessing"].items()),
     ]
 
 
