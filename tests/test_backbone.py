@@ -429,3 +429,10 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="larger than 2048 pixels: use a smaller frame"):
         save_model(tmp_path / "model.pt", large)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_of_ones_own_may_have_any_name(images: torch.Tensor, tmp_path: Path) -> None:
+    model = transfer_model(make_backbone(name="CifarNet"), 3)
+    save_model(tmp_path / "mine.pt", model, class_names=["cat", "dog", "fox"])
+    again = load_model(tmp_path / "mine.pt", Small())
+    torch.testing.assert_close(again(images), model.eval()(images))

@@ -463,3 +463,29 @@ def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(BackboneError, match="timm/resnet50 needs the package timm: pip install"):
         load_backbone("timm/resnet50")
+
+
+def test_the_preset_is_that_of_the_content_whatever_the_name_of_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = models.ResNet50_Weights.IMAGENET1K_V1, models.ResNet50_Weights.IMAGENET1K_V2
+    torch.manual_seed(0)
+    path = save(models.resnet50().state_dict())
+    assert load_backbone("resnet50", path).source["preset"] == "IMAGENET1K_V2"  # the default
+    start = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(first.value, "url", f"http://127.0.0.1:9/resnet50-{start}.pth")
+    model = load_backbone("resnet50", path)
+    assert model.source["preset"] == "IMAGENET1K_V1"
+    assert (model.frame.resize, second.transforms().resize_size) == (256, [232])
+
+
+def test_a_network_of_timm_without_a_last_layer_is_one_already() -> None:
+    timm = pytest.importorskip("timm")
+    name = "vit_tiny_patch16_224"
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0).eval()
+    path = save(network.state_dict())
+    model = load_backbone(f"timm/{name}", path)
+    assert model.num_features == network.num_features == 192
+    images = torch.randint(256, (1, 3, 224, 224)).byte()
+    torch.testing.assert_close(model(images), network((images / 255 - model.mean) / model.std))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from cifar_tl.backbone import Backbone, digest_of
+from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data, LabeledImages, prefix_rows
 from cifar_tl.data.pictures.read import read_images
 from cifar_tl.data.shapes import draw_shapes
@@ -33,6 +34,7 @@ from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.frame import Fit, Frame
 from cifar_tl.machine import autocast
+from cifar_tl.network import CifarNet
 from cifar_tl.recipe import Plan, Precision
 from tests.experiment.conftest import SMALL
 from tests.forked import Command, run_forked
@@ -485,3 +487,20 @@ assert not any(os.waitpid(pid, 0)[1] for pid in pids)
     assert sorted(sizes) == sorted(PASSES)
     names = kept_files(Path("runs/drawn.npz/features"))
     assert names == kept_files(whole / "features")
+
+
+def test_kept_features_count_in_every_run_with_the_time_that_they_took(drawn_data: Data) -> None:
+    transfer(drawn_data, seed_folder=True)
+    files = Path("runs").glob("*/features/*/*.pt")
+    computed = sum(load_checkpoint(path)["seconds"] for path in files)
+    assert computed > 0
+    read = transfer(drawn_data, seed=1, seed_folder=True)
+    assert read["seconds_features"] > computed
+    assert read["seconds_total"] > read["seconds_features"]
+
+
+def test_a_base_is_a_file_a_name_or_a_backbone(drawn_data: Data) -> None:
+    wrong: Any = CifarNet(5)
+    with pytest.raises(TypeError, match="base is a file, a name or a Backbone"):
+        transfer(drawn_data, base=wrong)
+    assert not Path("runs").exists()
