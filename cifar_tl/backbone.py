@@ -46,6 +46,11 @@ class Backbone(nn.Module):
             size.
     """
 
+    name: str
+    source: dict[str, Any]
+    frame: Frame
+    taken_off: str  # the name of the last layer of the module
+    features: nn.Module
     num_features: int
     num_classes: int
     mean: Tensor

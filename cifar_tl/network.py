@@ -73,6 +73,7 @@ class CifarNet(nn.Module):
     classifier: nn.Sequential
     class_names: dict[int, str]
     white: dict[str, float]
+    frame: Frame
 
     def __init__(self, num_classes: int, dropout: float = DROPOUT) -> None:
         super().__init__()
