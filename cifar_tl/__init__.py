@@ -43,7 +43,6 @@ _NAMES = {
     "data.cifar10": "download_cifar10",
     "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
     "stratified_prefix",
-    "frame": "Frame",
     "data.pictures.read": "read_image read_images",
     "data.source": "load_data",
     "data.subset": "class_subset",
@@ -57,6 +56,7 @@ _NAMES = {
     "experiment.stages": "STAGES",
     "export": "export_onnx export_pt2",
     "first_layer": "separate_first_layer whiten_first_layer",
+    "frame": "Frame",
     "freezing": "count_parameters freeze transfer_model unfreeze",
     "machine": "keep_freed_memory",
     "muon": "Muon",
