@@ -21,7 +21,7 @@ import torch
 from cifar_tl import load_backbone, load_data
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import versions_of
-from cifar_tl.experiment.features import BATCH, Kept, frozen_features, pictures_of
+from cifar_tl.experiment.features import BATCH, Frozen, Kept, Pass, frozen_features, pictures_of
 from cifar_tl.machine import autocast, choose_precision
 
 ROUNDS = 5
@@ -55,7 +55,8 @@ def main() -> None:
 
     def features() -> None:
         plain = versions_of(mirror=False)
-        frozen_features(model, pictures, plain, places, Kept(None, {}), precision=precision)
+        work = Pass(Frozen(model, precision), pictures, plain, Kept(None, {}))
+        frozen_features(work, places)
 
     measured: dict[Callable[[], None], list[float]] = {forward: [], read: [], features: []}
     for _ in range(ROUNDS):

@@ -11,6 +11,7 @@ FirstLayer = Literal["random", "whitened", "separated"]
 
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # finetune's epochs, as a part of the other stages' epochs
+BACKBONE_EPOCHS = 5  # of finetune: one costs almost as much as a pass through the whole network
 SMALLEST_BATCH = 50  # twice that from 20,000 images on: small batches cost time
 FEW_SHIFT = 2  # pixels: few images are shifted to make more of them
 FEW_TO_SHIFT = USUAL_IMAGES // 9  # their nine versions are no more than the usual images
@@ -195,9 +196,13 @@ class Recipe:
         """Takes the values for a pretrained network, whose images are large.
 
         Each view of each image costs a pass through that network. So transfer has no shifted
-        images, unless the recipe names a shift.
+        images, unless the recipe names a shift. Finetune learns from maps, which are not shifted.
+        If nothing else says how many epochs it has, it has `BACKBONE_EPOCHS`.
         """
-        return replace(self, transfer_shift=self.transfer_shift or 0)
+        epochs = self.finetune_epochs or (None if self.epochs else BACKBONE_EPOCHS)
+        return replace(
+            self, transfer_shift=self.transfer_shift or 0, shift=0, finetune_epochs=epochs
+        )
 
     def for_images(self, num_images: int) -> Plan:
         """Makes the plan of base and scratch: `for_stage` without mirror images."""

@@ -74,6 +74,17 @@ def fractions(text: str) -> tuple[float, ...]:
     return tuple(values)
 
 
+def bases(text: str) -> tuple[Path, ...]:
+    """Reads the names of base models, with commas between them. A file may have commas itself."""
+    parts = [text] if Path(text).is_file() else text.split(",")
+    found = tuple(Path(part.strip()) for part in parts)
+    if not all(part.strip() for part in parts):
+        raise argparse.ArgumentTypeError("has an empty name")
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"names a base twice: {text!r}")
+    return found
+
+
 def check_model(path: Path) -> None:
     """Refuses a model that is missing or damaged."""
     if not is_pretrained(path) and not path.is_file():

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
     from cifar_tl.backbone import Backbone
 
     Base: TypeAlias = Path | Backbone | None
+    Bases: TypeAlias = dict[Path | None, Base]  # by what names them
 
 Log = Callable[[str], None]
 
@@ -100,10 +101,10 @@ def run_all(
 
     separate = options.seeds is not None
     with naming_commands(options):
-        base, (data, seconds_reading) = launch.once_a_machine(
-            lambda: (load_base(options, log), read_data(options, log)), group
+        bases, (data, seconds_reading) = launch.once_a_machine(
+            lambda: (load_bases(options, log), read_data(options, log)), group
         )
-        check_machines(options, data, base, device, group)
+        check_machines(options, data, bases, device, group)
         stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
         if not stages:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
@@ -114,7 +115,7 @@ def run_all(
             f"{f'{group.size()} processes of ' if group else ''}"
             f"{count(torch.get_num_threads(), 'thread')} on {device}"
         )
-        prepare_folders(options, jobs, stages, data, base, group, log)
+        prepare_folders(options, jobs, stages, data, bases, group, log)
     run = partial(
         run_stage,
         data=data,
@@ -129,35 +130,38 @@ def run_all(
         group=None if separate else group,
     )
     if group is None or not separate:
-        return do_jobs(jobs, stages, data, base, run, log), data
+        return do_jobs(jobs, stages, data, bases, run, log), data
     mine = [job for job in jobs if (job.seed - options.seed) % group.size() == group.rank()]
-    of_all = gather_objects(do_jobs(mine, stages, data, base, run, log), group)
+    of_all = gather_objects(do_jobs(mine, stages, data, bases, run, log), group)
     both = [experiment for experiments in of_all for experiment in experiments]
-    return sorted(both, key=lambda experiment: experiment[0].seed or 0), data
+    places = [job.place for job in jobs]
+    return sorted(both, key=lambda experiment: places.index(experiment[0])), data
 
 
 def do_jobs(
     jobs: Sequence[Job],
     stages: Sequence[str],
     data: "Data",
-    base: "Base",
+    bases: "Bases",
     run: "partial[StageResult]",
     log: Log,
 ) -> list[Experiment]:
-    """Runs the stages of each job. A base serves all fractions."""
+    """Runs the stages of each job. A base model serves all fractions, a control all bases."""
     from cifar_tl.experiment.findings.results import summary
 
     experiments: list[Experiment] = []
     done: dict[Path, StageResult] = {}
     for job in jobs:
         if len(jobs) > 1 or job.place.seed is not None:
-            log(f"\nseed {job.seed}, {100 * job.place.train_fraction:.6g} % of the new images")
+            of_base = "" if job.base is None else f", base {job.base}"
+            part = f"{100 * job.place.train_fraction:.6g} % of the new images"
+            log(f"\nseed {job.seed}, {part}{of_base}")
         for stage in stages:
             folder = job.place.of(stage)
             if folder in done:
                 continue
             with naming_commands(job.options):
-                done[folder] = run_one(stage, job, data, base, run)
+                done[folder] = run_one(stage, job, data, bases[job.base], run)
             # Pictures take a second a stage: one seed's are enough.
             if job.seed == jobs[0].seed and launch.speaks():
                 draw_stage(job.place, stage, data, keeps=job.options.feature_cache)
@@ -173,9 +177,8 @@ def run_one(
     from cifar_tl.experiment.run import num_training_images
 
     fraction = job.place.train_fraction if STAGES[stage].learns == "new" else 1.0
-    base = base if takes_base(stage) else None
     try:
-        return run(stage, seed=job.seed, base=base, train_fraction=fraction)
+        return run(stage, seed=job.seed, base=base_for(stage, base), train_fraction=fraction)
     except TrainingError as error:
         recipe = choose_recipe(job.options)
         lr = getattr(recipe, f"{STAGES[stage].recipe}_lr", recipe.lr)
@@ -185,22 +188,39 @@ def run_one(
         raise TrainingError(f"{error}: {better}") from error
 
 
-def load_base(options: argparse.Namespace, log: Log) -> "Base":
-    """Loads the pretrained network that ``--base`` names, with its weights; else returns the path.
+def base_for(stage: str, base: "Base") -> "Base":
+    """Returns the base that a stage gets: a transfer any, what goes on from it a network."""
+    goes_on = STAGES[stage].parent is not None and not isinstance(base, Path)
+    return base if takes_base(stage) or goes_on else None
 
-    It is loaded before the data: a wrong name is said at once.
+
+def load_bases(options: argparse.Namespace, log: Log) -> "Bases":
+    """Loads the pretrained networks that ``--base`` names, with their weights.
+
+    They are loaded before the data: a wrong name is said at once. Other bases stay paths.
     """
-    if not is_backbone(options.base):
-        return options.base  # type: ignore[no-any-return]
-    from cifar_tl.published import check_name, load_backbone
+    bases: Bases = {base: base for base in options.base or (None,)}
+    networks = [base for base in bases if base is not None and is_backbone(base)]
+    if networks:
+        from cifar_tl.published import check_name
 
-    name, progress = options.base.as_posix(), shows_bars(options)
+        try:
+            for base in networks:  # before the first one is downloaded
+                check_name(base.as_posix())
+        except BackboneError as error:
+            raise UsageError(str(error)) from error
+    return bases | {base: load_network(base.as_posix(), options, log) for base in networks}
+
+
+def load_network(name: str, options: argparse.Namespace, log: Log) -> "Backbone":
+    """Loads a pretrained network with its weights, and says where they are from."""
+    from cifar_tl.published import load_backbone
+
     fit: Fit = options.fit or "crop"
     try:
-        check_name(name)
         if options.weights is None:
             log(f"base: {name}; its weights are downloaded if they are not there")
-        base = load_backbone(name, options.weights, fit=fit, progress=progress)
+        base = load_backbone(name, options.weights, fit=fit, progress=shows_bars(options))
     except BackboneError as error:
         raise UsageError(str(error)) from error
     source = base.source
@@ -249,7 +269,7 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
 def check_machines(
     options: argparse.Namespace,
     data: "Data",
-    base: "Base",
+    bases: "Bases",
     device: str,
     group: "ProcessGroup | None",
 ) -> None:
@@ -268,10 +288,13 @@ def check_machines(
     kind = torch.device(device)
     precision = choose_precision(choose_recipe(options).precision, kind)
     same |= {"device": kind.type, "precision": precision}
-    if isinstance(base, Path):
-        same["base"] = hashlib.sha256(read_model_file(base)).hexdigest()
-    elif base is not None:
-        same["base"] = digest_of(base)
+    same["base"] = [
+        hashlib.sha256(read_model_file(base)).hexdigest()
+        if isinstance(base, Path)
+        else digest_of(base)
+        for base in bases.values()
+        if base is not None
+    ]
     try:
         check_same(group, **same)
     except ValueError as error:
@@ -283,7 +306,7 @@ def prepare_folders(
     jobs: Sequence[Job],
     stages: Sequence[str],
     data: "Data",
-    base: "Base",
+    bases: "Bases",
     group: "ProcessGroup | None",
     log: Log,
 ) -> None:
@@ -300,9 +323,10 @@ def prepare_folders(
 
     def empty() -> None:
         for job in jobs:  # delete nothing that could not be made anew
-            load_parent(stages[0], job.place, data, base)
+            load_parent(stages[0], job.place, data, base_for(stages[0], bases[job.base]))
         if group is None or writes_in(top, group):
-            discard(jobs[0].place.comparison, folders)
+            comparisons = {job.place.comparison for job in jobs}
+            discard((top, *comparisons) if len(comparisons) > 1 else comparisons, folders)
 
     if options.restart:
         if not launch.once_a_launch("restart", empty, group):

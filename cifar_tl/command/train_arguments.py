@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +16,16 @@ from cifar_tl.data.pictures.find import TRAIN
 from cifar_tl.data.source import DEFAULT_SOURCE, kind_of, lacks_cifar10, results_name
 from cifar_tl.errors import DataError
 from cifar_tl.experiment.parents import read_parent
-from cifar_tl.experiment.stages import STAGES, Place, takes_base, trains_with_backbone, way_to
+from cifar_tl.experiment.stages import STAGES, Place, takes_base, way_to
 from cifar_tl.pretrained import is_backbone, is_pretrained
 from cifar_tl.recipe import RECIPES, Recipe
 
 
 class Job(NamedTuple):
-    """One experiment: some stages, with one seed, on one part of the images."""
+    """One experiment: some stages, with one base and one seed, on one part of the images."""
 
     seed: int
+    base: Path | None  # a file or a name; None: the default
     place: Place
     options: argparse.Namespace  # of a command that does this job alone
 
@@ -46,7 +48,9 @@ def check_arguments(options: argparse.Namespace) -> None:
 
 def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
     """Refuses a base that no stage takes, or options of a base that it has not."""
-    if not is_backbone(options.base):
+    bases = options.base or ()
+    networks = [base for base in bases if is_backbone(base)]
+    if not networks:
         unused = {"--weights": options.weights, "--fit": options.fit}
         unused["--no-feature-cache"] = None if options.feature_cache else True
         if given := [name for name, value in unused.items() if value is not None]:
@@ -54,21 +58,25 @@ def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
                 f"{given[0]} is for a pretrained network: name one with --base, such as "
                 "mobilenet_v3_small"
             )
-    if options.base is None:
+    if not bases:
         return
-    if is_backbone(options.base) and not all(map(trains_with_backbone, stages)):
+    if options.weights is not None and len(networks) > 1:
+        raise UsageError(f"--weights is for one network: {networks[0]} and {networks[1]} are two")
+    if len(bases) - len(networks) > 1:
         raise UsageError(
-            f"--stage {stages[0]} does not start from a pretrained network: --stage transfer does"
+            f"--base {','.join(map(str, bases))}: two of these are the documented network, and "
+            "their results would be in the same folders: try them in two --output-dir"
         )
-    if not any(map(takes_base, stages)) or (not is_backbone(options.base) and stages[0] == "base"):
+    serves = all(way_to(stage) and STAGES[stage].parent for stage in stages)  # one stage
+    if not any(map(takes_base, stages)) and not (networks == list(bases) and serves):
         raise UsageError("--base names the base model of a transfer: add --stage transfer")
-    if is_pretrained(options.base) or options.base.is_file():
-        return
-    if not is_backbone(options.base):
-        several = ", and it names one base: try each by itself" if "," in str(options.base) else ""
-        raise UsageError(f"--base {options.base}: there is no such file{several}")
-    if options.base.parts[0] == "timm" and find_spec("timm") is None:
-        raise UsageError(f"--base {options.base} needs the package timm: pip install timm")
+    if stages[0] == "base":
+        raise UsageError("--base names the base model of a transfer: add --stage transfer")
+    for base in bases:
+        if not is_backbone(base) and not is_pretrained(base) and not base.is_file():
+            raise UsageError(f"--base {base}: there is no such file")
+        if base in networks and base.parts[0] == "timm" and find_spec("timm") is None:
+            raise UsageError(f"--base {base} needs the package timm: pip install timm")
 
 
 def check_files(options: argparse.Namespace) -> None:
@@ -101,8 +109,6 @@ def _check_own_values(options: argparse.Namespace) -> None:
         own = f"{owner}_{name}"
         if getattr(options, own) is None:
             continue
-        if is_backbone(options.base) and owner == "finetune":
-            raise UsageError(f"{flag(own)}: finetune does not start from a pretrained network yet")
         if options.stage == ALL:
             continue
         if STAGES[options.stage].recipe != owner:
@@ -144,10 +150,10 @@ def _check_parent(options: argparse.Namespace, stage: str) -> None:
         halves = choose_classes(names, options.base_classes, options.new_classes)
         name += split_suffix(*halves, len(names))
     for job in list_jobs(options, name):
-        if job.place.backbone is not None:
+        if job.place.backbone is not None and takes_base(stage):
             continue  # that network is looked for later: it needs torch
         with naming_commands(job.options):
-            read_parent(stage, job.place, options.base, own_classes=kind.own_classes)
+            read_parent(stage, job.place, job.base, own_classes=kind.own_classes)
 
 
 def source_of(options: argparse.Namespace) -> str:
@@ -159,23 +165,27 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
     """Lists the stages in their order. Classes of one's own are all new, so they need no base."""
     if options.stage != ALL:
         return (options.stage,)
-    if is_backbone(options.base):
-        return tuple(name for name in STAGES if trains_with_backbone(name))
+    if any(map(is_backbone, options.base or ())):
+        return tuple(name for name in STAGES if way_to(name))
     own_classes = kind_of(source_of(options)).own_classes
     return tuple(name for name, stage in STAGES.items() if stage.learns == "new" or not own_classes)
 
 
 def list_jobs(options: argparse.Namespace, data_name: str) -> list[Job]:
-    """Lists the experiments: one for each seed and each fraction."""
+    """Lists the experiments: one for each base, each seed and each fraction."""
     jobs = []
-    for seed in range(options.seed, options.seed + (options.seeds or 1)):
+    every_seed = range(options.seed, options.seed + (options.seeds or 1))
+    for base, seed in itertools.product(options.base or (None,), every_seed):
         seed_of_folder = None if options.seeds is None else seed
         seeds = None if options.seeds is None else 1  # 1: in a folder of its own
         for fraction in options.train_fraction:
             alone = {"seed": seed, "seeds": seeds, "train_fraction": (fraction,)}
-            backbone = options.base.as_posix() if is_backbone(options.base) else None
+            alone["base"] = None if base is None else (base,)
+            if not is_backbone(base):
+                alone |= {"weights": None, "fit": None, "feature_cache": True}
+            backbone = base.as_posix() if base is not None and is_backbone(base) else None
             place = Place(options.output_dir / data_name, fraction, seed_of_folder, backbone)
-            jobs.append(Job(seed, place, argparse.Namespace(**vars(options) | alone)))
+            jobs.append(Job(seed, base, place, argparse.Namespace(**vars(options) | alone)))
     return jobs
 
 

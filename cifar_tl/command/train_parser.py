@@ -13,6 +13,7 @@ from cifar_tl.command.arguments import (
     MODEL_HELP,
     at_least_one,
     at_least_zero,
+    bases,
     dropout_rate,
     fractions,
     not_negative,
@@ -121,10 +122,10 @@ def _add_class_options(parser: Parser) -> None:
     add(
         "--base",
         metavar="BASE",
-        type=Path,
+        type=bases,
         help=f"another base model for transfer: {MODEL_HELP}; or a pretrained network: the name of "
         "one of torchvision's classification models, such as mobilenet_v3_small, or timm/NAME "
-        f"(default for classes of your own: {DEFAULT_MODEL})",
+        f"(default for classes of your own: {DEFAULT_MODEL}); with commas, several are compared",
     )
     add(
         "--weights",
@@ -244,7 +245,7 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         values["train_fraction"] = (1.0,)
     if stage != ALL and STAGES[stage].parent is None:
         values |= {"base": None, "weights": None, "fit": None, "feature_cache": True}
-    elif stage != ALL and not takes_base(stage) and not is_backbone(values["base"]):
+    elif stage != ALL and not takes_base(stage) and not any(map(is_backbone, values["base"] or ())):
         values["base"] = None
     parser = make_parser()
     words = []

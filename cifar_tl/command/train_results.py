@@ -7,12 +7,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cifar_tl.command.console import called, say
-from cifar_tl.command.train_parser import ALL, OWN_VALUES, write_command
+from cifar_tl.command.train_parser import ALL, write_command
 from cifar_tl.errors import RunWarning, first_line
-from cifar_tl.experiment.stages import COMPARISON_PICTURES, FEATURES, MODEL, PICTURES, Place
+from cifar_tl.experiment.stages import (
+    COMPARISON_PICTURES,
+    FEATURES,
+    HEAD,
+    MODEL,
+    PICTURES,
+    STAGES,
+    Place,
+)
 from cifar_tl.names import count, printable
 from cifar_tl.pretrained import DEFAULT_MODEL
 
@@ -36,7 +44,7 @@ def show(
 ) -> None:
     """Shows what came out, and what to type next."""
     if options.stage == ALL and data.new_classes:
-        compare_stages(experiments, write_command(options))
+        compare_all(options, experiments)
     elif options.seeds is not None:
         say_spreads(experiments)
     if not has_matplotlib():
@@ -51,8 +59,7 @@ def larger_base(options: argparse.Namespace, data: "Data") -> str:
     """Says which command tries a pretrained network that sees more in large pictures."""
     pictures = sum(len(part.labels) for part in (data.train, data.validation, data.test) if part)
     seconds = max(10, round(pictures / PICTURES_PER_SECOND))
-    plain = {f"finetune_{name}": None for stage, name in OWN_VALUES if stage == "finetune"}
-    command = write_command(options, stage=ALL, base=LARGER_BASE, **plain)
+    command = write_command(options, stage=ALL, base=LARGER_BASE)
     return (
         f"These pictures have {data.shorter_side} pixels, and {DEFAULT_MODEL} sees 32. A network "
         f"that sees {LARGER_SIZE} may do better: {command} (downloads {LARGER_MB} MB; "
@@ -60,7 +67,27 @@ def larger_base(options: argparse.Namespace, data: "Data") -> str:
     )
 
 
-def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
+def compare_all(options: argparse.Namespace, experiments: Sequence[Experiment]) -> None:
+    """Compares the stages that start from each base, and several bases."""
+    from cifar_tl.experiment.findings.bases import bases_text, compare_bases
+    from cifar_tl.experiment.folder import save_bases
+
+    of_bases: dict[str, list[Experiment]] = {}
+    for place, results in experiments:
+        parents = (result["parent_path"] for result in results.values())
+        base = place.backbone or next((parent for parent in parents if parent), "")
+        of_bases.setdefault(base, []).append((place, results))
+    command = write_command(options)
+    found = {base: compare_stages(of_base, command) for base, of_base in of_bases.items()}
+    if len(found) > 1:
+        folder = experiments[0][0].folder
+        compared = compare_bases(found)
+        text = bases_text(compared)
+        save_bases(folder, compared, text)
+        say(f"\n{text}\nEverything was written to {printable(str(folder))}")
+
+
+def compare_stages(experiments: Sequence[Experiment], command: str) -> dict[str, Any]:
     """Compares the stages, of all seeds and fractions, in files and in print."""
     from cifar_tl.experiment.findings.comparison import compare, comparison_text
     from cifar_tl.experiment.findings.page import page
@@ -77,6 +104,7 @@ def compare_stages(experiments: Sequence[Experiment], command: str) -> None:
     draw_comparison([place for place, _ in largest], list(results), several_sizes=len(sizes) > 1)
     save_page(place.comparison, page(comparison, results, read_pictures(place), command))
     say(f"\n{text}\nEverything was written to {printable(str(place.comparison))}")
+    return comparison
 
 
 def say_spreads(experiments: Sequence[Experiment]) -> None:
@@ -97,6 +125,8 @@ def say_spreads(experiments: Sequence[Experiment]) -> None:
 
 def draw_stage(place: Place, stage: str, data: "Data", *, keeps: bool) -> None:
     """Draws the pictures of a stage, if they are missing. ``keeps``: features may be in files."""
+    # No other run sees what a stage made of a network that goes on learning.
+    keeps = keeps and STAGES[stage].trains == HEAD
     folder, features = place.of(stage), place.folder / FEATURES if keeps else None
     draw(folder, PICTURES, lambda: plots().draw_stage(folder, data, features))
 

@@ -1,8 +1,8 @@
-"""Frozen features of pictures, kept in files: each picture goes through the network once.
+"""What frozen layers compute of pictures, kept in files: each picture goes through them once.
 
-Pictures come a batch at a time, and only features stay. So memory does not grow with their number.
-A file holds the features of 256 images. It is sealed, so an interrupted pass goes on after the last
-file. Other seeds, fractions and stages read the same files.
+It is the features, or if the last layers learn, too, the maps that these take. Pictures come a
+batch at a time, and only features stay. A file holds those of up to 256 images. It is sealed, so an
+interrupted pass goes on after the last file. Other seeds, fractions and stages read the same files.
 """
 
 import contextlib
@@ -11,9 +11,12 @@ import importlib.metadata
 import itertools
 import json
 import math
+import mmap
+import tempfile
 import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cifar_tl.backbone import Network, digest_of
+from cifar_tl.backbone import Backbone, Network, digest_of
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
 from cifar_tl.data.examples import Data, LabeledImages, class_rows
 from cifar_tl.data.pictures.read import stream_images
@@ -37,12 +40,15 @@ from cifar_tl.machine import autocast
 from cifar_tl.names import printable
 from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Plan, Precision
+from cifar_tl.tail import Tail, maps_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-CHUNK = 256  # images in a file
-BATCH = 32  # a part of CHUNK: so the batches are the same after an interruption
+MOST_IN_FILE = 256  # images
+FILE_SIZE = 32e6  # bytes, if BATCH images are not larger
+BATCH = 32  # a file holds whole batches: so they are the same after an interruption
+IN_MEMORY = 500e6  # bytes: more than that is mapped from a file
 ABOUT = "about.json"
 
 
@@ -88,17 +94,60 @@ def pictures_of(data: Data, classes: Iterable[int]) -> tuple[Pictures, Pictures,
     )
 
 
+class Frozen(NamedTuple):
+    """Layers of a network that stay as they are, and how they compute."""
+
+    network: Network  # it computes on its device
+    precision: Precision
+    tail: Tail | None = None  # the last layers, if they learn; then their maps are computed
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Computes the features or the maps ``(N, ...)`` of images."""
+        if self.tail is None:
+            return self.network.forward_features(images)
+        return maps_of(self.network.features, self.tail, self.network.preprocess(images))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the features or of the map of one image."""
+        return (self.network.num_features,) if self.tail is None else self.tail.shape
+
+    def depends_on(self, data: Data, classes: Sequence[int]) -> dict[str, Any]:
+        """Lists all that decides what it computes of an image, as plain values."""
+        return {
+            "fingerprint": data.fingerprint,
+            "classes": list(classes),
+            "network": self.network.describe()["network"],
+            "weights_and_preprocessing": digest_of(self.network),
+            "precision": self.precision,
+            "batch": BATCH,
+            "device": self.network.mean.device.type,
+            "torch": str(torch.__version__),
+            "torchvision": importlib.metadata.version("torchvision"),
+            "pillow": PIL.__version__,
+            **data.reading,
+            **data.software,
+            **({} if self.tail is None else {"maps_before": self.tail.first}),
+        }
+
+
+class Cost(NamedTuple):
+    """How long features took."""
+
+    seconds: float  # of this call
+    seconds_before: float = 0.0  # in which those were computed that were only read
+    note: str = ""
+
+
 class PictureFeatures(NamedTuple):
     """The features of what a stage learns from and is judged by, each picture in its own size."""
 
-    tensors: tuple[Tensor, Tensor, Tensor]  # (V, N, F), (M, F) and (K, F): train, validation, test
-    seconds: float  # of this call
-    seconds_before: float  # in which those were computed that were only read
-    note: str
+    tensors: tuple[Tensor, Tensor, Tensor]  # (V, N, ...), (M, ...), (K, ...): train, val, test
+    cost: Cost
 
 
 def features_of_pictures(
-    model: Network,
+    frozen: Frozen,
     data: Data,
     classes: Sequence[int],
     places: Tensor,
@@ -110,11 +159,11 @@ def features_of_pictures(
     """Computes or reads the features of a stage's images.
 
     Args:
-        model: Its ``forward_features`` is frozen. It computes on its device.
+        frozen: What computes them.
         data: The images.
         classes: Those of the stage.
         places: ``(N,)`` int64: the training images, as places among all of these classes.
-        plan: Its views and its precision are used.
+        plan: Its views are used.
         folder: Where features are kept. None: nowhere.
         bar: Text before progress bars on standard error. None: no bars.
         group: Processes that share the work. None: this process alone.
@@ -128,16 +177,16 @@ def features_of_pictures(
     wanted = [places, *(torch.arange(len(part.rows)) for part in parts[1:])]
     plain = versions_of(mirror=False)
     versions = [versions_of(mirror=plan.mirror, shift=plan.view_shift), plain, plain]
-    kept = Kept(folder, _depends_on(model, data, classes, plan.precision))
+    kept = Kept(folder, frozen.depends_on(data, classes))
     found = [
-        frozen_features(model, *each, kept, precision=plan.precision, bar=bar, group=group)
-        for each in zip(parts, versions, wanted, strict=True)
+        frozen_features(Pass(frozen, part, of_part, kept, bar, group), rows)
+        for part, of_part, rows in zip(parts, versions, wanted, strict=True)
     ]
     views, val_features, test_features = (each.features for each in found)
     seconds = time.perf_counter() - begin
     before = sum(each.seconds_before for each in found)
-    note = f"in {seconds:.2f} s" + _kept_note(kept, before)
-    return PictureFeatures((views, val_features[0], test_features[0]), seconds, before, note)
+    cost = Cost(seconds, before, f"in {seconds:.2f} s" + _kept_note(kept, before))
+    return PictureFeatures((views, val_features[0], test_features[0]), cost)
 
 
 def logits_of(
@@ -158,37 +207,18 @@ def logits_of(
         folder: Where features are kept, if they are.
     """
     data, device = pictures.data, model.mean.device
-    if model.frame == data.frame:
+    if not isinstance(model, Backbone):  # it sees the images that are in memory
         with autocast(precision, device):
             logits: Tensor = extract_features(model, pictures.examples().images)
         return logits.float()
+    frozen = Frozen(model, precision)
     classes = pictures.examples().labels.unique().tolist()
-    kept = Kept(folder, _depends_on(model, data, classes, precision))
-    places, plain = torch.arange(len(pictures.rows)), versions_of(mirror=False)
+    kept = Kept(folder, frozen.depends_on(data, classes))
     bar = "images" if progress else None
-    found = frozen_features(model, pictures, plain, places, kept, precision=precision, bar=bar)
+    work = Pass(frozen, pictures, versions_of(mirror=False), kept, bar)
+    found = frozen_features(work, torch.arange(len(pictures.rows)))
     with evaluating(model), torch.no_grad(), autocast(precision, device):
         return model.forward_head(found.features[0].to(device)).float()
-
-
-def _depends_on(
-    model: Network, data: Data, classes: Sequence[int], precision: Precision
-) -> dict[str, Any]:
-    """Lists all that decides the features of an image, as plain values."""
-    return {
-        "fingerprint": data.fingerprint,
-        "classes": list(classes),
-        "network": model.describe()["network"],
-        "weights_and_preprocessing": digest_of(model),
-        "precision": precision,
-        "batch": BATCH,
-        "device": model.mean.device.type,
-        "torch": str(torch.__version__),
-        "torchvision": importlib.metadata.version("torchvision"),
-        "pillow": PIL.__version__,
-        **data.reading,
-        **data.software,
-    }
 
 
 def _kept_note(kept: "Kept", seconds_before: float) -> str:
@@ -208,126 +238,154 @@ class Kept(NamedTuple):
     folder: Path | None  # None: nowhere
     depends_on: dict[str, Any]  # plain values
 
-    def path(self, name: str, chunk: int, versions: Sequence[Version]) -> Path:
-        """Returns the file of some views of 256 images."""
-        views = f"{len(versions)}-views-{max(version.right for version in versions)}"
-        return self._own() / f"{name}-{views}-{chunk:05}.pt"
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps the files to this process. It waits for others that make them."""
         if self.folder is None:
             yield
             return
-        self._own().mkdir(parents=True, exist_ok=True)
-        with locked(self._own(), wait=True):
+        self.own().mkdir(parents=True, exist_ok=True)
+        with locked(self.own(), wait=True):
             yield
 
-    def _own(self) -> Path:
+    def own(self) -> Path:
+        """Returns the folder of what depends on these values."""
         assert self.folder is not None
         return self.folder / hashlib.sha256(json.dumps(self.depends_on).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Pictures that go through frozen layers, a file after the other.
+
+    Attributes:
+        frozen: The layers.
+        pictures: All images that any fraction may want.
+        versions: The V views of each image: `versions_of`.
+        kept: Where features are kept.
+        bar: Text before a progress bar. None: no bar.
+        group: Processes that share the work. None: this process alone.
+    """
+
+    frozen: Frozen
+    pictures: Pictures
+    versions: Sequence[Version]
+    kept: Kept
+    bar: str | None = None
+    group: "ProcessGroup | None" = None
+
+    @property
+    def in_file(self) -> int:
+        """How many images a file holds."""
+        fitting = int(FILE_SIZE / (4 * math.prod(self.frozen.shape))) // BATCH * BATCH
+        return max(BATCH, min(MOST_IN_FILE, fitting))
+
+    def span(self, chunk: int) -> range:
+        """Returns the places of the images of a file."""
+        first = chunk * self.in_file
+        return range(first, min(first + self.in_file, len(self.pictures.rows)))
+
+    def path(self, chunk: int) -> Path:
+        """Returns a file."""
+        views = f"{len(self.versions)}-views-{max(version.right for version in self.versions)}"
+        return self.kept.own() / f"{self.pictures.name}-{views}-{chunk:05}.pt"
+
+
 class Chunk(NamedTuple):
-    """The features ``(V, n, F)`` of up to 256 images, and the seconds in which they were made."""
+    """The features ``(V, n, ...)`` of a file, and the seconds in which they were made."""
 
     features: Tensor
     seconds: float
 
 
 class Found(NamedTuple):
-    """Features ``(V, N, F)``, and how long those took that were only read."""
+    """Features ``(V, N, ...)``, and how long those took that were only read."""
 
     features: Tensor
     seconds_before: float
 
 
-def frozen_features(
-    model: Network,
-    pictures: Pictures,
-    versions: Sequence[Version],
-    wanted: Tensor,
-    kept: Kept,
-    *,
-    precision: Precision,
-    bar: str | None = None,
-    group: "ProcessGroup | None" = None,
-) -> Found:
+def frozen_features(work: Pass, wanted: Tensor) -> Found:
     """Computes the features of pictures, or reads those that were kept.
 
     Args:
-        model: Its ``forward_features`` is frozen. It computes on its device.
-        pictures: All images that any fraction may want.
-        versions: The V views of each image: `versions_of`.
+        work: The pictures, and what computes.
         wanted: ``(N,)`` int64, places among the pictures, ascending.
-        kept: Where features are kept.
-        precision: Of the computation.
-        bar: Text before a progress bar. None: no bar.
-        group: Processes that share the work. None: this process alone.
     """
-    numbers = wanted // CHUNK
+    numbers, group = wanted // work.in_file, work.group
     chunks: list[int] = numbers.unique().tolist()
-    # Who works alone waits for others that make the same features, and reads those. Processes of a
-    # group divide the files, so only the writing of each is locked.
-    with kept.locked() if group is None else contextlib.nullcontext():
-        found = {
-            chunk: content
-            for chunk in chunks
-            if (content := _read(kept, pictures, chunk, versions, model.num_features)) is not None
-        }
-        there = gather_objects(list(found), group)  # before a process makes the first one
-        missing = [chunk for chunk in chunks if not any(chunk in of for of in there)]
-        rank, size = (0, 1) if group is None else (group.rank(), group.size())
-        made = _make(model, pictures, versions, missing[rank::size], kept, precision, bar, group)
+    features = _room((len(work.versions), len(wanted), *work.frozen.shape), work.kept.folder)
+
+    def take(chunk: int, content: Chunk) -> None:
+        places = wanted[numbers == chunk] % work.in_file
+        features[:, numbers == chunk] = content.features[:, places]
+
+    if group is None:
+        seconds_before, missing = 0.0, []
+        with work.kept.locked():  # another process may make the same: wait, and read those
+            for chunk in chunks:
+                if (content := _read(work, chunk)) is None:
+                    missing.append(chunk)
+                else:
+                    take(chunk, content)
+                    seconds_before += content.seconds
+            for chunk, content in _make(work, missing):
+                take(chunk, content)
+        return Found(features, seconds_before)
+    # Processes of a group divide the files, so only the writing of each is locked.
+    found = {chunk: read for chunk in chunks if (read := _read(work, chunk)) is not None}
+    there = gather_objects(list(found), group)  # before a process makes the first one
+    missing = [chunk for chunk in chunks if not any(chunk in of for of in there)]
+    made = dict(_make(work, missing[group.rank() :: group.size()]))
     # Machines have files of their own: what one has, the others get.
     lent = {
         chunk: found[chunk]
         for chunk in found
-        if not all(chunk in of for of in there) and not any(chunk in of for of in there[:rank])
+        if not all(chunk in of for of in there)
+        and not any(chunk in of for of in there[: group.rank()])
     }
     for of_process in gather_objects({**made, **lent}, group):
         found = {**of_process, **found}
-    shape = (len(versions), len(wanted), model.num_features)
-    features = torch.empty(shape)
     for chunk in chunks:
-        features[:, numbers == chunk] = found[chunk].features[:, wanted[numbers == chunk] % CHUNK]
+        take(chunk, found[chunk])
     return Found(features, sum(found[chunk].seconds for chunk in chunks if chunk not in missing))
 
 
-def _make(
-    model: Network,
-    pictures: Pictures,
-    versions: Sequence[Version],
-    chunks: Sequence[int],
-    kept: Kept,
-    precision: Precision,
-    bar: str | None,
-    group: "ProcessGroup | None",
-) -> dict[int, Chunk]:
-    """Computes the features of some chunks. Threads read pictures while the network computes."""
-    device, total = model.mean.device, len(pictures.rows)
-    spans = [range(chunk * CHUNK, min((chunk + 1) * CHUNK, total)) for chunk in chunks]
-    stream = pictures.stream([place for span in spans for place in span], model.frame)
-    batches = with_bar(stream, bar, sum(math.ceil(len(span) / BATCH) for span in spans))
-    made: dict[int, Chunk] = {}
-    with (
-        contextlib.closing(stream),
-        evaluating(model),
-        torch.no_grad(),
-        autocast(precision, device),
-    ):
-        in_turn = iter(batches)
+def _room(shape: Sequence[int], folder: Path | None) -> Tensor:
+    """Makes a tensor: in memory, or if it is large, in a file that vanishes with it."""
+    num_bytes = 4 * math.prod(shape)
+    if num_bytes <= IN_MEMORY:
+        return torch.empty(shape)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for start in range(0, num_bytes, 2**20):  # a full disk is found here, not by a crash later
+            file.write(bytes(min(2**20, num_bytes - start)))
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), num_bytes)
+    return torch.frombuffer(mapped, dtype=torch.float32).view(*shape)
+
+
+def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
+    """Computes the features of some files. Threads read pictures while the network computes."""
+    frozen, spans = work.frozen, [work.span(chunk) for chunk in chunks]
+    model, device = frozen.network, frozen.network.mean.device
+    stream = work.pictures.stream([place for span in spans for place in span], model.frame)
+    batches = with_bar(stream, work.bar, sum(math.ceil(len(span) / BATCH) for span in spans))
+    in_turn = iter(batches)
+    with contextlib.closing(stream), evaluating(model):
         for chunk, span in zip(chunks, spans, strict=True):
             start = time.perf_counter()
             parts = []
-            for images in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
-                images = images.to(device)
-                outputs = [model.forward_features(change(images, v)) for v in versions]
-                parts.append(torch.stack(outputs).float().cpu())
-            made[chunk] = Chunk(torch.cat(parts, 1), time.perf_counter() - start)
-            with contextlib.nullcontext() if group is None else kept.locked():
-                _write(kept, pictures.name, chunk, versions, made[chunk])
-    return made
+            with torch.no_grad(), autocast(frozen.precision, device):
+                for images in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
+                    images = images.to(device)
+                    outputs = [frozen.compute(change(images, v)) for v in work.versions]
+                    parts.append(torch.stack(outputs).float().cpu())
+            made = Chunk(torch.cat(parts, 1), time.perf_counter() - start)
+            with contextlib.nullcontext() if work.group is None else work.kept.locked():
+                _write(work, chunk, made)
+            yield chunk, made
 
 
 def _scaled(image: Tensor, frame: Frame) -> Tensor:
@@ -337,16 +395,14 @@ def _scaled(image: Tensor, frame: Frame) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def _read(
-    kept: Kept, pictures: Pictures, chunk: int, versions: Sequence[Version], size: int
-) -> Chunk | None:
-    """Reads the features of a chunk. None: they are not there, or damaged."""
-    if kept.folder is None:
+def _read(work: Pass, chunk: int) -> Chunk | None:
+    """Reads the features of a file. None: they are not there, or damaged."""
+    if work.kept.folder is None:
         return None
-    path = kept.path(pictures.name, chunk, versions)
+    path = work.path(chunk)
     if not path.exists():
         return None
-    shape = (len(versions), min(CHUNK, len(pictures.rows) - chunk * CHUNK), size)
+    shape = (len(work.versions), len(work.span(chunk)), *work.frozen.shape)
     try:
         content = load_checkpoint(path)
         features, seconds = content["features"], float(content["seconds"])
@@ -360,12 +416,13 @@ def _read(
     return Chunk(features, seconds)
 
 
-def _write(kept: Kept, name: str, chunk: int, versions: Sequence[Version], content: Chunk) -> None:
-    if kept.folder is None:
+def _write(work: Pass, chunk: int, content: Chunk) -> None:
+    if work.kept.folder is None:
         return
-    path = kept.path(name, chunk, versions)
+    path = work.path(chunk)
     if not (about := path.parent / ABOUT).exists():  # for people
-        write_atomically(about, (json.dumps(kept.depends_on, indent=2) + "\n").encode("ascii"))
+        text = json.dumps(work.kept.depends_on, indent=2) + "\n"
+        write_atomically(about, text.encode("ascii"))
     save_checkpoint(path, {**content._asdict(), "place": _place(path)})
 
 

@@ -205,8 +205,8 @@ class RunFolder:
         _write_pair(self.path / stages.RESULT, self.path / stages.RESULTS, digested, text)
 
 
-def discard(data_folder: Path, folders: Iterable[Path]) -> None:
-    """Deletes the files of runs, and the comparison of them. Other files stay.
+def discard(comparisons: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Deletes the files of runs, and the comparisons of them. Other files stay.
 
     Raises:
         LockedError: If another process is at work in one of them. Then nothing is deleted.
@@ -221,8 +221,9 @@ def discard(data_folder: Path, folders: Iterable[Path]) -> None:
                 (folder / (name + TEMPORARY)).unlink(missing_ok=True)
         if not present:
             return
-        for name in (*stages.COMPARISON, *stages.COMPARISON_PICTURES, stages.REPORT):
-            (data_folder / name).unlink(missing_ok=True)
+        of_all = (*stages.COMPARISON, *stages.COMPARISON_PICTURES, stages.REPORT, *stages.BASES)
+        for folder, name in itertools.product(comparisons, of_all):
+            (folder / name).unlink(missing_ok=True)
 
 
 def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None:
@@ -231,6 +232,13 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
     with locked(folder, wait=True):
         for name in stages.COMPARISON_PICTURES:
             (folder / name).unlink(missing_ok=True)
+        _write_pair(folder / json_name, folder / text_name, comparison, text)
+
+
+def save_bases(folder: Path, comparison: dict[str, Any], text: str) -> None:
+    """Writes a comparison of bases into the folder of their data."""
+    json_name, text_name = stages.BASES
+    with locked(folder, wait=True):
         _write_pair(folder / json_name, folder / text_name, comparison, text)
 
 

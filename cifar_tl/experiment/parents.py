@@ -29,39 +29,40 @@ def load_parent(
 ) -> Parent | None:
     """Loads the model that a stage starts from: ``base``, or that of the stage before it.
 
-    A `Backbone` is taken as it is. Its classes are not compared with those of the data.
+    A `Backbone` is taken as it is. Its classes are not compared with those of the data. A stage
+    that goes on from another stage's model of that network checks that it is of this network.
 
     Returns:
         The model. None: the stage starts from fresh weights.
 
     Raises:
         ValueError: If a base model is given to a stage that takes none.
+        TypeError: If the base is a model of another type.
         RunError: If there is no such model, it is damaged, or it comes from another stage or from
             other images; or if ``base`` may have been trained on these images.
     """
+    from cifar_tl.backbone import Backbone, digest_of
     from cifar_tl.checkpoint import read_model
 
-    if base is not None and not takes_base(stage):
-        if STAGES[stage].parent is None or isinstance(base, str | Path):
-            raise ValueError(f"only a transfer takes another base model, not {stage}")
-        raise ValueError(
-            f"{stage} does not go on from a pretrained network yet, only transfer does"
-        )
-    if STAGES[stage].parent is None:
-        return None
-    if base is not None and not isinstance(base, str | Path):
-        from cifar_tl.backbone import Backbone, digest_of
-
-        if not isinstance(base, Backbone):
-            raise TypeError("base is a file, a name or a Backbone: save_model makes a file")
-
-        return Parent(base, base.name, digest_of(base))
-    path, content, remedy = read_parent(stage, place, base, own_classes=data.own_classes)
+    backbone = base if isinstance(base, Backbone) else None
+    file = None if isinstance(base, Backbone) else base
+    if STAGES[stage].parent is None or (file is not None and not takes_base(stage)):
+        if base is None:
+            return None
+        raise ValueError(f"only a transfer takes another base model, not {stage}")
+    if file is not None and not isinstance(file, str | Path):
+        raise TypeError("base is a file, a name or a Backbone: save_model makes a file")
+    if backbone is not None and takes_base(stage):
+        return Parent(backbone, backbone.name, digest_of(backbone))
+    path, content, remedy = read_parent(stage, place, file, own_classes=data.own_classes)
+    module = None if backbone is None else backbone.features
     try:
-        model, settings, _ = read_model(path, content)
+        model, settings, _ = read_model(path, content, module)
     except CheckpointError as error:
         raise RunError(f"{error}; or make it anew", **remedy) from error
-    _check(path, settings, stage, data, place.train_fraction, remedy, named=base is not None)
+    _check(path, settings, stage, data, place.train_fraction, remedy, named=file is not None)
+    if backbone is not None and settings.get("parent") != digest_of(backbone):
+        raise RunError(f"{path} was made from another {backbone.name}: make it anew", **remedy)
     return Parent(model, str(path), hashlib.sha256(content).hexdigest())
 
 
@@ -88,8 +89,9 @@ def read_parent(
     if own_classes and takes_base(stage) and base is None:
         base = DEFAULT_MODEL
     path = Path(base) if base is not None else place.of(str(parent)) / MODEL
-    anew = {"stage": parent, "base": None, "restart": base is None and path.exists()}
-    remedy = {} if own_classes else anew
+    remedy: dict[str, Any] = {"stage": parent, "restart": base is None and path.exists()}
+    if takes_base(stage):
+        remedy = {} if own_classes else {**remedy, "base": None}
     if not is_pretrained(path) and not path.exists():
         raise RunError(f"there is no {parent} model {path}: make it first", **remedy)
     try:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -22,8 +24,9 @@ from cifar_tl.data.examples import (
     stratified_prefix,
 )
 from cifar_tl.data.views import make_views, shift_randomly
+from cifar_tl.errors import RunError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
-from cifar_tl.experiment.features import features_of_pictures
+from cifar_tl.experiment.features import Cost, Frozen, features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
 from cifar_tl.experiment.findings.results import (
     StageResult,
@@ -50,6 +53,7 @@ from cifar_tl.names import count, printable
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import Plan, Recipe
+from cifar_tl.tail import Tail, find_tail, unfreeze_tail
 from cifar_tl.training import EpochRecord, Transform, derive_seed, fit, make_optimizer, seeded
 
 if TYPE_CHECKING:
@@ -127,7 +131,8 @@ def run_stage(
     parent = load_parent(stage, place, data, base)
     digest = parent.digest if parent else None
     plan = _plan(stage, data, recipe, train_fraction, on, parent)
-    named = _backbone_settings(parent)
+    tail = _tail(stage, parent)
+    named = _backbone_settings(parent, tail)
     settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest, named)
     folder = RunFolder(place.of(stage), settings)
     with held(folder, group) as (writes, finished):
@@ -135,24 +140,27 @@ def run_stage(
             log(f"{stage}: finished before, in {printable(str(folder.path))}")
             return cast(StageResult, finished)
         images = _examples(data, outputs, train_fraction)
-        model = _starting_model(stage, plan, parent, outputs, images.train, int(seed)).to(on)
-        part = model.classifier if STAGES[stage].trains == HEAD else model
+        model = _starting_model(stage, plan, parent, tail, outputs, images.train, int(seed)).to(on)
+        part = _learning_part(stage, model, tail)
         optimizer = make_optimizer(part, plan)
         processes = 1 if group is None else group.size()
         now = {**surroundings(device, processes), **data.software}
-        saved = part if model.frame != data.frame else model  # a backbone is large, and elsewhere
+        saved = part if isinstance(model, Backbone) else model  # it is large, and elsewhere
         history = folder.resume(saved, optimizer, now, start)
         log(f"{stage}: {_announcement(plan, parent, images, outputs, history)}")
 
         keep = place.folder / FEATURES if keep_features else None
         bar = f"{stage} features" if progress else None
-        seen = _inputs(model, data, images, outputs, plan, keep, bar, group)
-        if seen.note:
+        frozen = Frozen(model, plan.precision, tail)
+        seen = _inputs(frozen, part, data, images, outputs, plan, keep, bar, group)
+        if seen.cost.note:
             # Features that were kept cost their time once, and count in every run that uses them.
-            before = 0.0 if history.rows else seen.seconds_before
-            history.seconds_features += seen.seconds + before
+            before = 0.0 if history.rows else seen.cost.seconds_before
+            history.seconds_features += seen.cost.seconds + before
             history.start -= before
-            log(f"{stage}: frozen features of all these images {seen.note}")
+            log(f"{stage}: frozen features of all these images {seen.cost.note}")
+        if tail is not None and not history.rows:
+            log(f"{stage}: {_outlook(part, seen.views, plan, tail)}")
 
         def on_epoch(record: EpochRecord) -> None:
             history.add(record)
@@ -213,10 +221,8 @@ class _Inputs(NamedTuple):
     views: Tensor  # (V, N, ...)
     validation: Tensor  # (M, ...)
     test: Tensor  # (K, ...)
-    tested: nn.Module  # what takes the test inputs: all of the model, or its classifier
-    seconds: float = 0.0  # of this call, for features
-    seconds_before: float = 0.0  # in which kept features were computed
-    note: str = ""  # how the features were made
+    tested: nn.Module  # what takes the test inputs: all of the model, or what learns
+    cost: Cost = Cost(0.0)  # of features
 
 
 def _check(stage: str, data: Data, train_fraction: float) -> None:
@@ -244,17 +250,56 @@ def _plan(
     if isinstance(recipe, Plan):
         raise TypeError("a stage makes its plan itself: give the recipe, such as TUNED")
     num_images = num_training_images(stage, data, train_fraction)
-    if parent and parent.model.frame != data.frame:
+    if parent and isinstance(parent.model, Backbone):
         recipe = recipe.for_backbone()
     plan = recipe.for_stage(STAGES[stage].recipe, num_images, mirror=data.mirror)
     return dataclasses.replace(plan, precision=choose_precision(plan.precision, device))
 
 
-def _backbone_settings(parent: Parent | None) -> dict[str, Any]:
+def _backbone_settings(parent: Parent | None, tail: Tail | None) -> dict[str, Any]:
     """Names a pretrained network, for the settings of a run."""
     if parent is None or not isinstance(parent.model, Backbone):
         return {}
-    return {"backbone": parent.model.name, "fit": parent.model.frame.fit}
+    learning = {} if tail is None else {"learns_from": tail.first}
+    return {"backbone": parent.model.name, "fit": parent.model.frame.fit, **learning}
+
+
+def _tail(stage: str, parent: Parent | None) -> Tail | None:
+    """Finds the last layers of a pretrained network, for a stage that trains more than a head."""
+    if parent is None or not isinstance(parent.model, Backbone) or STAGES[stage].trains == HEAD:
+        return None
+    if (tail := find_tail(parent.model.features, parent.model.image_size)) is not None:
+        return tail
+    raise RunError(
+        f"{parent.model.name} has no last layers that could learn apart from its first ones: "
+        f"{STAGES[stage].parent} is all that can be done with it"
+    )
+
+
+def _learning_part(stage: str, model: Network, tail: Tail | None) -> nn.Module:
+    """Returns the module that learns, in one piece."""
+    if tail is not None:
+        return nn.Sequential(OrderedDict(tail=tail, classifier=model.classifier))
+    return model.classifier if STAGES[stage].trains == HEAD else model
+
+
+def _outlook(part: nn.Module, views: Tensor, plan: Plan, tail: Tail) -> str:
+    """Says what learns, and about how long it will take: two steps tell, which change nothing."""
+    device = next(part.parameters()).device
+    batch = views[0, : plan.batch_size].to(device)
+    for _ in range(2):  # the first one makes room
+        begin = time.perf_counter()
+        with autocast(plan.precision, device):
+            loss = part.eval()(batch).float().logsumexp(1).mean()
+        loss.backward()
+        seconds = time.perf_counter() - begin
+    part.zero_grad()
+    steps = plan.epochs * math.ceil(views.shape[1] / plan.batch_size)
+    minutes = seconds * steps / 60
+    return (
+        f"the layers from {tail.first} on learn, {tail.part:.0%} of the network's work; the epochs "
+        f"take about {f'{minutes:.0f} min' if minutes >= 2 else f'{60 * minutes:.0f} s'}"
+    )
 
 
 def _backbone_description(model: Network) -> dict[str, Any]:
@@ -294,6 +339,7 @@ def _starting_model(
     stage: str,
     plan: Plan,
     parent: Parent | None,
+    tail: Tail | None,
     outputs: Outputs,
     train: LabeledImages,
     seed: int,
@@ -312,15 +358,18 @@ def _starting_model(
         started = parent.model
         if takes_base(stage):
             started = transfer_model(started, outputs.size)
-    if STAGES[stage].trains == HEAD:
+    if STAGES[stage].trains == HEAD or tail is not None:
         freeze(started.features)
     else:
         unfreeze(started.features)
+    if tail is not None:
+        unfreeze_tail(tail)
     return started
 
 
 def _inputs(
-    model: Network,
+    frozen: Frozen,
+    part: nn.Module,
     data: Data,
     images: _Examples,
     outputs: Outputs,
@@ -330,15 +379,13 @@ def _inputs(
     group: "ProcessGroup | None",
 ) -> _Inputs:
     """Makes the views. Frozen layers have no randomness: their features serve all epochs."""
-    device = model.mean.device
-    if model.frame != data.frame:  # other images than those in memory
+    model, device = frozen.network, frozen.network.mean.device
+    if isinstance(model, Backbone):  # other images than those in memory
         found = features_of_pictures(
-            model, data, outputs.classes, images.places, plan, keep, bar, group
+            frozen, data, outputs.classes, images.places, plan, keep, bar, group
         )
         views, val, test = (to_device_if_it_fits(tensor, device) for tensor in found.tensors)
-        return _Inputs(
-            views, val, test, model.classifier, found.seconds, found.seconds_before, found.note
-        )
+        return _Inputs(views, val, test, part, found.cost)
     views = make_views(images.train.images, mirror=plan.mirror, shift=plan.view_shift)
     views = to_device_if_it_fits(views, device)
     val_images = to_device_if_it_fits(images.validation.images, device)
@@ -350,8 +397,8 @@ def _inputs(
         val_features = extract(val_images)
         features = extract(views.flatten(0, 1)).unflatten(0, views.shape[:2])
     seconds = time.perf_counter() - begin
-    note = f"in {seconds:.2f} s"
-    return _Inputs(features, val_features, images.test.images, model, seconds, note=note)
+    cost = Cost(seconds, note=f"in {seconds:.2f} s")
+    return _Inputs(features, val_features, images.test.images, model, cost)
 
 
 @contextlib.contextmanager

@@ -90,6 +90,7 @@ FILES = (HISTORY, LAST, RESULTS, MODEL, RESULT)  # in the order of writing
 PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
 COMPARISON_PICTURES = ("comparison.png", "images.png")  # the second for several fractions
+BASES = ("bases.json", "bases.txt")  # of several bases, in the folder of the data
 FEATURES = "features"  # a folder beside those of the stages: what frozen networks see
 REPORT = "report.html"  # all of that in one file
 
@@ -135,14 +136,6 @@ def takes_base(stage: str) -> bool:
     """Returns whether a stage starts from a base model. It may come from other data."""
     parent = STAGES[stage].parent
     return parent is not None and STAGES[parent].learns == "base"
-
-
-def trains_with_backbone(stage: str) -> bool:
-    """Returns whether a stage runs where the base is a pretrained network.
-
-    Its head is trained, and the control is the documented network from fresh weights.
-    """
-    return STAGES[stage].trains == HEAD or STAGES[stage].control
 
 
 def control() -> str:

@@ -95,12 +95,16 @@ def test_files_are_where_they_should_be_and_say_what_they_are_of(
     folder, printed = trained
     names = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
     of_run = ("history.csv", "last.pt", "model.pt", "result.json", "results.txt")
-    expected = {f"{stage}/{name}" for stage in (f"{NAME}/transfer", "scratch") for name in of_run}
+    ran = (f"{NAME}/transfer", f"{NAME}/finetune", "scratch")
+    expected = {f"{stage}/{name}" for stage in ran for name in of_run}
     expected |= {f"{NAME}/{name}" for name in ("comparison.json", "comparison.txt", "report.html")}
-    (key,) = (folder / "features").iterdir()
-    parts = ("train", "validation", "test")
-    expected |= {f"features/{key.name}/{part}-1-views-0-00000.pt" for part in parts}
-    assert names == expected | {f"features/{key.name}/about.json"}
+    keys = list((folder / "features").iterdir())  # of features, and of maps for finetune
+    assert len(keys) == 2
+    for key in keys:
+        parts = ("train", "validation", "test")
+        expected |= {f"features/{key.name}/{part}-1-views-0-00000.pt" for part in parts}
+        expected.add(f"features/{key.name}/about.json")
+    assert names == expected
 
     assert f"base: {NAME}, weights {weights}, images of 224 pixels" in printed
     assert f"from {NAME}, 2 epochs" in printed
@@ -127,7 +131,7 @@ def test_again_is_finished_and_a_restart_reads_the_features(
     before = {name: (path / name).read_bytes() for name in ("model.pt", "last.pt")}
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    assert output.count("finished before, in") == 2
+    assert output.count("finished before, in") == 3
     (path / "notes.txt").touch()
     for extra in ([], ["--no-feature-cache"]):
         assert main([*arguments, "--stage", "transfer", "--restart", *extra]) == 0
@@ -165,7 +169,11 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
     zygote: subprocess.Popen[str], trained: tuple[Path, str], arguments: list[str]
 ) -> None:
     shutil.copytree(trained[0] / "features", "runs/flowers/features")
-    (path,) = Path("runs/flowers/features").glob("*/validation-*.pt")
+    (path,) = (
+        path
+        for path in Path("runs/flowers/features").glob("*/validation-*.pt")
+        if "maps_before" not in (path.parent / "about.json").read_text()
+    )
     path.unlink()
     before = {file: file.read_bytes() for file in Path("runs").rglob("*.*")}
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))"
@@ -238,7 +246,13 @@ def test_export_writes_what_computes_the_same(capsys: pytest.CaptureFixture[str]
         (["--base", NAME, "--weights", "list.pth"], "list.pth holds no state_dict, tensors by na"),
         (["--base", NAME, "--weights", "cut.pth"], "cut.pth is damaged, or holds more than t"),
         (["--base", "alexnet"], "does not hold the weights of alexnet: "),
-        (["--base", NAME, "--stage", "finetune"], "finetune does not start from a pretr"),
+        (["--base", f"{NAME},cifar10,x"], "there is no file and no network x: "),
+        (["--base", "cifar10,cifar5"], "two of these are the documented network, and their res"),
+        (["--base", f"{NAME},{NAME}"], f"--base: names a base twice: '{NAME},{NAME}'"),
+        (["--base", f"{NAME},"], "--base: has an empty name"),
+        (["--base", f"{NAME},alexnet", "--weights", "w.pth"], "--weights is for one network: mo"),
+        (["--base", f"{NAME},none/x.pt"], "--base none/x.pt: there is no such file"),
+        (["--base", f"{NAME},cifar10", "--stage", "finetune"], "of a transfer: add --stage tran"),
         (["--base", NAME, "--stage", "scratch"], "a transfer: add --stage transfer"),
     ],
 )

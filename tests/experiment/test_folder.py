@@ -171,7 +171,7 @@ def test_restart_deletes_nothing_while_another_process_is_at_work(
         copy_run(finished / stage, tmp_path / stage)
     before = contents(tmp_path / "base")
     with locked(tmp_path / "transfer"), pytest.raises(LockedError, match=r"at work in .*transfer"):
-        discard(tmp_path, [tmp_path / "base", tmp_path / "transfer"])
+        discard([tmp_path], [tmp_path / "base", tmp_path / "transfer"])
     assert contents(tmp_path / "base") == before
 
 

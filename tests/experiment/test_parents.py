@@ -20,7 +20,8 @@ def test_missing_parent_is_explained(small_data: Data, tmp_path: Path) -> None:
     for stage, parent in (("transfer", "base"), ("finetune", "transfer")):
         with pytest.raises(RunError, match=f"there is no {parent} model") as error:
             run_stage(stage, small_data, SMALL, output_dir=tmp_path)
-        assert error.value.remedy == {"stage": parent, "base": None, "restart": False}
+        other = {"base": None} if parent == "base" else {}  # --base is for transfer alone
+        assert error.value.remedy == {"stage": parent, "restart": False, **other}
     assert not list(tmp_path.iterdir())
 
 
@@ -30,7 +31,7 @@ def test_child_of_a_model_that_was_trained_anew_is_stale(
     for stage in ("base", "transfer"):
         copy_run(finished / stage, tmp_path / "small.npz" / stage)
     assert run_stage("transfer", small_data, SMALL, output_dir=tmp_path)
-    discard(tmp_path / "small.npz", [tmp_path / "small.npz" / "base"])
+    discard([tmp_path / "small.npz"], [tmp_path / "small.npz" / "base"])
     run_stage("base", small_data, SMALL, output_dir=tmp_path, seed=1)
     with pytest.raises(RunError, match="was made from another base model") as error:
         run_stage("transfer", small_data, SMALL, output_dir=tmp_path)

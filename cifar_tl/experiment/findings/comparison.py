@@ -31,7 +31,7 @@ def compare(sizes: Mapping[float, Sequence[Results]]) -> dict[str, Any]:
         seeds are their means, standard deviations and differences.
     """
     first = next(iter(sizes.values()))[0][control()]
-    same = ("data", "data_description", "recipe", "images_validation")
+    same = ("data", "data_description", "recipe", "images_validation", "images_test")
     return {
         "version": VERSION,
         **{key: first[key] for key in same},

@@ -109,7 +109,7 @@ def test_missing_pictures_are_drawn_by_the_same_command_and_the_others_left(
 
 def test_restart_deletes_pictures(drawn: Path, tmp_path: Path) -> None:
     shutil.copytree(drawn, tmp_path / "runs")
-    discard(tmp_path / "runs", [tmp_path / "runs" / "transfer"])
+    discard([tmp_path / "runs"], [tmp_path / "runs" / "transfer"])
     assert not list((tmp_path / "runs" / "transfer").iterdir())
     assert not (tmp_path / "runs" / "comparison.png").exists()
 
