@@ -108,7 +108,8 @@ class _Listened(NamedTuple):
 def find_tail(network: nn.Module, image_size: int, part: float = LARGEST_PART) -> Tail | None:
     """Finds the largest tail that has at most a part of a network's multiplications.
 
-    It tries layer after layer, and compares: the tail must compute what the network computes.
+    It tries layer after layer of those that have weights, and compares: the tail must compute what
+    the network computes.
 
     Args:
         network: It takes images ``(N, 3, image_size, image_size)``.
@@ -116,7 +117,7 @@ def find_tail(network: nn.Module, image_size: int, part: float = LARGEST_PART) -
         part: From 0 to 1.
 
     Returns:
-        The tail. None: none was found, or none that can learn.
+        The tail. None: there is none.
     """
     device = next(network.parameters()).device
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -126,8 +127,10 @@ def find_tail(network: nn.Module, image_size: int, part: float = LARGEST_PART) -
         for call in sorted(listened.calls, key=lambda call: call.begin):
             if call.shape is None or call.before < (1 - part) * listened.total:
                 continue
+            if not _learns(call.layer):
+                continue
             tail = Tail(network, listened, call)
-            if _learns(tail) and _agrees(tail, network, listened):
+            if _agrees(tail, network, listened):
                 network.train(training)
                 return tail
     network.train(training)
@@ -162,12 +165,11 @@ def _listen(network: nn.Module, images: Tensor) -> _Listened:
     return _Listened(images, outputs, calls, max(1, counter.get_total_flops()))
 
 
-def _learns(tail: Tail) -> bool:
-    """Returns whether a tail has weights, apart from those of batch norms."""
+def _learns(layer: nn.Module) -> bool:
+    """Returns whether a layer has weights, apart from those of batch norms."""
     return any(
-        not isinstance(layer, _BatchNorm) and list(layer.parameters(recurse=False))
-        for top in tail.layers
-        for layer in top.modules()
+        not isinstance(inside, _BatchNorm) and list(inside.parameters(recurse=False))
+        for inside in layer.modules()
     )
 
 

@@ -342,3 +342,48 @@ def test_one_class_is_refused(weights: str, capsys: pytest.CaptureFixture[str]) 
     assert main(["--data", "flowers", "--base", NAME, "--weights", weights]) == 1
     assert "holds only one class" in one_line(capsys.readouterr().err)
     assert not list(Path().glob("runs/*"))
+
+
+def test_several_bases_are_compared_in_one_table(
+    trained: tuple[Path, str],
+    arguments: list[str],
+    flowers: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(trained[0], "runs/flowers")
+    both = [NAME if word == "--base" else word for word in arguments]
+    both = [f"{NAME},cifar10" if word == NAME else word for word in arguments]
+    assert main(both) == 0
+    output = capsys.readouterr().out
+    assert output.count("finished before, in") == 3  # scratch is the control of both
+    of_base = {"mobilenet_v3_small": f"runs/flowers/{NAME}", "cifar10": "runs/flowers"}
+    rows = re.findall(r"^\| (\S+) +\| (\S+) +\| +(\S+) % ", output, re.MULTILINE)
+    rows = [row for row in rows if row[0] in (*of_base, "none")]
+    assert [row[:2] for row in rows] == [
+        *((base, way) for base in of_base for way in ("transfer", "transfer+finetune")),
+        ("none", "scratch"),
+    ]
+    found = json.loads(Path("runs/flowers/bases.json").read_text())
+    assert found["bases"][NAME]["name"] == NAME
+    assert found["bases"]["cifar10"] is None
+    for (base, way, accuracy), (_, folder) in zip(
+        rows, [(b, f) for b, f in of_base.items() for _ in range(2)], strict=False
+    ):
+        stage = way.rpartition("+")[2]
+        result = json.loads(Path(folder, stage, "result.json").read_text())
+        assert accuracy == f"{100 * result['val_accuracy']:.2f}"
+        mean = found["sizes"][0]["bases"][base][way]["val_accuracy"]["mean"]
+        assert mean == result["val_accuracy"]
+    differences = found["sizes"][0]["differences"]
+    assert [(d["way"], d["base"], d["other"]) for d in differences] == [
+        (way, NAME, "cifar10") for way in ("transfer", "transfer+finetune")
+    ]
+    text = Path("runs/flowers/bases.txt").read_text()
+    assert text in output
+    assert re.search(rf"^transfer: {NAME} (and|is \w+ than) cifar10: \S+ points", text, re.MULTILINE)
+    for folder in of_base.values():
+        assert {"comparison.json", "report.html"} <= {path.name for path in Path(folder).iterdir()}
+    restart = [*both, "--stage", "transfer", "--restart"]
+    assert main(restart) == 0
+    assert not list(Path("runs").rglob("comparison.*"))
+    assert not list(Path("runs").rglob("bases.*"))

@@ -1,0 +1,190 @@
+"""Finetune of a pretrained network: what learns, from what, and that it goes on."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifar_tl.backbone import Backbone
+from cifar_tl.checkpoint import load_checkpoint, load_model
+from cifar_tl.data.examples import Data
+from cifar_tl.errors import RunError
+from cifar_tl.evaluation import evaluate
+from cifar_tl.experiment import features
+from cifar_tl.experiment.features import pictures_of
+from cifar_tl.experiment.findings.results import StageResult
+from cifar_tl.experiment.run import run_stage
+from cifar_tl.recipe import TUNED
+from tests.experiment.conftest import SMALL
+from tests.experiment.test_features import (  # noqa: F401
+    drawn,
+    drawn_data,
+    interrupt,
+    tiny,
+)
+
+PLAIN = dataclasses.replace(SMALL, mirror=False, finetune_epochs=2)
+
+
+class Deep(nn.Module):
+    """A network of somebody else's, with a batch norm in its first and in its last layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 5, stride=2), nn.BatchNorm2d(12), nn.ReLU(True))
+        self.block = nn.Sequential(nn.Conv2d(12, 8, 3, stride=3), nn.BatchNorm2d(8))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.fc(self.block(self.stem(images)).relu().mean((2, 3)))
+        return outputs
+
+
+def deep(seed: int = 0) -> Backbone:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        module = Deep()
+        module.train()(torch.randn(50, 3, 40, 40))  # statistics
+    return Backbone(module.eval(), image_size=40, mean=(0.5,) * 3, std=(0.25,) * 3).eval()
+
+
+def run(stage: str, data: Data, **values: Any) -> StageResult:
+    values = {"output_dir": "runs", "base": deep(), **values}
+    return run_stage(stage, data, PLAIN, **values)
+
+
+@pytest.fixture(scope="session")
+def whole(drawn_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """Runs that were never interrupted."""
+    output_dir = tmp_path_factory.mktemp("whole")
+    for stage in ("transfer", "finetune"):
+        run(stage, drawn_data, output_dir=output_dir)
+    return output_dir / "drawn.npz"
+
+
+def of(model: str | Path) -> Backbone:
+    found = load_model(model, Deep())
+    assert isinstance(found, Backbone)
+    return found
+
+
+def test_the_last_layers_learn_and_all_else_stays(whole: Path) -> None:
+    before, after = (of(whole / f"Deep/{stage}/model.pt") for stage in ("transfer", "finetune"))
+    old, new = before.state_dict(), after.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    head = {f"classifier.linear{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
+    assert changed == {"features.block.0.weight", "features.block.0.bias"} | head
+    result = json.loads((whole / "Deep/finetune/result.json").read_text())
+    assert result["parameters_trainable"] == 12 * 8 * 9 + 8 + (8 + 1) * 128 + (128 + 1) * 10
+    assert result["learns_from"] == "block"
+    assert result["parent_stage"] == "transfer"
+    last = load_checkpoint(whole / "Deep/finetune/last.pt")
+    assert not [name for name in last["model"] if "stem" in name]
+
+
+def test_its_figures_are_those_of_its_model_on_the_pictures(
+    drawn_data: Data,  # noqa: F811
+    whole: Path,
+) -> None:
+    result = json.loads((whole / "Deep/finetune/result.json").read_text())
+    transfer = json.loads((whole / "Deep/transfer/result.json").read_text())
+    assert result["val_loss"] < transfer["val_loss"]
+    model = of(whole / "Deep/finetune/model.pt")
+    _, *parts = pictures_of(drawn_data, drawn_data.new_classes)
+    for key, pictures in zip(("val", "test"), parts, strict=True):
+        images = torch.cat(list(pictures.stream(range(len(pictures.rows)), model.frame)))
+        found = evaluate(model, images, pictures.examples().labels)
+        assert found.accuracy == result[f"{key}_accuracy"]
+        assert found.loss == pytest.approx(result[f"{key}_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("when", ["in the maps", "after an epoch"])
+def test_interrupted_it_goes_on_to_the_same_bytes(
+    drawn_data: Data,  # noqa: F811
+    whole: Path,
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(whole / "Deep/transfer", "runs/drawn.npz/Deep/transfer")
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if when == "after an epoch" and "epoch 1" in line:
+            interrupt()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if when == "in the maps":
+            write = features._write
+
+            def write_then_stop(*values: Any) -> None:
+                write(*values)
+                interrupt()
+
+            patch.setattr(features, "_write", write_then_stop)
+        run("finetune", drawn_data, log=log)
+    assert len(list(Path("runs").rglob("train-*.pt"))) == (1 if when == "in the maps" else 3)
+    lines.clear()
+    run("finetune", drawn_data, log=lines.append)
+    said = [line for line in lines if "the layers from block on learn" in line]
+    assert len(said) == (1 if when == "in the maps" else 0)  # the bars tell the rest
+    for name in ("model.pt", "last.pt"):
+        path = Path("drawn.npz/Deep/finetune") / name
+        assert ("runs" / path).read_bytes() == (whole.parent / path).read_bytes()
+
+
+def test_other_seeds_read_the_maps(drawn_data: Data, whole: Path) -> None:  # noqa: F811
+    shutil.copytree(whole / "features", "runs/drawn.npz/features")
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.pt")}
+    lines: list[str] = []
+    for stage in ("transfer", "finetune"):
+        run(stage, drawn_data, seed=3, seed_folder=True, log=lines.append)
+    assert sum("computing what was there before took" in line for line in lines) == 2
+    kept = Path("runs/drawn.npz/features").rglob("*.pt")
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+def test_large_maps_are_in_a_file_that_vanishes(
+    drawn_data: Data,  # noqa: F811
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "IN_MEMORY", 0)
+    monkeypatch.setattr(features, "FILE_SIZE", 4 * 12 * 18 * 18 * 64)  # of 64 maps
+    for stage in ("transfer", "finetune"):
+        run(stage, drawn_data)
+    for stage in ("transfer", "finetune"):
+        for name in ("model.pt", "last.pt"):
+            path = Path("drawn.npz/Deep") / stage / name
+            assert ("runs" / path).read_bytes() == (whole.parent / path).read_bytes()
+    names = [path.name for path in Path("runs/drawn.npz/features").rglob("*") if path.is_file()]
+    assert len([name for name in names if name.startswith("train")]) == 3 + 9
+    assert all(re.fullmatch(r"(about\.json|\w+-1-views-0-\d{5}\.pt)", name) for name in names)
+
+
+def test_what_it_cannot_go_on_from_is_one_line(drawn_data: Data, whole: Path) -> None:  # noqa: F811
+    with pytest.raises(RunError, match=r"^there is no transfer model runs/.*: make it first$"):
+        run("finetune", drawn_data)
+    shutil.copytree(whole, "runs/drawn.npz")
+    shutil.rmtree("runs/drawn.npz/Deep/finetune")
+    with pytest.raises(RunError, match="model.pt was made from another Deep: make it anew"):
+        run("finetune", drawn_data, base=deep(1))
+    with pytest.raises(RunError, match=r"no last layers that could learn .*: transfer is all"):
+        base = tiny()
+        run("transfer", drawn_data, base=base)
+        run("finetune", drawn_data, base=base)
+
+
+def test_its_recipe_has_few_epochs_and_moves_no_maps() -> None:
+    plan = TUNED.for_backbone().for_stage("finetune", 500)
+    assert (plan.epochs, plan.shift, plan.view_shift) == (5, 0, 0)
+    recipe = dataclasses.replace(TUNED, finetune_epochs=7, shift=2)
+    assert recipe.for_backbone().for_stage("finetune", 500).epochs == 7
+    recipe = dataclasses.replace(TUNED, epochs=20)
+    assert recipe.for_backbone().for_stage("finetune", 500).epochs == 8
