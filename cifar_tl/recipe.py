@@ -11,7 +11,8 @@ FirstLayer = Literal["random", "whitened", "separated"]
 
 USUAL_IMAGES, USUAL_EPOCHS = 20_000, 10  # as documented
 FINETUNE_SHARE = 0.4  # finetune's epochs, as a part of the other stages' epochs
-BACKBONE_EPOCHS = 5  # of finetune: one costs almost as much as a pass through the whole network
+# Of finetune from a pretrained network: an epoch takes almost as long as a pass through all of it.
+BACKBONE_EPOCHS, BACKBONE_LR = 5, 0.004
 SMALLEST_BATCH = 50  # twice that from 20,000 images on: small batches cost time
 FEW_SHIFT = 2  # pixels: few images are shifted to make more of them
 FEW_TO_SHIFT = USUAL_IMAGES // 9  # their nine versions are no more than the usual images
@@ -196,12 +197,17 @@ class Recipe:
         """Takes the values for a pretrained network, whose images are large.
 
         Each view of each image costs a pass through that network. So transfer has no shifted
-        images, unless the recipe names a shift. Finetune learns from maps, which are not shifted.
-        If nothing else says how many epochs it has, it has `BACKBONE_EPOCHS`.
+        images, unless the recipe names a shift. Finetune learns from maps, which are not shifted,
+        and drops as many features as transfer. What the recipe leaves open of it is
+        `BACKBONE_EPOCHS` and `BACKBONE_LR`.
         """
-        epochs = self.finetune_epochs or (None if self.epochs else BACKBONE_EPOCHS)
         return replace(
-            self, transfer_shift=self.transfer_shift or 0, shift=0, finetune_epochs=epochs
+            self,
+            dropout=self.transfer_dropout,
+            shift=0,
+            transfer_shift=self.transfer_shift or 0,
+            finetune_epochs=self.finetune_epochs or (None if self.epochs else BACKBONE_EPOCHS),
+            finetune_lr=self.finetune_lr or BACKBONE_LR,
         )
 
     def for_images(self, num_images: int) -> Plan:

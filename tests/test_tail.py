@@ -1,6 +1,7 @@
 """Tails: they compute what the network computes, share its weights, and alone learn."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ class Chain(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.stem(images) * 2
         maps = nn.functional.max_pool2d(maps + self.middle(maps), 2)
-        return self.last(maps).mean((2, 3))
+        outputs: Tensor = self.last(maps).mean((2, 3))
+        return outputs
 
 
 class Block(nn.Module):
@@ -37,7 +39,8 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         mixed = self.norm(tokens) + tokens.mean(1, keepdim=True)
-        return tokens + self.linear(mixed).tanh()
+        outputs: Tensor = tokens + self.linear(mixed).tanh()
+        return outputs
 
 
 class Tokens(nn.Module):
@@ -51,7 +54,7 @@ class Tokens(nn.Module):
         self.blocks = nn.ModuleList(Block() for _ in range(6))
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.patch(images).flatten(2).transpose(1, 2)
+        maps: Tensor = self.patch(images).flatten(2).transpose(1, 2)
         maps = torch.cat([self.token.expand(len(maps), -1, -1), maps], 1) + self.position
         for block in self.blocks:
             maps = block(maps)
@@ -66,13 +69,15 @@ class Shortcut(nn.Module):
         self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.second(self.first(images)).mean((2, 3)) + images.mean((1, 2, 3))[:, None]
+        outputs: Tensor = self.second(self.first(images)).mean((2, 3))
+        return outputs + images.mean((1, 2, 3))[:, None]
 
 
 def squeezenet() -> nn.Module:
-    network = get_model("squeezenet1_1", weights=None)
+    network: Any = get_model("squeezenet1_1", weights=None)
     network.classifier[1] = nn.Identity()
-    return network
+    module: nn.Module = network
+    return module
 
 
 NETWORKS: list[Callable[[], nn.Module]] = [Chain, Tokens, squeezenet]
@@ -122,7 +127,7 @@ def test_a_tail_alone_learns_and_its_network_with_it(make: Callable[[], nn.Modul
     with torch.no_grad():
         for parameter in learning:
             assert parameter.grad is not None
-            parameter += 0.1
+            parameter.add_(0.1)
     changed = {
         name for name, value in network.state_dict().items() if (value != before[name]).any()
     }
@@ -144,9 +149,9 @@ def test_batch_norms_count_nothing_while_a_tail_learns() -> None:
     network, tail = made(Chain)
     freeze(network)
     unfreeze_tail(tail)
-    mean = network.last[2].running_mean.clone()
+    mean = network.get_buffer("last.2.running_mean").clone()
     tail.train()(maps_of(network, tail, images()))
-    assert torch.equal(network.last[2].running_mean, mean)
+    assert torch.equal(network.get_buffer("last.2.running_mean"), mean)
 
 
 @pytest.mark.parametrize("make", [Shortcut, lambda: nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))])

@@ -345,13 +345,9 @@ def test_one_class_is_refused(weights: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_several_bases_are_compared_in_one_table(
-    trained: tuple[Path, str],
-    arguments: list[str],
-    flowers: Path,
-    capsys: pytest.CaptureFixture[str],
+    trained: tuple[Path, str], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained[0], "runs/flowers")
-    both = [NAME if word == "--base" else word for word in arguments]
     both = [f"{NAME},cifar10" if word == NAME else word for word in arguments]
     assert main(both) == 0
     output = capsys.readouterr().out
@@ -380,7 +376,9 @@ def test_several_bases_are_compared_in_one_table(
     ]
     text = Path("runs/flowers/bases.txt").read_text()
     assert text in output
-    assert re.search(rf"^transfer: {NAME} (and|is \w+ than) cifar10: \S+ points", text, re.MULTILINE)
+    assert re.search(
+        rf"^transfer: {NAME} (and|is \w+ than) cifar10: \S+ points", text, re.MULTILINE
+    )
     for folder in of_base.values():
         assert {"comparison.json", "report.html"} <= {path.name for path in Path(folder).iterdir()}
     restart = [*both, "--stage", "transfer", "--restart"]

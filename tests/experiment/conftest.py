@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
 from cifar_tl.data.examples import Data
+from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.data.source import load_data
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.experiment.stages import STAGES
@@ -97,3 +99,17 @@ def make_result(stage: str, val_accuracy: float, seconds: float) -> dict[str, An
         "environment": {"torch": "2.15.0"},
         "surroundings": [{"from_epoch": 1, "torch": "2.15.0", "threads": 2, "device": "cpu"}],
     }
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x_train, y_train, x_test, y_test = draw_shapes(1400, 60)
+    path = tmp_path_factory.mktemp("data") / "drawn.npz"
+    train, test = (images.transpose(0, 2, 3, 1) for images in (x_train, x_test))
+    np.savez(path, x_train=train, y_train=y_train, x_test=test, y_test=y_test)
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawn_data(drawn: Path) -> Data:
+    return load_data(drawn)

@@ -25,7 +25,6 @@ from cifar_tl.backbone import Backbone, digest_of
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data, LabeledImages, prefix_rows
 from cifar_tl.data.pictures.read import read_images
-from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import ImageError, RunWarning
 from cifar_tl.evaluation import extract_features
@@ -99,20 +98,6 @@ def interrupt() -> None:
 
 # Of classes 5-9: 560 training images in files of 256, 256 and 48; 140 for validation, 30 for test.
 PASSES = [*[32] * 17, 16, *[32] * 4, 12, 30]
-
-
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    x_train, y_train, x_test, y_test = draw_shapes(1400, 60)
-    path = tmp_path_factory.mktemp("data") / "drawn.npz"
-    train, test = (images.transpose(0, 2, 3, 1) for images in (x_train, x_test))
-    np.savez(path, x_train=train, y_train=y_train, x_test=test, y_test=y_test)
-    return path
-
-
-@pytest.fixture(scope="session")
-def drawn_data(drawn: Path) -> Data:
-    return load_data(drawn)
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,7 @@ from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import TUNED
 from tests.experiment.conftest import SMALL
-from tests.experiment.test_features import (  # noqa: F401
-    drawn,
-    drawn_data,
-    interrupt,
-    tiny,
-)
+from tests.experiment.test_features import interrupt, tiny
 
 PLAIN = dataclasses.replace(SMALL, mirror=False, finetune_epochs=2)
 
@@ -60,7 +55,7 @@ def run(stage: str, data: Data, **values: Any) -> StageResult:
 
 
 @pytest.fixture(scope="session")
-def whole(drawn_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def whole(drawn_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that were never interrupted."""
     output_dir = tmp_path_factory.mktemp("whole")
     for stage in ("transfer", "finetune"):
@@ -89,7 +84,7 @@ def test_the_last_layers_learn_and_all_else_stays(whole: Path) -> None:
 
 
 def test_its_figures_are_those_of_its_model_on_the_pictures(
-    drawn_data: Data,  # noqa: F811
+    drawn_data: Data,
     whole: Path,
 ) -> None:
     result = json.loads((whole / "Deep/finetune/result.json").read_text())
@@ -106,7 +101,7 @@ def test_its_figures_are_those_of_its_model_on_the_pictures(
 
 @pytest.mark.parametrize("when", ["in the maps", "after an epoch"])
 def test_interrupted_it_goes_on_to_the_same_bytes(
-    drawn_data: Data,  # noqa: F811
+    drawn_data: Data,
     whole: Path,
     when: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -119,16 +114,17 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
         if when == "after an epoch" and "epoch 1" in line:
             interrupt()
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    write = features._write
+
+    def write_then_stop(*values: Any) -> None:
+        write(*values)
+        interrupt()
+
+    with monkeypatch.context() as patch:
         if when == "in the maps":
-            write = features._write
-
-            def write_then_stop(*values: Any) -> None:
-                write(*values)
-                interrupt()
-
             patch.setattr(features, "_write", write_then_stop)
-        run("finetune", drawn_data, log=log)
+        with pytest.raises(KeyboardInterrupt):
+            run("finetune", drawn_data, log=log)
     assert len(list(Path("runs").rglob("train-*.pt"))) == (1 if when == "in the maps" else 3)
     lines.clear()
     run("finetune", drawn_data, log=lines.append)
@@ -139,7 +135,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
         assert ("runs" / path).read_bytes() == (whole.parent / path).read_bytes()
 
 
-def test_other_seeds_read_the_maps(drawn_data: Data, whole: Path) -> None:  # noqa: F811
+def test_other_seeds_read_the_maps(drawn_data: Data, whole: Path) -> None:
     shutil.copytree(whole / "features", "runs/drawn.npz/features")
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.pt")}
     lines: list[str] = []
@@ -151,7 +147,7 @@ def test_other_seeds_read_the_maps(drawn_data: Data, whole: Path) -> None:  # no
 
 
 def test_large_maps_are_in_a_file_that_vanishes(
-    drawn_data: Data,  # noqa: F811
+    drawn_data: Data,
     whole: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -168,17 +164,16 @@ def test_large_maps_are_in_a_file_that_vanishes(
     assert all(re.fullmatch(r"(about\.json|\w+-1-views-0-\d{5}\.pt)", name) for name in names)
 
 
-def test_what_it_cannot_go_on_from_is_one_line(drawn_data: Data, whole: Path) -> None:  # noqa: F811
+def test_what_it_cannot_go_on_from_is_one_line(drawn_data: Data, whole: Path) -> None:
     with pytest.raises(RunError, match=r"^there is no transfer model runs/.*: make it first$"):
         run("finetune", drawn_data)
     shutil.copytree(whole, "runs/drawn.npz")
     shutil.rmtree("runs/drawn.npz/Deep/finetune")
-    with pytest.raises(RunError, match="model.pt was made from another Deep: make it anew"):
+    with pytest.raises(RunError, match=r"model\.pt was made from another Deep: make it anew"):
         run("finetune", drawn_data, base=deep(1))
+    run("transfer", drawn_data, base=tiny())
     with pytest.raises(RunError, match=r"no last layers that could learn .*: transfer is all"):
-        base = tiny()
-        run("transfer", drawn_data, base=base)
-        run("finetune", drawn_data, base=base)
+        run("finetune", drawn_data, base=tiny())
 
 
 def test_its_recipe_has_few_epochs_and_moves_no_maps() -> None:

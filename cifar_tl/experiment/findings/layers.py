@@ -16,7 +16,7 @@ class Layer(NamedTuple):
     name: str
     shape: tuple[int, ...]  # of the output for one image
     parameters: int
-    trainable: bool  # False also for a layer without parameters
+    trainable: int  # of these
 
 
 def layers(model: Network) -> list[Layer]:
@@ -36,7 +36,7 @@ def layers(model: Network) -> list[Layer]:
                 rows[weighted] = rows[weighted]._replace(name=rows[weighted].name + " + ReLU")
                 continue
             parameters = count_parameters(module)
-            trainable = count_parameters(module, trainable_only=True) > 0
+            trainable = count_parameters(module, trainable_only=True)
             shape = tuple(output.shape[1:])
             rows.append(Layer(len(rows) + 1, _describe(module), shape, parameters, trainable))
     return rows

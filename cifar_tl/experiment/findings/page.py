@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_tl.experiment.findings import comparison as words
-from cifar_tl.experiment.findings.results import class_rows, confused_lines, doubt, recipe_line
+from cifar_tl.experiment.findings.results import (
+    class_rows,
+    confused_lines,
+    doubt,
+    learning_words,
+    recipe_line,
+)
 from cifar_tl.experiment.stages import STAGES, control, takes_base
 from cifar_tl.names import count, printable
 from cifar_tl.outputs import outputs_of
@@ -133,8 +139,11 @@ def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes])
     outputs = outputs_of(result, result["num_classes"])
     assert outputs is not None  # of a result that a stage has just written or read
     tested = result["test_accuracy"]
+    did = STAGES[stage].words
+    if "learns_from" in result:
+        did = f"The {STAGES[stage].parent} model goes on: {learning_words(result)}."
     return [
-        f"<h2>{_text(stage)}</h2>\n<p>{_text(STAGES[stage].words)} Seed {result['seed']}: "
+        f"<h2>{_text(stage)}</h2>\n<p>{_text(did)} Seed {result['seed']}: "
         f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}"
         + ("" if tested is None else f", test accuracy {tested:.2%}")
         + f", {result['seconds_total']:.1f} s in all.</p>\n",

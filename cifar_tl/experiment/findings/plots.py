@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from cifar_tl.backbone import Backbone, Network
 from cifar_tl.checkpoint import read_named_model
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked, write_atomically
 from cifar_tl.experiment import stages
-from cifar_tl.experiment.features import logits_of, pictures_of
+from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
 from cifar_tl.experiment.folder import HistoryRow, read_history
 from cifar_tl.experiment.stages import BLUE, GREY, ORANGE
 from cifar_tl.names import printable
@@ -36,6 +37,7 @@ from cifar_tl.training import EpochRecord
 # Validation accuracy and seconds of the documented run: its transfer, and its base before that.
 DOCUMENTED_ACCURACY, DOCUMENTED_SECONDS, DOCUMENTED_BASE_SECONDS = 0.7606, 409, 974
 SAMPLES = (5, 8)  # rows and columns
+SHOWN = 112  # pixels, of a picture that a pretrained network sees
 DOTS_PER_INCH = 120
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
@@ -51,16 +53,15 @@ def draw_stage(folder: Path, data: Data, features: Path | None) -> None:
     result, rows = _read(folder)
     model, _, outputs = read_named_model(folder / stages.MODEL)
     _, pictures, _ = pictures_of(data, outputs.classes)
-    validation = pictures.examples()
+    labels = outputs.places(pictures.examples().labels)
     logits = logits_of(model, pictures, result["precision"], folder=features)
     logits = logits[:, list(outputs.columns)]
-    labels = outputs.places(validation.labels)
     title = f"{result['stage']} on {printable(result['data'])}"
     with _drawing(), locked(folder, wait=True):
         figures = [
             curves(rows, title),
             confusion(result["val_confusion"], outputs, title),
-            samples(validation.images, labels, logits, outputs.names, title),
+            samples(_shower(model, pictures), labels, logits, outputs.names, title),
         ]
         if (kernels := first_kernels(model)) is not None:
             figures.append(filters(kernels, title))
@@ -182,12 +183,22 @@ def confusion(counts: Sequence[Sequence[int]], outputs: Outputs, title: str) -> 
 
 
 def samples(
-    images: Tensor, labels: Tensor, logits: Tensor, names: Sequence[str], title: str
+    images: Callable[[list[int]], Tensor],
+    labels: Tensor,
+    logits: Tensor,
+    names: Sequence[str],
+    title: str,
 ) -> Figure:
     """Draws images with predicted and true names: mistakes in orange, the most confident first.
 
-    If there is room, the least certain of the right answers follow in blue. Images are uint8
-    ``(N, 3, 32, 32)``, labels ``(N,)`` are columns of the logits ``(N, K)``.
+    If there is room, the least certain of the right answers follow in blue.
+
+    Args:
+        images: Returns the images at some places, ``(n, 3, size, size)`` uint8.
+        labels: ``(N,)``, columns of the logits.
+        logits: ``(N, K)``.
+        names: Of the K classes.
+        title: Above all.
     """
     confidences, predicted = logits.double().softmax(1).max(1)
     mistaken = predicted != labels
@@ -199,13 +210,23 @@ def samples(
     counted = f"{int(mistaken.sum()):,} of {len(labels):,} validation images are mistaken"
     figure.suptitle(f"{title}: {counted}\n(predicted class, its probability, true class)")
     ax = figure.add_axes((0.01, 0, 0.98, 1 - 0.6 / figure.get_figheight()))
-    corners = _tiles(ax, images[chosen], columns, gap=0.08, gap_above=0.4)
+    corners = _tiles(ax, images(chosen), columns, gap=0.08, gap_above=0.4)
     for (left, top), number in zip(corners, chosen, strict=True):
         name, truth = (_short(names[int(which[number])]) for which in (predicted, labels))
         text = f"{name} {confidences[number]:.0%}\ntrue: {truth}"
         color = ORANGE if mistaken[number] else BLUE
         ax.text(left + 0.5, top - 0.04, text, ha="center", va="bottom", fontsize=8, color=color)
     return figure
+
+
+def _shower(model: Network, pictures: Pictures) -> Callable[[list[int]], Tensor]:
+    """Returns what reads some pictures for people, in the frame of the model."""
+    if not isinstance(model, Backbone):
+        return lambda chosen: pictures.examples().images[chosen]
+    frame = model.frame
+    resize = frame.resize and round(frame.resize * SHOWN / frame.size)
+    small = dataclasses.replace(frame, size=SHOWN, resize=resize)
+    return lambda chosen: torch.cat(list(pictures.stream(chosen, small)))
 
 
 def first_kernels(model: nn.Module) -> Tensor | None:

@@ -162,14 +162,21 @@ def recipe_line(result: Mapping[str, Any]) -> str:
 def _where_it_started(result: Mapping[str, Any]) -> list[str]:
     if not result.get("parent_path"):  # runs of before do not say it
         return []
+    parent = [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
     if "backbone" not in result:
-        return [f"From the {result['parent_stage']} model {printable(result['parent_path'])}"]
+        return parent
     source = result["backbone_source"]
     return [
+        *([*parent, f"  {learning_words(result)}"] if "learns_from" in result else []),
         f"From the pretrained network {printable(result['backbone'])}, fit {result['fit']}",
         *(f"  {name}: {printable(str(value))}" for name, value in source.items()),
         *(f"  {name}: {value}" for name, value in result["backbone_preprocessing"].items()),
     ]
+
+
+def learning_words(result: Mapping[str, Any]) -> str:
+    """Says which layers of a pretrained network went on learning."""
+    return f"its layers from {printable(result['learns_from'])} on learn, but no batch norm"
 
 
 def source_words(source: Mapping[str, Any]) -> str:
@@ -182,7 +189,8 @@ def source_words(source: Mapping[str, Any]) -> str:
 def _layer_lines(result: Mapping[str, Any], layers: Sequence[Layer]) -> list[str]:
     table = [("#", "layer", "output", "parameters", "trained")]
     for layer in layers:
-        trained = "" if layer.parameters == 0 else "yes" if layer.trainable else "no, frozen"
+        trained = "yes" if layer.trainable == layer.parameters else f"{layer.trainable:,} of them"
+        trained = trained if layer.trainable else "no, frozen" if layer.parameters else ""
         shape = " x ".join(map(str, layer.shape))
         table.append((str(layer.number), layer.name, shape, f"{layer.parameters:,}", trained))
     total, trainable = result["parameters_total"], result["parameters_trainable"]

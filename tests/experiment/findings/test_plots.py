@@ -160,7 +160,7 @@ def test_most_confident_mistakes_come_first() -> None:
     logits = torch.tensor([[9.0, 0], [1, 0], [0, 2], [5, 0], [0, 0.5]])
     labels = torch.tensor([0, 1, 0, 1, 1])  # right, wrong, wrong, wrong, right
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 32, 32)
-    figure = plots.samples(images, labels, logits, ["ash", "oak"], "title")
+    figure = plots.samples(lambda chosen: images[chosen], labels, logits, ["ash", "oak"], "title")
     shown = [int(np.asarray(image.get_array()).max()) for image in figure.axes[0].images]
     assert shown == [3, 2, 1, 4, 0]
     assert "3 of 5 validation images are mistaken" in texts(figure)
@@ -265,7 +265,11 @@ def test_pictures_show_the_validation_images_and_known_outputs(
     logits = extract_features(model, validation.images)[:, 5:]
     names = list(model.class_names.values())
     figure = plots.samples(
-        validation.images, validation.labels - 5, logits, names, "transfer on small.npz"
+        lambda chosen: validation.images[chosen],
+        validation.labels - 5,
+        logits,
+        names,
+        "transfer on small.npz",
     )
     plots.save(figure, tmp_path / "expected.png")
     expected = (tmp_path / "expected.png").read_bytes()
@@ -275,7 +279,7 @@ def test_pictures_show_the_validation_images_and_known_outputs(
 def test_samples_need_no_more_room_than_they_fill() -> None:
     few, many = (
         plots.samples(
-            torch.zeros(count, 3, 32, 32, dtype=torch.uint8),
+            lambda chosen: torch.zeros(len(chosen), 3, 32, 32, dtype=torch.uint8),
             torch.zeros(count, dtype=torch.int64),
             torch.zeros(count, 2),
             ["ash", "oak"],
