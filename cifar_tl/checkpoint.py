@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cifar_tl.backbone import Backbone, Network
 from cifar_tl.disk import read_sealed, write_sealed
 from cifar_tl.errors import BackboneError, CheckpointError
-from cifar_tl.frame import Frame
+from cifar_tl.frame import Frame, cifar_frame
 from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
 from cifar_tl.pretrained import read_model_file
@@ -201,6 +201,7 @@ def _build(content: dict[str, Any], module: nn.Module | None = None) -> Network:
         model: Network
         if is_documented:
             model = CifarNet(content["num_classes"], content.get("dropout", DROPOUT))
+            model.frame = cifar_frame(content.get("fit", "crop"))
         else:
             model = _build_backbone(content, module)
     for name, value in model.state_dict().items():

@@ -75,6 +75,12 @@ class Frame:
 
 
 CIFAR_FRAME = Frame()  # of `CifarNet`
+CIFAR_MEAN = (125, 123, 114)  # the mean colour of CIFAR-10's training images
+
+
+def cifar_frame(fit: Fit) -> Frame:
+    """Makes the frame of `CifarNet` with another fit. Borders have the mean colour of CIFAR-10."""
+    return Frame(fit=fit, padding=CIFAR_MEAN) if fit == "pad" else Frame(fit=fit)
 
 
 def as_frame(frame: Frame | int) -> Frame:

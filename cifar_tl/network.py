@@ -122,8 +122,12 @@ class CifarNet(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Lists, as plain values, what a file must say to make this model again."""
         dropout = self.classifier.get_submodule("dropout").p
-        described = {"network": type(self).__name__, "num_classes": self.num_classes}
-        return described | ({"dropout": dropout} if dropout != DROPOUT else {})
+        return {
+            "network": type(self).__name__,
+            "num_classes": self.num_classes,
+            **({"fit": self.frame.fit} if self.frame.fit != "crop" else {}),
+            **({"dropout": dropout} if dropout != DROPOUT else {}),
+        }
 
     def get_classifier(self) -> nn.Module:
         """Returns the last layer."""

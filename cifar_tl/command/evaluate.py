@@ -63,7 +63,9 @@ def measure(options: argparse.Namespace) -> int:
 
     model, settings, outputs = read_named_model(options.model)
     classes = dict(zip(outputs.classes, outputs.names, strict=True))
-    data = load_data(options.data, white=model.white, progress=shows_progress())
+    data = load_data(
+        options.data, white=model.white, fit=model.frame.fit, progress=shows_progress()
+    )
     pictures = select_pictures(options, settings, classes, data)
     labels = outputs.of(pictures.examples().labels)
     precision = settings.get("precision", "float32")  # as it was judged

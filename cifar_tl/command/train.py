@@ -244,9 +244,11 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
 
     source, progress = source_of(options), shows_bars(options)
     chosen = {"base_classes": options.base_classes, "new_classes": options.new_classes}
+    fit: Fit = options.fit or "crop"
     start = time.perf_counter()
     try:
-        return load_data(source, **chosen, progress=progress), time.perf_counter() - start
+        data = load_data(source, **chosen, fit=fit, progress=progress)
+        return data, time.perf_counter() - start
     except MissingDataError:
         log(f"getting CIFAR-10 into {source}, 170 MB if it must be downloaded")
     try:

@@ -51,8 +51,10 @@ def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
     bases = options.base or ()
     networks = [base for base in bases if is_backbone(base)]
     if not networks:
-        unused = {"--weights": options.weights, "--fit": options.fit}
+        unused = {"--weights": options.weights}
         unused["--no-feature-cache"] = None if options.feature_cache else True
+        if not kind_of(source_of(options)).own_classes:  # CIFAR-10's images are squares
+            unused["--fit"] = options.fit
         if given := [name for name, value in unused.items() if value is not None]:
             raise UsageError(
                 f"{given[0]} is for a pretrained network: name one with --base, such as "
@@ -182,7 +184,7 @@ def list_jobs(options: argparse.Namespace, data_name: str) -> list[Job]:
             alone = {"seed": seed, "seeds": seeds, "train_fraction": (fraction,)}
             alone["base"] = None if base is None else (base,)
             if not is_backbone(base):
-                alone |= {"weights": None, "fit": None, "feature_cache": True}
+                alone |= {"weights": None, "feature_cache": True}
             backbone = base.as_posix() if base is not None and is_backbone(base) else None
             place = Place(options.output_dir / data_name, fraction, seed_of_folder, backbone)
             jobs.append(Job(seed, base, place, argparse.Namespace(**vars(options) | alone)))

@@ -21,7 +21,7 @@ from cifar_tl.command.arguments import (
     whole_number,
 )
 from cifar_tl.command.console import Parser
-from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES
+from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, kind_of
 from cifar_tl.errors import RunError
 from cifar_tl.experiment.stages import OUTPUT_DIR, STAGES, takes_base
 from cifar_tl.frame import Fit
@@ -136,7 +136,7 @@ def _add_class_options(parser: Parser) -> None:
     add(
         "--fit",
         choices=get_args(Fit),
-        help="what that network sees of a picture that is no square: crop: its middle, as "
+        help="what a network sees of a picture that is no square: crop: its middle, as "
         "published; squash: all, without its shape; pad: all, with borders (default: crop)",
     )
     add(
@@ -244,9 +244,12 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
     if stage != ALL and STAGES[stage].learns == "base":
         values["train_fraction"] = (1.0,)
     if stage != ALL and STAGES[stage].parent is None:
-        values |= {"base": None, "weights": None, "fit": None, "feature_cache": True}
+        values |= {"base": None, "weights": None, "feature_cache": True}
     elif stage != ALL and not takes_base(stage) and not any(map(is_backbone, values["base"] or ())):
         values["base"] = None
+    squares = not kind_of(values["data"] or DEFAULT_SOURCE).own_classes
+    if squares and not any(map(is_backbone, values["base"] or ())):
+        values["fit"] = None
     parser = make_parser()
     words = []
     for action in parser._actions:

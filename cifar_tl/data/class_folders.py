@@ -13,13 +13,18 @@ from cifar_tl.data.pictures.find import PARTS, TRAIN, VALIDATION, find_classes
 from cifar_tl.data.pictures.read import READING_RULES, read_images
 from cifar_tl.data.source import OFFICIAL, SHAPES, results_name
 from cifar_tl.errors import DataError, ImageError
+from cifar_tl.frame import Fit, cifar_frame
 from cifar_tl.names import portable
 
 Sample = tuple[str, str, int]  # part, path, label
 
 
 def read_class_folders(
-    folder: Path, *, white: Mapping[str, float] | None = None, progress: bool = False
+    folder: Path,
+    *,
+    white: Mapping[str, float] | None = None,
+    fit: Fit = "crop",
+    progress: bool = False,
 ) -> Data:
     """Reads classes of image files as `load_data` describes it. They are numbered by name.
 
@@ -34,7 +39,8 @@ def read_class_folders(
     classes = [portable(name) for name in found.images[TRAIN]]
     samples = _samples({part: list(of.values()) for part, of in found.images.items()})
     try:
-        read = read_images([path for _, path, _ in samples], white=white, progress=progress)
+        paths, frame = [path for _, path, _ in samples], cifar_frame(fit)
+        read = read_images(paths, frame, white=white, progress=progress)
     except ImageError as error:
         raise DataError(str(error)) from error
     labels = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
@@ -50,8 +56,13 @@ def read_class_folders(
         fingerprint=_fingerprint(folder, classes, samples, read.digests),
         validation=validation,
         notes=(*found.notes, *read.notes, *find_duplicates(read.images, samples)),
-        reading={"reading_rules": READING_RULES, **({"white": read.white} if read.white else {})},
+        reading={
+            "reading_rules": READING_RULES,
+            **({"white": read.white} if read.white else {}),
+            **({} if fit == "crop" else {"fit": fit}),
+        },
         software=read.software,
+        frame=frame,
         shorter_side=read.shorter_side,
         files={
             name: tuple(path for where, path, _ in samples if where == part)

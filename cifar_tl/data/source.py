@@ -20,6 +20,7 @@ from cifar_tl.data.classes import (
 )
 from cifar_tl.data.pictures.find import TRAIN, find_classes
 from cifar_tl.errors import DataError, DataWarning
+from cifar_tl.frame import Fit
 
 if TYPE_CHECKING:
     from cifar_tl.data.examples import Data
@@ -87,6 +88,7 @@ def load_data(
     base_classes: Chosen = None,
     new_classes: Chosen = None,
     white: Mapping[str, float] | None = None,
+    fit: Fit = "crop",
     progress: bool = False,
 ) -> "Data":
     """Reads all images of a source, checks them, and divides their classes.
@@ -111,6 +113,7 @@ def load_data(
             classes. If both are missing, the first half is for base: 0-4 of ten, as documented.
         white: What a trained model takes for white in images of more than 8 bits, see
             `read_image`. Default: the images tell.
+        fit: What happens to an image file that is no square: see `Frame`.
         progress: Show a bar on standard error while image files are read.
 
     Returns:
@@ -133,7 +136,7 @@ def load_data(
             "folders out of it, and leave the choice of classes out"
         )
     read = getattr(import_module(f"cifar_tl.data.{kind.module}"), f"read_{kind.module}")
-    data: Data = read(Path(source), white=white, progress=progress)
+    data: Data = read(Path(source), white=white, fit=fit, progress=progress)
     names, name, notes = data.class_names, kind.results(Path(source)), data.notes
     if kind.own_classes:
         base = new = tuple(range(len(names)))

@@ -140,7 +140,9 @@ def run_stage(
             log(f"{stage}: finished before, in {printable(str(folder.path))}")
             return cast(StageResult, finished)
         images = _examples(data, outputs, train_fraction)
-        model = _starting_model(stage, plan, parent, tail, outputs, images.train, int(seed)).to(on)
+        model = _starting_model(
+            stage, plan, parent, tail, outputs, data, images.train, int(seed)
+        ).to(on)
         part = _learning_part(stage, model, tail)
         optimizer = make_optimizer(part, plan)
         processes = 1 if group is None else group.size()
@@ -341,6 +343,7 @@ def _starting_model(
     parent: Parent | None,
     tail: Tail | None,
     outputs: Outputs,
+    data: Data,
     train: LabeledImages,
     seed: int,
 ) -> Network:
@@ -348,6 +351,7 @@ def _starting_model(
     with seeded(derive_seed(seed, stage, "weights"), torch.device("cpu")):
         if parent is None:
             model = CifarNet(outputs.size)
+            model.frame = data.frame
             if plan.normalize:
                 model.mean, model.std = channel_statistics(train.images)
             if plan.first_layer == "separated":
@@ -358,6 +362,8 @@ def _starting_model(
         started = parent.model
         if takes_base(stage):
             started = transfer_model(started, outputs.size)
+            if not isinstance(started, Backbone):
+                started.frame = data.frame  # these pictures' fit: the base saw others
     if STAGES[stage].trains == HEAD or tail is not None:
         freeze(started.features)
     else:

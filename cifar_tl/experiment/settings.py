@@ -65,7 +65,7 @@ def run_settings(
 
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises a `RunError` if a folder holds a run with other settings than the wanted ones."""
-    found, wanted = {**NEUTRAL, **found}, {**NEUTRAL, **wanted}
+    found, wanted = ({**NEUTRAL, "fit": "crop", **side} for side in (found, wanted))
     names = dict.fromkeys([*wanted, *found])  # a setting that only one side has counts, too
     differences = [name for name in names if found.get(name) != wanted.get(name)]
     if not differences:

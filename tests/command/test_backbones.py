@@ -23,6 +23,8 @@ from torchvision.models import get_model, get_model_weights
 from cifar_tl.checkpoint import load_checkpoint, load_model, save_model
 from cifar_tl.command import evaluate, export, predict
 from cifar_tl.command.train import main
+from cifar_tl.data.pictures.read import read_image
+from cifar_tl.frame import CIFAR_MEAN, cifar_frame
 from cifar_tl.published import load_backbone
 from tests.command.conftest import start_and_hold
 from tests.forked import Command, one_line
@@ -234,7 +236,7 @@ def test_export_writes_what_computes_the_same(capsys: pytest.CaptureFixture[str]
     ("options", "message"),
     [
         (["--weights", "w.pth"], "--weights is for a pretrained network: name one with --base"),
-        (["--fit", "pad", "--base", "cifar5"], "--fit is for a pretrained network: name one with"),
+        (["--data", "shapes", "--fit", "pad"], "--fit is for a pretrained network: name one with"),
         (["--base", "mobilnet_v3_small"], "there is no file and no network mobilnet_v3_small: "),
         (["--base", "cifar50"], "there is no file and no network cifar50: maybe cifar5"),
         (["--base", "qwertyuiop"], "network qwertyuiop: torchvision.models.list_models() has all"),
@@ -385,3 +387,29 @@ def test_several_bases_are_compared_in_one_table(
     assert main(restart) == 0
     assert not list(Path("runs").rglob("comparison.*"))
     assert not list(Path("runs").rglob("bases.*"))
+
+
+def test_the_documented_network_sees_pictures_in_another_fit_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_pictures(Path("flowers"), "train", 6)
+    save_pictures(Path("flowers"), "test", 2)
+    for fit in ("crop", "squash", "pad"):
+        arguments = ["--data", "flowers", *OPTIONS, "--output-dir", fit]
+        assert main([*arguments, *([] if fit == "crop" else ["--fit", fit])]) == 0
+        capsys.readouterr()
+        path = f"{fit}/flowers/finetune"
+        model = load_model(f"{path}/model.pt")
+        assert model.frame == cifar_frame(fit)
+        result = json.loads(Path(path, "result.json").read_text())
+        assert result.get("fit", "crop") == fit
+        assert evaluate.main([f"{path}/model.pt", "--data", "flowers"]) == 0
+        found = re.search(r"loss (\S+)$", capsys.readouterr().out, re.MULTILINE)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(result["test_loss"], abs=2e-4)
+    assert main(["--data", "flowers", *OPTIONS, "--output-dir", "crop", "--fit", "pad"]) == 1
+    errors = one_line(capsys.readouterr().err)
+    assert "crop/flowers/transfer holds a run with other settings (fit crop there, pad" in errors
+    assert errors.endswith("--fit pad --threads 1 --precision float32 --restart\n")
+    wide = read_image("flowers/train/rose/1.png", frame=cifar_frame("pad"))  # 240 x 300
+    assert wide[:, 16, 0].tolist() == list(CIFAR_MEAN)
