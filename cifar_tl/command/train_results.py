@@ -23,6 +23,7 @@ from cifar_tl.experiment.stages import (
 )
 from cifar_tl.names import count, printable
 from cifar_tl.pretrained import DEFAULT_MODEL
+from cifar_tl.recipe import BACKBONE_EPOCHS
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl import Data, StageResult
@@ -58,12 +59,14 @@ def show(
 def larger_base(options: argparse.Namespace, data: "Data") -> str:
     """Says which command tries a pretrained network that sees more in large pictures."""
     pictures = sum(len(part.labels) for part in (data.train, data.validation, data.test) if part)
-    seconds = max(10, round(pictures / PICTURES_PER_SECOND))
-    command = write_command(options, stage=ALL, base=LARGER_BASE)
+    # An epoch of finetune takes almost as long as a pass through the network.
+    passes = pictures + BACKBONE_EPOCHS * len(data.train.labels)
+    seconds = max(10, round(passes / PICTURES_PER_SECOND))
+    command = write_command(options, stage=ALL, base=(DEFAULT_MODEL, LARGER_BASE))
     return (
-        f"These pictures have {data.shorter_side} pixels, and {DEFAULT_MODEL} sees 32. A network "
-        f"that sees {LARGER_SIZE} may do better: {command} (downloads {LARGER_MB} MB; "
-        f"about {seconds} s for its features)"
+        f"The shorter side of these pictures has {data.shorter_side} pixels, and {DEFAULT_MODEL} "
+        f"sees 32. A network that sees {LARGER_SIZE} may do better: {command} (downloads "
+        f"{LARGER_MB} MB, takes about {seconds} s)"
     )
 
 

@@ -15,7 +15,7 @@ import mmap
 import tempfile
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +35,7 @@ from cifar_tl.disk import locked, write_atomically
 from cifar_tl.distributed import gather_objects
 from cifar_tl.errors import CheckpointError, RunWarning
 from cifar_tl.evaluation import evaluating, extract_features
+from cifar_tl.folding import folded
 from cifar_tl.frame import Frame, fill, scale
 from cifar_tl.machine import autocast
 from cifar_tl.names import printable
@@ -101,11 +102,13 @@ class Frozen(NamedTuple):
     precision: Precision
     tail: Tail | None = None  # the last layers, if they learn; then their maps are computed
 
-    def compute(self, images: Tensor) -> Tensor:
-        """Computes the features or the maps ``(N, ...)`` of images."""
-        if self.tail is None:
-            return self.network.forward_features(images)
-        return maps_of(self.network.features, self.tail, self.network.preprocess(images))
+    def function(self) -> Callable[[Tensor], Tensor]:
+        """Makes the function that computes the features or the maps ``(N, ...)`` of images."""
+        network, tail = self.network, self.tail
+        features = folded(network.features, network.image_size)
+        if tail is None:
+            return lambda images: features(network.preprocess(images))
+        return lambda images: maps_of(features, tail, network.preprocess(images))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,6 +124,7 @@ class Frozen(NamedTuple):
             "weights_and_preprocessing": digest_of(self.network),
             "precision": self.precision,
             "batch": BATCH,
+            "batch_norms": "folded",
             "device": self.network.mean.device.type,
             "torch": str(torch.__version__),
             "torchvision": importlib.metadata.version("torchvision"),
@@ -373,6 +377,9 @@ def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
     stream = work.pictures.stream([place for span in spans for place in span], model.frame)
     batches = with_bar(stream, work.bar, sum(math.ceil(len(span) / BATCH) for span in spans))
     in_turn = iter(batches)
+    if not chunks:
+        return
+    compute = frozen.function()
     with contextlib.closing(stream), evaluating(model):
         for chunk, span in zip(chunks, spans, strict=True):
             start = time.perf_counter()
@@ -380,7 +387,7 @@ def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
             with torch.no_grad(), autocast(frozen.precision, device):
                 for images in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
                     images = images.to(device)
-                    outputs = [frozen.compute(change(images, v)) for v in work.versions]
+                    outputs = [compute(change(images, v)) for v in work.versions]
                     parts.append(torch.stack(outputs).float().cpu())
             made = Chunk(torch.cat(parts, 1), time.perf_counter() - start)
             with contextlib.nullcontext() if work.group is None else work.kept.locked():

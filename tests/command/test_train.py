@@ -591,10 +591,10 @@ def test_large_pictures_name_a_network_that_sees_more(
             image.resize((100, 80)).save(large)
     assert main(["--data", "large", *train]) == 0
     *_, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("These pictures have 80 pixels, and cifar10 sees 32.")
+    assert last.startswith("The shorter side of these pictures has 80 pixels, and cifar10 sees 32.")
     assert " --data large " in last
     assert "--stage" not in last
-    assert " --base mobilenet_v3_small (downloads 9.8 MB" in last
+    assert " --base cifar10,mobilenet_v3_small (downloads 9.8 MB" in last
     # Who has named a base has chosen.
     assert main(["--data", "large", "--base", "cifar5", "--restart", *train]) == 0
-    assert "These pictures" not in capsys.readouterr().out
+    assert "The shorter side" not in capsys.readouterr().out

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import TUNED
 from tests.experiment.conftest import SMALL
-from tests.experiment.test_features import interrupt, tiny
+from tests.experiment.test_features import interrupt, needs_fork, tiny
+from tests.test_distributed import in_groups
 
 PLAIN = dataclasses.replace(SMALL, mirror=False, finetune_epochs=2)
 
@@ -183,3 +185,24 @@ def test_its_recipe_has_few_epochs_and_moves_no_maps() -> None:
     assert recipe.for_backbone().for_stage("finetune", 500).epochs == 7
     recipe = dataclasses.replace(TUNED, epochs=20)
     assert recipe.for_backbone().for_stage("finetune", 500).epochs == 8
+
+
+@needs_fork
+def test_a_group_finds_what_one_process_finds(
+    zygote: subprocess.Popen[str], drawn: Path, whole: Path
+) -> None:
+    program = f"""
+from cifar_tl.data.source import load_data
+from tests.experiment.test_pretrained_finetune import *
+
+def both(group):
+    data = load_data({str(drawn)!r})
+    for stage in ("transfer", "finetune"):
+        result = run(stage, data, output_dir=f"runs{{group.size()}}", group=group)
+    return [result["val_loss"], result["test_loss"]]
+"""
+    result = json.loads((whole / "Deep/finetune/result.json").read_text())
+    alone = [result[name] for name in ("val_loss", "test_loss")]  # dropout draws other numbers
+    for of_ranks in in_groups(zygote, program, "both", (2, 3)).values():
+        assert all(found == of_ranks[0] for found in of_ranks)
+        assert of_ranks[0] == pytest.approx(alone, abs=0.03)
