@@ -96,7 +96,7 @@ def run_stage(
         device: Where to compute, as torch names it.
         base: Another base model for transfer: a file, or the name of one that comes with the
             package, or a `Backbone`. None: the model of the stage base, or ``"cifar10"`` for
-            classes of your own.
+            classes of your own. Finetune takes the `Backbone` from whose transfer it goes on.
         train_fraction: The part of the training images of the new classes, the first of each
             class. Base always has all of its images.
         seed_folder: Keep the files one folder below, in ``seed-N``.
