@@ -7,6 +7,7 @@ from cifar_tl.experiment.findings.uncertainty import (
     accuracy_difference_is_clear,
     difference,
     spread,
+    student_quantile,
     wilson_interval,
 )
 
@@ -65,3 +66,21 @@ def test_differences_are_taken_seed_by_seed() -> None:
     # Two seeds would have to agree very well: Student's quantile is 12.7.
     assert not difference([0.55, 0.57], [0.5, 0.5], 10_000).is_clear
     assert difference([0.55, 0.551], [0.5, 0.5], 10).is_clear
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.71), (2, 4.30), (9, 2.26), (10, 2.228), (12, 2.179), (20, 2.086), (120, 1.980)],
+)
+def test_student_quantiles_are_those_of_the_tables(degrees: int, quantile: float) -> None:
+    assert student_quantile(degrees) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_many_seeds_find_what_ten_could_not() -> None:
+    noise = [0.01, -0.01] * 10 + [0.0]  # its standard error is 0.0022
+    clear, unclear = (
+        difference([0.5 + shift + value for value in noise], [0.5] * 21, 100).is_clear
+        for shift in (0.0047, 0.0044)  # 2.15 and 2.02 of these
+    )
+    assert clear
+    assert not unclear
