@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar_tl.backbone import Network
 from cifar_tl.evaluation import evaluating
@@ -19,14 +19,18 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Network, image: Tensor, top: int = 3, *, classes: Mapping[int, str] | None = None
+    model: Network | nn.Module,
+    image: Tensor,
+    top: int = 3,
+    *,
+    classes: Mapping[int, str] | None = None,
 ) -> list[Prediction]:
     """Names the most probable classes of one image, in evaluation mode.
 
     Args:
-        model: For example from `load_model`.
-        image: ``(3, S, S)`` uint8, S is ``image_size``. `read_image` gives it: ``read_image(path,
-            model.white, model.frame)``.
+        model: For example from `load_model`. It may be any module that returns logits.
+        image: As the model takes it. Of a model of this package: ``(3, S, S)`` uint8, S is
+            ``image_size``. `read_image` gives it: ``read_image(path, model.white, model.frame)``.
         top: The largest number of classes to return.
         classes: The names of the trained outputs, by number. None: the names that the model has.
 
@@ -37,14 +41,15 @@ def predict(
     Raises:
         ValueError: If the outputs have no names.
     """
-    classes = classes or model.class_names
+    classes = classes or getattr(model, "class_names", None)
     if not classes:
         raise ValueError("the model does not name its outputs: give classes, names by number")
     labels = list(classes)
-    if not set(labels) <= set(range(model.num_classes)):
-        raise ValueError(f"classes must be names by number, below {model.num_classes}")
     with evaluating(model), torch.inference_mode():
-        probabilities = model(image[None])[0, labels].softmax(0)
+        (logits,) = model(image[None])
+    if not set(labels) <= set(range(len(logits))):
+        raise ValueError(f"classes must be names by number, below {len(logits)}")
+    probabilities = logits[labels].softmax(0)
     values, places = probabilities.sort(descending=True, stable=True)
     return [
         Prediction(labels[place], classes[labels[place]], value)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cifar_tl.checkpoint import load_model, save_model
 from cifar_tl.network import CifarNet
@@ -27,3 +28,18 @@ def test_only_known_classes_have_probabilities(tmp_path: Path) -> None:
     assert predict(network, image, classes={9: "truck"}) == [(9, "truck", 1.0)]
     with pytest.raises(ValueError, match="does not name its outputs: give classes"):
         predict(CifarNet(10), image)
+
+
+def test_any_module_can_be_asked() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.9)).train()
+    image = torch.randn(3, 2, 2)
+    found = predict(network, image, classes={0: "ash", 2: "oak"})
+    expected = network.eval()(image[None])[0, [0, 2]].softmax(0).tolist()
+    assert {p.name: p.probability for p in found} == pytest.approx(
+        dict(zip(("ash", "oak"), expected, strict=True))
+    )
+    with pytest.raises(ValueError, match="does not name its outputs: give classes"):
+        predict(network, image)
+    with pytest.raises(ValueError, match="names by number, below 3"):
+        predict(network, image, classes={3: "elm"})

@@ -76,3 +76,22 @@ def test_labels_are_found_through_subsets_and_joined_datasets() -> None:
     assert class_subset(both, [0, 1]).targets == [1, 0, 0]
     again = class_subset(class_subset(both, [0, 2]), [2])
     assert [again[index] for index in range(2)] == [2, 2]
+
+
+def test_labels_are_those_that_the_dataset_returns() -> None:
+    dataset = Undecodable([4, 9, 5, 9, 0])
+    dataset.target_transform = lambda target: 9 - target  # type: ignore[attr-defined]
+    subset = class_subset(dataset, [0, 4])
+    assert subset.targets == [0, 4, 0]
+    assert [subset[place][0] for place in range(3)] == [1, 2, 3]
+    assert class_subset(subset, [4]).targets == [4]  # not changed twice
+
+
+@pytest.mark.parametrize(
+    "label", [0.7, float("nan"), "3", np.timedelta64(3, "D"), torch.tensor([1, 2]), None]
+)
+def test_labels_that_are_no_whole_numbers_are_refused(label: Any) -> None:
+    with pytest.raises(TypeError, match="labels must be whole numbers, not "):
+        class_subset(Undecodable([1, label]), [1])
+    whole: list[Any] = [1, 1.0, np.int64(2), torch.tensor(2), True]
+    assert class_subset(Undecodable(whole), [1]).targets == [1, 1, 1]
