@@ -154,8 +154,9 @@ def _check_parent(options: argparse.Namespace, stage: str) -> None:
     for job in list_jobs(options, name):
         if job.place.backbone is not None and takes_base(stage):
             continue  # that network is looked for later: it needs torch
+        file = None if job.place.backbone else job.base
         with naming_commands(job.options):
-            read_parent(stage, job.place, job.base, own_classes=kind.own_classes)
+            read_parent(stage, job.place, file, own_classes=kind.own_classes)
 
 
 def source_of(options: argparse.Namespace) -> str:

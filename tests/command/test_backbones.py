@@ -346,6 +346,24 @@ def test_one_class_is_refused(weights: str, capsys: pytest.CaptureFixture[str]) 
     assert not list(Path().glob("runs/*"))
 
 
+def test_one_stage_after_the_other_gives_the_same_bytes(
+    trained: tuple[Path, str], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune = [*arguments, "--stage", "finetune", "--finetune-epochs", "1"]  # as in all stages
+    finetune = [word for word in finetune if word not in ("--epochs", "2")]
+    assert main(finetune) == 1
+    errors = one_line(capsys.readouterr().err)
+    path = f"runs/flowers/{NAME}"
+    assert f"there is no transfer model {path}/transfer/model.pt: make it first: " in errors
+    words = shlex.split(errors.partition("make it first: cifar-tl train ")[2])
+    assert main([*words, "--epochs", "2"]) == 0
+    assert main(finetune) == 0
+    for stage in ("transfer", "finetune"):
+        for name in ("model.pt", "last.pt"):
+            whole = trained[0] / NAME / stage / name
+            assert Path(path, stage, name).read_bytes() == whole.read_bytes()
+
+
 def test_several_bases_are_compared_in_one_table(
     trained: tuple[Path, str], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
