@@ -55,6 +55,10 @@ class RunError(CifarTLError, RuntimeError):
         self.remedy = remedy
 
 
+class TailError(RunError):
+    """A pretrained network has no last layers that can learn by themselves."""
+
+
 class CifarTLWarning(UserWarning):
     """The base of all warnings of this package."""
 

@@ -24,7 +24,7 @@ from cifar_tl.command.train_arguments import (
 from cifar_tl.command.train_parser import make_parser, naming_commands, write_command
 from cifar_tl.command.train_results import Experiment, draw_stage, show
 from cifar_tl.data.source import OFFICIAL, SHAPES
-from cifar_tl.errors import BackboneError, DownloadError, MissingDataError, TrainingError
+from cifar_tl.errors import BackboneError, DownloadError, MissingDataError, TailError, TrainingError
 from cifar_tl.experiment.stages import STAGES, stage_classes, takes_base
 from cifar_tl.frame import Fit
 from cifar_tl.names import count, printable
@@ -160,13 +160,21 @@ def do_jobs(
             folder = job.place.of(stage)
             if folder in done:
                 continue
-            with naming_commands(job.options):
-                done[folder] = run_one(stage, job, data, bases[job.base], run)
+            try:
+                with naming_commands(job.options):
+                    done[folder] = run_one(stage, job, data, bases[job.base], run)
+            except TailError as error:
+                if len(stages) == 1:
+                    raise
+                warn(f"no {stage}: {error}")
+                continue
             # Pictures take a second a stage: one seed's are enough.
             if job.seed == jobs[0].seed and launch.speaks():
                 draw_stage(job.place, stage, data, keeps=job.options.feature_cache)
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
-        experiments.append((job.place, {stage: done[job.place.of(stage)] for stage in stages}))
+        folders = {stage: job.place.of(stage) for stage in stages}
+        results = {stage: done[folder] for stage, folder in folders.items() if folder in done}
+        experiments.append((job.place, results))
     return experiments
 
 

@@ -24,7 +24,7 @@ from cifar_tl.data.examples import (
     stratified_prefix,
 )
 from cifar_tl.data.views import make_views, shift_randomly
-from cifar_tl.errors import RunError
+from cifar_tl.errors import TailError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
 from cifar_tl.experiment.features import Cost, Frozen, features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
@@ -272,7 +272,7 @@ def _tail(stage: str, parent: Parent | None) -> Tail | None:
         return None
     if (tail := find_tail(parent.model.features, parent.model.image_size)) is not None:
         return tail
-    raise RunError(
+    raise TailError(
         f"{parent.model.name} has no last layers that could learn apart from its first ones: "
         f"{STAGES[stage].parent} is all that can be done with it"
     )

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from torch import Tensor, nn
 
 from cifar_tl.backbone import Backbone
 from cifar_tl.checkpoint import load_checkpoint, load_model
+from cifar_tl.command.train import do_jobs
+from cifar_tl.command.train_arguments import list_jobs
+from cifar_tl.command.train_parser import make_parser
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import RunError
 from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment import features
 from cifar_tl.experiment.features import pictures_of
+from cifar_tl.experiment.findings.bases import compare_bases
+from cifar_tl.experiment.findings.comparison import compare
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import TUNED
@@ -206,3 +212,24 @@ def both(group):
     for of_ranks in in_groups(zygote, program, "both", (2, 3)).values():
         assert all(found == of_ranks[0] for found in of_ranks)
         assert of_ranks[0] == pytest.approx(alone, abs=0.03)
+
+
+def test_the_command_goes_on_without_a_finetune_that_cannot_be(
+    drawn_data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = make_parser().parse_args(["--base", "Tiny", "--epochs", "2", "--quiet"])
+    jobs = list_jobs(options, drawn_data.name)
+    steps = partial(
+        run_stage, data=drawn_data, recipe=PLAIN, output_dir=options.output_dir, base=None
+    )
+    bases: Any = {Path("Tiny"): tiny()}
+    stages = ("transfer", "finetune", "scratch")
+    ((_, results),) = do_jobs(jobs, stages, drawn_data, bases, steps, lambda _: None)
+    assert list(results) == ["transfer", "scratch"]
+    assert "no finetune: Tiny has no last layers that could learn" in capsys.readouterr().err
+    compared = compare({1.0: [results]})
+    assert [d["way"] for d in compared["sizes"][0]["differences"]] == ["transfer"]
+    both = compare_bases({"Tiny": compared, "Deep": compared})
+    assert list(both["sizes"][0]["bases"]["Tiny"]) == ["transfer"]
+    with pytest.raises(RunError, match="no last layers"):
+        do_jobs(jobs, ["finetune"], drawn_data, bases, steps, lambda _: None)

@@ -46,13 +46,16 @@ def compare_bases(comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 def _size(of_bases: Mapping[str, Mapping[str, Any]], first: Mapping[str, Any]) -> dict[str, Any]:
     one = next(iter(of_bases.values()))
     images = {"val_accuracy": first["images_validation"], "test_accuracy": first["images_test"]}
-    ways = [way for way in one["ways"] if way != first["control"]]
+    ways = {
+        base: [way for way in size["ways"] if way != first["control"]]
+        for base, size in of_bases.items()
+    }
     return {
         **{key: one[key] for key in ("train_fraction", "images_train")},
         "seeds": [seed["seed"] for seed in one["seeds"]],
         "control": one["ways"][first["control"]],
         "bases": {
-            base: {way: size["ways"][way] for way in ways} for base, size in of_bases.items()
+            base: {way: size["ways"][way] for way in ways[base]} for base, size in of_bases.items()
         },
         "differences": [
             {
@@ -64,8 +67,9 @@ def _size(of_bases: Mapping[str, Mapping[str, Any]], first: Mapping[str, Any]) -
                     for key in ACCURACIES
                 },
             }
-            for way in ways
+            for way in dict.fromkeys(itertools.chain(*ways.values()))
             for base, other in itertools.combinations(of_bases, 2)
+            if way in ways[base] and way in ways[other]  # a network may have no finetune
         ],
     }
 
