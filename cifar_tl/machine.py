@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.metadata
-import os
 import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifar_tl.cores import cores
 from cifar_tl.recipe import Precision
 from cifar_tl.version import __version__
 
@@ -104,7 +104,7 @@ def environment(device: str, processes: int) -> dict[str, Any]:
         **{package: importlib.metadata.version(package) for package in packages},
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": device,
         **_several(processes),

@@ -1,5 +1,6 @@
 """Precision, memory of a device, memory of the process."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -88,3 +89,21 @@ def test_freed_memory_is_kept_by_the_command_and_on_request_only(
     assert not returns_memory(
         zygote, f"from cifar_tl.command import train; assert train.main({options}) == 0"
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_cores_are_those_that_the_process_may_use(zygote: subprocess.Popen[str]) -> None:
+    """Looks from a process that may use one core, as in a container or under a batch system."""
+    run_forked(
+        zygote,
+        "import os\n"
+        "from importlib import reload\n"
+        "from cifar_tl.data.pictures import read\n"
+        "from cifar_tl.machine import environment\n"
+        "from cifar_tl.processes.launch import divided_threads\n"
+        "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "os.environ |= dict(TORCHELASTIC_RUN_ID='0', OMP_NUM_THREADS='1', RANK='0',\n"
+        "    LOCAL_RANK='0', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', GROUP_WORLD_SIZE='1')\n"
+        "print(environment('cpu', 1)['cores'], divided_threads(), reload(read).THREADS)\n",
+    )
+    assert Path("out.txt").read_text() == "1 1 5\n"

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from cifar_tl.cores import cores
 from cifar_tl.errors import first_line
 
 if TYPE_CHECKING:
@@ -239,9 +240,8 @@ def warns() -> bool:
 
 
 def divided_threads() -> int | None:
-    """Returns this process's part of the machine's cores. None: leave the number to torch."""
+    """Returns this process's part of the cores. None: leave the number to torch."""
     # torchrun sets one thread, unless the user has set a number.
     if launch().local_size == 1 or os.environ.get("OMP_NUM_THREADS") != "1":
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // launch().local_size)
+    return max(1, cores() // launch().local_size)
