@@ -1,4 +1,4 @@
-"""Reads image files: the square that a network sees, as a person would see the picture.
+"""Reads pictures: the square that a network sees, as a person would see the picture.
 
 Files are read in several threads, and also in programs of other people. So nothing here changes
 Pillow's settings or the filters of warnings: both belong to the whole process.
@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import statistics
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -26,17 +25,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, JpegImagePlugin
 from torch import Tensor
 
+from cifar_tl.cores import cores
 from cifar_tl.data.pictures import deep as deep_images
 from cifar_tl.data.pictures.deep import DeepImage
 from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
+from cifar_tl.data.pictures.libtiff import damage_found
 from cifar_tl.errors import ImageError, first_line
 from cifar_tl.frame import CIFAR_FRAME, Frame, as_frame, fill, scale
+from cifar_tl.names import count
 from cifar_tl.progress import with_bar
 
 Result = TypeVar("Result")
 READING_RULES = 2  # counted up when the same file becomes other pixels
-THREADS = min(32, (os.cpu_count() or 1) + 4)  # that read at a time
+THREADS = min(32, cores() + 4)  # that read at a time
 
+_NO_NAME = "the picture"  # what errors call one without a name
+_WORDS = {  # for what Pillow says in no words: what to say instead
+    "decoder error": "its pixels are damaged, or coded in a way that Pillow does not know",
+    "unknown pixel mode": "Pillow does not read such pixels: save it as PNG with 8 bits",
+}
+_ROW = 16  # pixels, see `_check_size`
 _BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
 
@@ -58,7 +66,6 @@ class _Colours(NamedTuple):
     path: str
     pixels: NDArray[np.uint8]  # (height, width, 3), as scaled
     halved: bool  # the file has 16 bits a colour; these are the upper 8
-    heif: bool
     shorter_side: int  # of the file, in pixels
 
 
@@ -95,7 +102,7 @@ def read_images(
             return str(error)
         if isinstance(picture, DeepImage) or picture.halved:
             return number, picture
-        heif = heif or picture.heif
+        heif = heif or _is_heif(content)
         sides.append(picture.shorter_side)
         images[number] = _to_pixels(picture, {}, frame)
         return None
@@ -106,7 +113,7 @@ def read_images(
         special = [found for found in in_order if found is not None]
     if damaged := [found for found in special if isinstance(found, str)]:
         raise ImageError(
-            f"{len(damaged)} of {total:,} images cannot be read, repair, replace or delete "
+            f"{len(damaged)} of {count(total, 'image')} cannot be read, repair, replace or delete "
             f"them: {'; '.join(damaged)}"
         )
     pictures = dict(found for found in special if not isinstance(found, str))
@@ -238,16 +245,19 @@ def _in_threads(
 
 
 def read_image(
-    path: str | Path, white: Mapping[str, float] | None = None, frame: Frame | int = CIFAR_FRAME
+    source: str | Path | bytes | bytearray | IO[bytes] | Image.Image,
+    white: Mapping[str, float] | None = None,
+    frame: Frame | int = CIFAR_FRAME,
 ) -> Tensor:
-    """Reads an image file of any size. docs/data.md lists the formats.
+    """Reads a picture of any size. docs/data.md lists the formats.
 
-    The image is turned as its EXIF data says. White shows where it is transparent. It is scaled to
-    the frame: by default it keeps its shape, its shorter side has 32 pixels, and its middle is
+    The picture is turned as its EXIF data says. White shows where it is transparent. It is scaled
+    to the frame: by default it keeps its shape, its shorter side has 32 pixels, and its middle is
     seen.
 
     Args:
-        path: The file.
+        source: The path of an image file, or its content: bytes, or a file that is open in binary
+            mode and is read from where it stands. Or an image of Pillow, which stays as it is.
         white: For grey images with more than 8 bits: the value that is white, by kind of values,
             ``{"integers": 4095}`` or ``{"floats": 1}``. Take that of the model which is asked about
             the image, `CifarNet.white`. Default: the largest value that the bits of the file allow,
@@ -260,10 +270,36 @@ def read_image(
     Raises:
         ImageError: If the file is missing, damaged, no image, or too large to decode, or if nobody
             can tell which of its values are black and white.
+        TypeError: If the source is none of these.
     """
     frame = as_frame(frame)
-    picture = _decode(str(path), _read_file(path), frame)
+    name, content = _content(source)
+    picture = _decode(name, content, frame)
     return torch.from_numpy(_to_pixels(picture, _levels([picture], white or {}), frame))
+
+
+def _content(
+    source: str | Path | bytes | bytearray | IO[bytes] | Image.Image,
+) -> tuple[str, bytes | Image.Image]:
+    """Returns what errors call a picture, and its content."""
+    if isinstance(source, (str, Path)):
+        return str(source), _read_file(source)
+    if isinstance(source, (bytes, bytearray)):
+        return _NO_NAME, bytes(source)
+    is_image = isinstance(source, Image.Image)
+    name = getattr(source, "filename" if is_image else "name", None)
+    name = name if isinstance(name, str) and name else _NO_NAME
+    if isinstance(source, Image.Image):
+        return name, source
+    try:
+        content = source.read()
+    except AttributeError as error:
+        raise TypeError(f"no picture is a {type(source).__name__}: give a path or bytes") from error
+    except OSError as error:
+        raise ImageError(f"{name} is no readable image ({error.strerror or error})") from error
+    if not isinstance(content, bytes):
+        raise TypeError(f"{name} is open in text mode: open it in binary mode")
+    return name, content
 
 
 def _read_file(path: str | Path) -> bytes:
@@ -279,44 +315,72 @@ def _read_file(path: str | Path) -> bytes:
         raise ImageError(f"{path} is no readable image ({error})") from error
 
 
-def _decode(path: str, content: bytes, frame: Frame) -> _Colours | DeepImage:
+def _decode(name: str, content: bytes | Image.Image, frame: Frame) -> _Colours | DeepImage:
+    """Decodes the content of a file, or takes an image that somebody has opened."""
+    given = isinstance(content, Image.Image)
     try:
-        opened = _open(content)
+        opened = content if isinstance(content, Image.Image) else _open(content)
         shorter_side = min(opened.size)
-        opened.draft(None, (frame.decoded,) * 2)  # a large JPEG is decoded smaller, so faster
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and opened.width * opened.height > limit:
-            raise Image.DecompressionBombError
-        bits = _bits(path, opened)
-        image = _turn(opened)
+        if shorter_side == 0:
+            raise ValueError("it has no pixels")
+        if not given:
+            opened.draft(None, (frame.decoded,) * 2)  # a large JPEG is decoded smaller, so faster
+        _check_size(opened.size)
+        bits = _bits(name, opened)
+        image = _turn(opened, in_place=not given)
         if image.mode == "F" or image.mode.startswith("I"):
             if "transparency" in image.info:
                 raise ValueError("grey of more than 8 bits with transparency: convert it to 8 bits")
-            return deep_images.deep_image(path, image, bits, frame)
+            return deep_images.deep_image(name, image, bits, frame)
         scaled = np.array(scale(_to_rgb(image), frame))
-        heif = type(opened) is Image.Image
-        return _Colours(path, scaled, bits > 8, heif, shorter_side)
+        return _Colours(name, scaled, bits > 8, shorter_side)
     except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path} is too large, with too many pixels: scale it down") from error
+        raise ImageError(f"{name} is too large, with too many pixels: scale it down") from error
     except Exception as error:  # damage can raise anything
-        reason = first_line(error)
-        if content.startswith(_BIG_TIFF):  # good files, too
+        reason = _reason(error)
+        if isinstance(content, bytes) and content.startswith(_BIG_TIFF):  # good files, too
             reason = "Pillow reads no BigTIFF of this byte order: save it as TIFF or PNG"
-        raise ImageError(f"{path} is no readable image ({reason})") from error
+        raise ImageError(f"{name} is no readable image ({reason})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Says in words why a file cannot be read. Pillow sometimes has only a number."""
+    message = first_line(error)
+    if message.isdecimal():  # a key that is in none of Pillow's tables
+        return f"it holds the number {message}, which Pillow does not know: save it as PNG"
+    for beginning, words in _WORDS.items():
+        if message.startswith(beginning):
+            return words
+    return message
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    """Refuses to decode more pixels than Pillow's limit.
+
+    A row costs time and memory, however short it is: as much as 16 pixels. A turn makes rows of
+    columns.
+    """
+    limit, (shorter, longer) = Image.MAX_IMAGE_PIXELS, sorted(size)
+    if limit is not None and max(shorter, _ROW) * longer > limit:
+        raise Image.DecompressionBombError
 
 
 def _open(content: bytes) -> Image.Image:
-    """Opens an image without ``Image.open``.
+    """Opens an image without ``Image.open``. Only HEIC is decoded here.
 
     ``Image.open`` also tries formats such as PostScript, which start other programs. And it refuses
     a JPEG for its size, although it would be decoded small.
     """
-    if content[4:8] == b"ftyp" and any(brand in content[8:40] for brand in _HEIF_BRANDS):
+    if not content:
+        raise ValueError("it is empty")
+    if _is_heif(content):
         if find_spec(HEIF_PACKAGE) is None:
             raise ValueError(f"HEIC: {INSTALL_HEIF}")
-        heif: Image.Image = import_module(HEIF_PACKAGE).open_heif(io.BytesIO(content)).to_pillow()
+        file = import_module(HEIF_PACKAGE).open_heif(io.BytesIO(content))
+        _check_size(file.size)
+        heif: Image.Image = file.to_pillow()
         return heif
     _load_plugins()
     for name in FORMATS:
@@ -333,6 +397,10 @@ def _open(content: bytes) -> Image.Image:
     raise ValueError(f"none of {', '.join(FORMATS)}")
 
 
+def _is_heif(content: bytes) -> bool:
+    return content[4:8] == b"ftyp" and any(brand in content[8:40] for brand in _HEIF_BRANDS)
+
+
 @functools.cache
 def _load_plugins() -> None:
     for name in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"):
@@ -340,11 +408,17 @@ def _load_plugins() -> None:
             import_module(f"PIL.{name}ImagePlugin")
 
 
-def _turn(image: Image.Image) -> Image.Image:
-    """Turns an image in place, as its EXIF data says. Damaged EXIF data are ignored."""
-    image.load()  # here, damaged pixels are an error
+def _turn(image: Image.Image, *, in_place: bool) -> Image.Image:
+    """Turns an image, or a copy, as its EXIF data says. Damaged EXIF data are ignored."""
+    with damage_found() as damage:
+        image.load()  # here, damaged pixels are an error
+    if damage:
+        raise ValueError(f"its pixels are damaged, says {damage[0]} of libtiff")
     try:
-        ImageOps.exif_transpose(image, in_place=True)
+        if in_place:
+            ImageOps.exif_transpose(image, in_place=True)
+        else:
+            image = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception:  # damage can raise anything
@@ -368,7 +442,9 @@ def _bits(path: str, image: Image.Image) -> int:
             raise ImageError(f"{path} has {found[0]}, which is not read: convert it to 8 bits")
         return bits
     if image.format == "PNG":
-        return 16 if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) else 8
+        tiles = getattr(image, "tile", ())  # none, if somebody has loaded the image
+        if any(";16" in str(tile[3]) for tile in tiles):
+            return 16
     return 16 if image.mode.startswith("I") else 8
 
 
@@ -398,7 +474,9 @@ def _to_pixels(
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+    if image.mode == "La":  # which Pillow converts to LA only
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -12,8 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageFile,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    features,
+)
 
+from cifar_tl.data.pictures.find import HEIF_PACKAGE
+from cifar_tl.data.pictures.libtiff import damage_found
 from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.errors import ImageError
 
@@ -615,3 +625,204 @@ def test_orientation_may_be_a_long_number_and_stand_in_xmp_beside_exif(tmp_path:
         save(image, tmp_path / "b.png", exif=other, pnginfo=xmp),
     ):
         assert tuple(read_image(path)[:, 4, 16].tolist()) == WHITE
+
+
+# The size comes first
+
+
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "HEIF"]
+)
+def test_too_many_pixels_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "HEIF":
+        heif = pytest.importorskip(HEIF_PACKAGE)
+    elif kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path = tmp_path / "a"
+    pixels = np.random.default_rng(0).integers(256, size=(300, 300, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if kind == "HEIF":
+        heif.from_pillow(image).save(path)
+    else:
+        image.save(path, format=kind)
+    content = path.read_bytes()
+    if kind not in ("WEBP", "AVIF"):  # Pillow needs all of them for the size
+        path.write_bytes(content[: len(content) // 2])  # to decode it is an error
+        with pytest.raises(ImageError, match="no readable image"):
+            read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_999)
+    for read in (read_image, lambda path: read_images([path] * 3)):
+        with pytest.raises(ImageError, match="a is too large, with too many pixels: scale it down"):
+            read(path)
+
+
+def test_more_rows_than_a_picture_has_are_not_decoded(tmp_path: Path) -> None:
+    entries = {256: 1, 257: 16_777_215, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: 16_777_215}
+    entries |= {279: 16_777_215}
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    content += b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in entries.items()) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.tif is too large, with too many pixels"):
+        read_image(tmp_path / "a.tif")
+
+
+# Grey and transparent
+
+
+def test_grey_that_is_multiplied_by_its_alpha_is_seen_on_white(tmp_path: Path) -> None:
+    save(Image.new("LA", (40, 40), (100, 128)), tmp_path / "a.tif")
+    content = (tmp_path / "a.tif").read_bytes()
+    alpha = struct.pack("<HHIH", 338, 3, 1, 2)
+    assert alpha in content
+    path = tmp_path / "b.tif"
+    path.write_bytes(content.replace(alpha, struct.pack("<HHIH", 338, 3, 1, 1)))
+    with Image.open(path) as opened:
+        assert opened.mode == "La"
+    assert colour(read_image(path))[0] == pytest.approx(100 + 127, abs=1)
+
+
+# What libtiff finds
+
+
+def damaged_fax(path: Path, compression: str) -> Path:
+    pixels = np.random.default_rng(0).random((64, 64)) > 0.5
+    content = bytearray(save(Image.fromarray(pixels), path, compression=compression).read_bytes())
+    content[200:240] = bytes([1]) * 40
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+def test_a_damaged_fax_is_refused_by_its_name(
+    tmp_path: Path, compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).random((32, 32)) > 0.5
+    good = save(Image.fromarray(pixels), tmp_path / "good.tif", compression=compression)
+    path = damaged_fax(tmp_path / "bad.tif", compression)
+    with Image.open(path) as opened:
+        opened.load()  # Pillow takes it for good, and libtiff prints
+    if not capfd.readouterr().err:
+        pytest.skip("libtiff prints nothing")
+    for _ in range(2):
+        assert torch.equal(read_image(good)[0], torch.from_numpy(pixels) * 255)
+        with pytest.raises(ImageError, match=r"bad\.tif is no readable image \(its pixels are dam"):
+            read_image(path)
+    with pytest.raises(ImageError, match="20 of 40 images cannot be read"):
+        read_images([good, path] * 20)
+    assert capfd.readouterr().err == ""
+    with Image.open(path) as opened:
+        opened.load()
+    assert capfd.readouterr().err  # other programs' pictures are as before
+
+
+def test_what_libtiff_finds_elsewhere_is_printed_meanwhile(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = damaged_fax(tmp_path / "bad.tif", "group4")
+
+    def load() -> None:
+        with Image.open(path) as opened:
+            opened.load()
+
+    load()
+    if not capfd.readouterr().err:
+        pytest.skip("libtiff prints nothing")
+    with damage_found() as found:
+        thread = threading.Thread(target=load)
+        thread.start()
+        thread.join()
+        assert found == []
+        assert capfd.readouterr().err
+        load()
+        assert set(found) == {"Fax4Decode"}
+        assert capfd.readouterr().err == ""
+
+
+# Words
+
+
+def tiff_with(path: Path, tag: int, value: int) -> Path:
+    """Changes a number in a TIFF file."""
+    content = save(Image.new("RGB", (40, 40), RED), path).read_bytes()
+    place = content.index(struct.pack("<HHI", tag, 3, 1)) + 8
+    path.write_bytes(content[:place] + struct.pack("<H", value) + content[place + 2 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "message"),
+    [
+        (259, 28163, r"\(it holds the number 28163, which Pillow does not know: save it as PNG\)"),
+        (262, 9, r"\(Pillow does not read such pixels: save it as PNG with 8 bits\)"),
+        (259, 5, r"\(its pixels are damaged, or coded in a way that Pillow does not know\)"),
+    ],
+)
+def test_a_reason_is_said_in_words(tmp_path: Path, tag: int, value: int, message: str) -> None:
+    with pytest.raises(ImageError, match=rf"a\.tif is no readable image {message}"):
+        read_image(tiff_with(tmp_path / "a.tif", tag, value))
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ImageError, match=r"a\.png is no readable image \(it is empty\)"):
+        read_image(tmp_path / "a.png")
+
+
+# What is no path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "I;16", "P"])
+def test_content_and_images_are_read_as_a_file_is(tmp_path: Path, suffix: str, mode: str) -> None:
+    if suffix in (".jpg", ".webp") and mode not in ("RGB", "L"):
+        pytest.skip("this format has no such mode")
+    pixels = np.random.default_rng(0).integers(256, size=(48, 40, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels, "RGBA")
+    if mode == "I;16":
+        image = Image.fromarray(pixels.astype(np.uint16)[..., 0] * 257)
+    elif mode != "RGBA":
+        image = image.convert("RGB").convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(image, tmp_path / f"a{suffix}", exif=exif)
+    expected = read_image(path)
+    assert torch.equal(read_image(path.read_bytes()), expected)
+    assert torch.equal(read_image(bytearray(path.read_bytes())), expected)
+    with path.open("rb") as file:
+        assert torch.equal(read_image(file), expected)
+    assert torch.equal(read_image(io.BytesIO(path.read_bytes())), expected)
+    with Image.open(io.BytesIO(path.read_bytes())) as opened:
+        assert torch.equal(read_image(opened), expected)
+        opened.load()
+        before = (opened.size, opened.mode, opened.tobytes(), dict(opened.getexif()))
+        assert torch.equal(read_image(opened), expected)
+        assert (opened.size, opened.mode, opened.tobytes(), dict(opened.getexif())) == before
+        assert torch.equal(read_image(opened.copy()), expected)
+
+
+def test_what_is_no_path_has_the_name_that_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no image")
+    for source in (b"no image", io.BytesIO(b"no image")):
+        with pytest.raises(ImageError, match=r"^the picture is no readable image \(none of JPEG"):
+            read_image(source)
+    with path.open("rb") as file, pytest.raises(ImageError, match=r"a\.png is no readable image"):
+        read_image(file)
+    with pytest.raises(ImageError, match=r"^the picture is no readable image \(it has no pixels\)"):
+        read_image(Image.new("RGB", (0, 4)))
+    with path.open() as file, pytest.raises(TypeError, match=r"a\.png is open in text mode: open"):
+        read_image(file)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="no picture is a ndarray: give a path or bytes"):
+        read_image(np.zeros((4, 4, 3), np.uint8))  # type: ignore[arg-type]
+
+
+def test_an_image_of_pillow_with_too_many_pixels_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = Image.new("RGB", (300, 300), RED)
+    assert colour(read_image(image)) == RED
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_999)
+    with pytest.raises(ImageError, match="the picture is too large, with too many pixels"):
+        read_image(image)
