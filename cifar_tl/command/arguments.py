@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from cifar_tl.errors import DataError
 from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file
 
 MODEL_HELP = f"a model.pt, or {' or '.join(PRETRAINED)}, which come with the package"
+_ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def whole_number(text: str, low: int, high: int = 10**9) -> int:
@@ -74,10 +76,22 @@ def fractions(text: str) -> tuple[float, ...]:
     return tuple(values)
 
 
+def local_path(text: str) -> Path:
+    """Reads the path of a file or folder that is there. `Path` would take a slash of an address."""
+    return Path(no_address(text))
+
+
+def no_address(text: str) -> str:
+    """Refuses the address of a page or file on the internet."""
+    if _ADDRESS.match(text):
+        raise argparse.ArgumentTypeError(f"{text} is an address: download it first, name the file")
+    return text
+
+
 def bases(text: str) -> tuple[Path, ...]:
     """Reads the names of base models, with commas between them. A file may have commas itself."""
     parts = [text] if Path(text).is_file() else text.split(",")
-    found = tuple(Path(part.strip()) for part in parts)
+    found = tuple(local_path(part.strip()) for part in parts)
     if not all(part.strip() for part in parts):
         raise argparse.ArgumentTypeError("has an empty name")
     if len(set(found)) < len(found):

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_tl.command.arguments import MODEL_HELP, check_model, check_source
+from cifar_tl.command.arguments import MODEL_HELP, check_model, check_source, local_path, no_address
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, kind_of, lacks_cifar10
 from cifar_tl.errors import DataError
-from cifar_tl.names import numbered
+from cifar_tl.names import count, numbered
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from cifar_tl.data.examples import Data
@@ -29,9 +29,13 @@ def make_parser() -> Parser:
         "evaluate", "Measures loss and accuracy of a trained model, for each class and in all."
     )
     add = parser.add_group("model and images", "runs/cifar10/transfer/model.pt --split validation")
-    add("model", metavar="MODEL", type=Path, help=MODEL_HELP)
+    add("model", metavar="MODEL", type=local_path, help=MODEL_HELP)
     add(
-        "--data", metavar="SOURCE", default=DEFAULT_SOURCE, help=f"{SOURCES} (default: %(default)s)"
+        "--data",
+        metavar="SOURCE",
+        type=no_address,
+        default=DEFAULT_SOURCE,
+        help=f"{SOURCES} (default: %(default)s)",
     )
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
     parser.add_help_options()
@@ -73,7 +77,7 @@ def measure(options: argparse.Namespace) -> int:
     metrics = evaluate(nn.Identity(), logits, labels)
     confusion = confusion_matrix(nn.Identity(), logits, labels)[list(outputs.columns)].tolist()
     say(
-        f"{options.model} on {len(labels):,} {options.split} images of {data.name}: "
+        f"{options.model} on {count(len(labels), f'{options.split} image')} of {data.name}: "
         f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}\n"
     )
     say("\n".join(class_lines(confusion, outputs)))

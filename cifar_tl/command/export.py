@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cifar_tl.command.arguments import MODEL_HELP, check_model
+from cifar_tl.command.arguments import MODEL_HELP, check_model, local_path
 from cifar_tl.command.console import Parser, UsageError, run_command, say
 from cifar_tl.names import numbered
 
@@ -23,7 +23,7 @@ def make_parser() -> Parser:
         "'cifar_tl[onnx]', as OUT.onnx. Both take uint8 images.",
     )
     add = parser.add_group("model and files", "runs/cifar10/transfer/model.pt transfer")
-    add("model", metavar="MODEL", type=Path, help=MODEL_HELP)
+    add("model", metavar="MODEL", type=local_path, help=MODEL_HELP)
     add("out", metavar="OUT", type=Path, help="the files' path without suffix")
     parser.add_help_options()
     return parser

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model
+from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model, local_path
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
 from cifar_tl.data.pictures.find import list_image_files
 from cifar_tl.errors import DataWarning, ImageError
@@ -21,11 +21,13 @@ def make_parser() -> Parser:
     """Makes the parser."""
     parser = Parser("predict", "Names what is in pictures.")
     add = parser.add_group("pictures and model", "photo.jpg holiday/ --top 1")
-    add("images", metavar="IMAGE", nargs="+", type=Path, help="a file, or a folder with files")
+    add(
+        "images", metavar="IMAGE", nargs="+", type=local_path, help="a file, or a folder with files"
+    )
     add(
         "--model",
         metavar="FILE",
-        type=Path,
+        type=local_path,
         help=f"{MODEL_HELP} (default: {DEFAULT_MODEL}, which knows the ten classes of CIFAR-10)",
     )
     add(

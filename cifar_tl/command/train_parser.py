@@ -16,6 +16,7 @@ from cifar_tl.command.arguments import (
     bases,
     dropout_rate,
     fractions,
+    no_address,
     not_negative,
     positive,
     whole_number,
@@ -77,7 +78,7 @@ def make_parser() -> Parser:
 def _add_everyday_options(parser: Parser) -> None:
     add = parser.add_group("everyday options", "--stage base --epochs 20")
     where = f"{SOURCES} (default: {DEFAULT_SOURCE}, to which CIFAR-10 is downloaded if missing)"
-    add("--data", metavar="SOURCE", help=where)
+    add("--data", metavar="SOURCE", type=no_address, help=where)
     add(
         "--stage",
         choices=(*STAGES, ALL),
@@ -130,6 +131,7 @@ def _add_class_options(parser: Parser) -> None:
     add(
         "--weights",
         metavar="FILE",
+        type=no_address,
         help="the weights of that network: a file with its state_dict, or the name of published "
         "ones, such as IMAGENET1K_V1 (default: the published ones, downloaded once)",
     )

@@ -96,3 +96,16 @@ def test_names_that_break_lines_do_not(
     Image.new("RGB", (50, 40), "red").save(path)
     assert main([str(path), "--model", str(model)]) == 0
     assert f"{tmp_path}/a\\nb\\x1b[31m.png: " in one_line(capsys.readouterr().out)
+
+
+def test_an_address_is_no_file(
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = "https://example.org/cat.jpg"
+    for arguments in (
+        [address, "--model", str(model)],
+        [str(pictures), address, "--model", str(model)],
+        [str(pictures), "--model", address],
+    ):
+        assert main(arguments) == 2
+        assert f": {address} is an address: download it first" in one_line(capsys.readouterr().err)

@@ -32,6 +32,12 @@ from cifar_tl.command.train_parser import make_parser, write_command
         (["--threads", "100000"], "--threads: must be a whole number from 1 to 256"),
         (["--stage", "all-of-it"], "--stage: invalid choice"),
         (["--recipe", "secret"], "--recipe: invalid choice"),
+        (
+            ["--data", "https://a.org/b.npz"],
+            "--data: https://a.org/b.npz is an address: download it",
+        ),
+        (["--base", "cifar5,HTTP://a.org/b"], "--base: HTTP://a.org/b is an address: download it"),
+        (["--base", "timm/x", "--weights", "s3://a/b"], "--weights: s3://a/b is an address: down"),
         (["--data", "dta"], "--data dta: there is no such file or folder"),
         (["--data", "file.txt"], "--data file.txt is no source of images: name a folder"),
         (["--base", "file.txt"], "add --stage transfer"),
