@@ -13,6 +13,7 @@ from cifar_tl.backbone import Backbone, Network
 from cifar_tl.disk import read_sealed, write_sealed
 from cifar_tl.errors import BackboneError, CheckpointError
 from cifar_tl.frame import Frame, cifar_frame
+from cifar_tl.names import count
 from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
 from cifar_tl.pretrained import read_model_file
@@ -112,7 +113,9 @@ def _check_names(
     names = dict(class_names if isinstance(class_names, Mapping) else enumerate(class_names))
     for label, name in names.items():
         if label not in range(model.num_classes):
-            raise ValueError(f"the model has {model.num_classes} outputs, and no output {label}")
+            raise ValueError(
+                f"the model has {count(model.num_classes, 'output')}, and no output {label}"
+            )
         if not isinstance(name, str):
             raise TypeError(f"class_names must be strings, not {name!r}")
     return list(names), list(names.values())

@@ -16,8 +16,9 @@ def portable(name: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Writes a number with its noun: ``1 file``, ``2,000 files``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    """Writes a number with its noun: ``1 file``, ``2,000 files``, ``2 classes``."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{ending}"
 
 
 def numbered(classes: Mapping[int, str]) -> str:

@@ -32,3 +32,4 @@ def test_numbers_have_their_nouns() -> None:
         "1 file",
         "2,000 files",
     ]
+    assert [count(number, "class") for number in (1, 2)] == ["1 class", "2 classes"]

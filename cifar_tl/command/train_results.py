@@ -64,9 +64,9 @@ def larger_base(options: argparse.Namespace, data: "Data") -> str:
     seconds = max(10, round(passes / PICTURES_PER_SECOND))
     command = write_command(options, stage=ALL, base=(DEFAULT_MODEL, LARGER_BASE))
     return (
-        f"The shorter side of these pictures has {data.shorter_side} pixels, and {DEFAULT_MODEL} "
-        f"sees 32. A network that sees {LARGER_SIZE} may do better: {command} (downloads "
-        f"{LARGER_MB} MB, takes about {seconds} s)"
+        f"The shorter side of these pictures has {count(data.shorter_side, 'pixel')}, and "
+        f"{DEFAULT_MODEL} sees 32. A network that sees {LARGER_SIZE} may do better: {command} "
+        f"(downloads {LARGER_MB} MB, takes about {seconds} s)"
     )
 
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 from cifar_tl.errors import DataError
-from cifar_tl.names import numbered, printable
+from cifar_tl.names import count, numbered, printable
 
 CIFAR10_CLASS_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -52,8 +52,10 @@ def choose_classes(
     """
     if base is None and new is None:
         if len(names) < 4:
+            there_is = "there is" if len(names) == 1 else "there are"
             raise DataError(
-                f"there are only {len(names)} classes ({_named(names, range(len(names)))}), and "
+                f"{there_is} only {count(len(names), 'class')} "
+                f"({_named(names, range(len(names)))}), and "
                 f"base and new classes need two each: add classes, or choose base classes "
                 f"{ALL_CLASSES}"
             )
