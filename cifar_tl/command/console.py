@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 143 termi
 import argparse
 import contextlib
 import io
+import logging
 import os
 import re
 import shlex
@@ -140,6 +141,7 @@ def run_command(
         _write_error(f"{parser.prog}: {message}{hint}")
         return code
 
+    _silence_pillow()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may hold any character
@@ -208,6 +210,13 @@ def _show_warning(
     """Prints a warning in a line. Pillow warns of damaged metadata, which nobody asked about."""
     if launch.warns() and Path(filename).parent.name != "PIL":
         _write_error(f"{program}: warning: {text}")
+
+
+def _silence_pillow() -> None:
+    """Drops what Pillow logs of damaged files, without their names. An error names the file."""
+    logger = logging.getLogger("PIL")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 def shows_progress() -> bool:

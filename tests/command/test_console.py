@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,16 @@ def test_errors_never_go_to_standard_output() -> None:
             ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert (process.returncode, process.stdout) == (2, "")
+
+
+def test_what_pillow_logs_is_not_printed(zygote: subprocess.Popen[str]) -> None:
+    Image.new("RGB", (40, 40)).save("many.tif")
+    content = Path("many.tif").read_bytes()
+    samples = struct.pack("<HHI", 277, 3, 1)
+    place = content.index(samples) + len(samples)
+    Path("many.tif").write_bytes(content[:place] + struct.pack("<H", 2048) + content[place + 2 :])
+    errors = Command(zygote, ["predict", "many.tif"]).end(1)  # one line
+    assert "many.tif is no readable image (Invalid value for samples per pixel)" in errors
 
 
 @pytest.mark.filterwarnings("always")

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import statistics
+import struct
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import import_module
@@ -40,10 +41,17 @@ READING_RULES = 2  # counted up when the same file becomes other pixels
 THREADS = min(32, cores() + 4)  # that read at a time
 
 _NO_NAME = "the picture"  # what errors call one without a name
-_WORDS = {  # for what Pillow says in no words: what to say instead
+_DAMAGED = "it is damaged or cut off: save or download it again"
+_WORDS = {  # how errors of Pillow begin that help nobody, and what to say instead
     "decoder error": "its pixels are damaged, or coded in a way that Pillow does not know",
     "unknown pixel mode": "Pillow does not read such pixels: save it as PNG with 8 bits",
+    **dict.fromkeys(
+        ("cannot load this", "not identified by", "could not create decoder", "invalid literal"),
+        _DAMAGED,
+    ),
 }
+# How Pillow stumbles over values that it did not check.
+_STUMBLED = (LookupError, ArithmeticError, TypeError, AttributeError, UnicodeError, struct.error)
 _ROW = 16  # pixels, see `_check_size`
 _BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
@@ -346,14 +354,15 @@ def _decode(name: str, content: bytes | Image.Image, frame: Frame) -> _Colours |
 
 
 def _reason(error: Exception) -> str:
-    """Says in words why a file cannot be read. Pillow sometimes has only a number."""
+    """Says in words why a file cannot be read. Sometimes Pillow has none."""
     message = first_line(error)
-    if message.isdecimal():  # a key that is in none of Pillow's tables
-        return f"it holds the number {message}, which Pillow does not know: save it as PNG"
+    cause = error.__cause__ if isinstance(error, SyntaxError) and error.__cause__ else error
     for beginning, words in _WORDS.items():
         if message.startswith(beginning):
             return words
-    return message
+    if isinstance(cause, KeyError) and message.isdecimal():  # in none of Pillow's tables
+        return f"it holds the number {message}, which Pillow does not know: save it as PNG"
+    return _DAMAGED if isinstance(cause, _STUMBLED) else message
 
 
 def _check_size(size: tuple[int, int]) -> None:

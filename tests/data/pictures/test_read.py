@@ -764,6 +764,19 @@ def test_a_reason_is_said_in_words(tmp_path: Path, tag: int, value: int, message
         read_image(tiff_with(tmp_path / "a.tif", tag, value))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize(("suffix", "length"), [(".tif", 20), (".webp", 60)])
+def test_a_file_that_is_cut_off_early_is_said_to_be(
+    tmp_path: Path, suffix: str, length: int
+) -> None:
+    path = save(Image.new("RGB", (40, 40), RED), tmp_path / f"a{suffix}")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(
+        ImageError, match=r"\(it is damaged or cut off: save or download it again\)"
+    ):
+        read_image(path)
+
+
 def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(ImageError, match=r"a\.png is no readable image \(it is empty\)"):
