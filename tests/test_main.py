@@ -143,10 +143,14 @@ def test_evaluating_on_what_lacks_cifar10_is_refused_without_torch(tmp_path: Pat
     assert "CIFAR-10 is not in data: name the model's data with --data" in process.stderr
 
 
+def python_path() -> str:
+    """A PATH where ``python`` is this one."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
 def paste(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Types a command that a message suggests."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where ``python`` is this one
-    environment = {**os.environ, "PATH": path}
+    environment = {**os.environ, "PATH": python_path()}
     return subprocess.run(
         ["sh", "-c", command],
         cwd=folder,
@@ -157,10 +161,17 @@ def paste(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def check_spelling(words: Sequence[str], arguments: Sequence[str], called: str, train: str) -> None:
+def check_spelling(
+    words: Sequence[str], arguments: Sequence[str], called: str, train: str, path: str | None = None
+) -> None:
     """A message begins with the words that were typed, and what it suggests can be pasted."""
     process = subprocess.run(
-        [*words, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [*words, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path or os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode in (1, 2)
     assert process.stdout == ""
@@ -186,7 +197,7 @@ def check_spelling(words: Sequence[str], arguments: Sequence[str], called: str, 
 def test_train_speaks_as_it_was_called(words: list[str]) -> None:
     arguments = ["--data", "shapes", "--stage", "transfer", "--output-dir", "none"]
     called = " ".join(["python", *words])  # whatever its whole path is
-    check_spelling([sys.executable, *words], arguments, called, called)
+    check_spelling([sys.executable, *words], arguments, called, called, python_path())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
@@ -199,7 +210,24 @@ def test_others_speak_as_they_were_called(command: str) -> None:
         arguments.get(command, ["none.pt", "out"]),
         f"{program} {command}",
         f"{program} train",
+        python_path(),
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_python_that_the_shell_does_not_find_is_named_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\necho another Python\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = [sys.executable, "-m", "cifar_tl"]
+    process = subprocess.run(
+        [*command, "evaluate", "none.pt"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    errors = one_line(process.stderr)
+    assert errors.startswith("python -m cifar_tl evaluate: ")  # short, as in --help
+    assert errors.endswith(f"make one with {' '.join(command)} train\n")  # can be pasted
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
@@ -217,6 +245,25 @@ def test_the_installed_command_speaks_as_it_was_called(
     check_spelling([str(program)], arguments, f"{program} evaluate", f"{program} train")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     check_spelling(["cifar-tl"], arguments, "cifar-tl evaluate", "cifar-tl train")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_example_stays_in_one_line(command: str) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "cifar_tl", command, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "50"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = process.stdout.splitlines()
+    examples = [place for place, line in enumerate(lines) if "such as: " in line]
+    assert examples
+    for place in examples:
+        assert lines[place].startswith(f"  such as: python -m cifar_tl {command} ")
+        assert lines[place + 1] == ""  # and it does not go on
+    assert max(map(len, lines[lines.index("") : examples[0]])) <= 50  # the description is filled
 
 
 def test_train_py_is_a_door_to_train() -> None:

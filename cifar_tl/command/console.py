@@ -12,12 +12,14 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from shutil import get_terminal_size, which
 from typing import Any, NoReturn
 
 from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
@@ -52,7 +54,12 @@ class Parser(argparse.ArgumentParser):
     """Raises `UsageError`. argparse would print a usage text of many lines and exit."""
 
     def __init__(self, name: str, description: str) -> None:
-        super().__init__(prog=called(name), description=description, add_help=False)
+        super().__init__(
+            prog=called(name, short=True),
+            description=textwrap.fill(description, get_terminal_size().columns - 2),
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays in one line
+            add_help=False,
+        )
 
     def add_group(self, title: str, example: str) -> Callable[..., Any]:
         """Begins a group of options. Returns the function that adds an option to it."""
@@ -82,8 +89,12 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
-def called(name: str) -> str:
+def called(name: str, *, short: bool = False) -> str:
     """Writes how a command is called, in the words with which this one was, ready to be pasted.
+
+    Args:
+        name: The command.
+        short: Leave out the folder of Python, even if the shell does not find Python without it.
 
     Returns:
         Such as ``cifar-tl train``, ``python train.py`` or ``torchrun ... train.py``.
@@ -91,23 +102,34 @@ def called(name: str) -> str:
     program, *arguments = sys.argv
     file, module = Path(program), ["-m", "cifar_tl", name]
     python, *options = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
-    if Path(python).is_absolute():
-        python = "python"
+    python = _spell_python(python, short)
     if name == "train" and (launcher := launch.words()):
         words = [*launcher, *([program] if file.name == "train.py" else module)]
     elif sys.orig_argv[1:] != [*options, *arguments]:  # somebody has changed the arguments
         words = [COMMAND, name]
     elif file.name == "train.py":
         words = [python, *options] if name == "train" else [python, *options[:-1], *module]
-    elif file.name == "__main__.py" and file.parent.name == "cifar_tl":
+    elif "cifar_tl" in (file.name, file.parent.name) and file.stem in ("cifar_tl", "__main__"):
         words = [python, *options, name]
     else:
-        from shutil import which
-
         found = which(COMMAND)
         is_on_path = found is not None and Path(found).with_suffix("") == file.with_suffix("")
         words = [COMMAND if is_on_path or file.stem != COMMAND else program, name]
     return shlex.join(filter(None, words))
+
+
+def _spell_python(typed: str, short: bool) -> str:
+    """Replaces the path of Python by a name, if the shell finds the same Python by that name."""
+    path = Path(typed)
+    if path.name == typed or not sys.executable:  # in another program, Python has no path
+        return path.name
+    this = Path(sys.executable)
+    for name in ("python", "python3", path.name):
+        found = which(name)
+        # The Python of a virtual environment may be a link to the one outside it.
+        if found and Path(found).samefile(this) and Path(found).parent.samefile(this.parent):
+            return name
+    return "python" if short and path.is_absolute() else typed
 
 
 def run_command(

@@ -21,7 +21,7 @@ from cifar_tl.command.arguments import (
     positive,
     whole_number,
 )
-from cifar_tl.command.console import Parser
+from cifar_tl.command.console import Parser, called
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, kind_of
 from cifar_tl.errors import RunError
 from cifar_tl.experiment.stages import OUTPUT_DIR, STAGES, takes_base
@@ -252,16 +252,15 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
     squares = not kind_of(values["data"] or DEFAULT_SOURCE).own_classes
     if squares and not any(map(is_backbone, values["base"] or ())):
         values["fit"] = None
-    parser = make_parser()
     words = []
-    for action in parser._actions:
+    for action in make_parser()._actions:
         value = values.get(action.dest, action.default)
         if value != action.default:
             words += [action.option_strings[-1 if value is False else 0]]
             if isinstance(value, tuple):
                 value = ",".join(map(str, value))
             words += [] if isinstance(value, bool) else [str(value)]
-    return f"{parser.prog} {shlex.join(words)}".rstrip()
+    return f"{called('train')} {shlex.join(words)}".rstrip()
 
 
 @contextlib.contextmanager
