@@ -210,15 +210,20 @@ def test_a_base_that_was_not_used_is_in_no_comparison(own_classes: Path, tmp_pat
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_only_cifar10_is_compared_with_the_documented_run(drawn: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("images", "is_marked"), [(20_000, True), (80, False), (19_999, False)])
+def test_only_the_documented_images_are_compared_with_the_documented_run(
+    images: int, is_marked: bool, drawn: Path, tmp_path: Path
+) -> None:
     shutil.copytree(drawn, tmp_path / "runs")
-    before, after = drawn / "comparison.png", tmp_path / "runs" / "comparison.png"
-    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
-    assert after.read_bytes() == before.read_bytes()
-    path = tmp_path / "runs" / "scratch" / "result.json"
-    path.write_text(path.read_text().replace('"dog"', '"wolf"'))
-    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
-    assert after.read_bytes() != before.read_bytes()
+    path, picture = (tmp_path / "runs" / name for name in ("scratch/result.json", "comparison.png"))
+    text = path.read_text().replace('"images_train": 80', f'"images_train": {images}')
+    drawings = []
+    for name in ("dog", "wolf"):  # no title has the names: only the mark can make a difference
+        path.write_text(text.replace('"dog"', f'"{name}"'))
+        plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
+        drawings.append(picture.read_bytes())
+    assert (drawings[0] != drawings[1]) is is_marked
+    assert (drawings[0] == (drawn / "comparison.png").read_bytes()) is (images == 80)
 
 
 def test_several_seeds_are_a_mean_with_its_spread() -> None:
