@@ -81,9 +81,7 @@ def compare_all(options: argparse.Namespace, experiments: Sequence[Experiment]) 
 
     of_bases: dict[str, list[Experiment]] = {}
     for place, results in experiments:
-        parents = (result["parent_path"] for result in results.values())
-        base = place.backbone or next((parent for parent in parents if parent), "")
-        of_bases.setdefault(base, []).append((place, results))
+        of_bases.setdefault(base_of(place, results), []).append((place, results))
     found = {base: compare_stages(of_base) for base, of_base in of_bases.items()}
     bases = compare_bases(found) if len(found) > 1 else None
     folders = {base: of_base[0][0].comparison for base, of_base in of_bases.items()}
@@ -95,6 +93,14 @@ def compare_all(options: argparse.Namespace, experiments: Sequence[Experiment]) 
         text = bases_text(bases)
         save_bases(folder, bases, text)
         say(f"\n{text}\nEverything was written to {printable(str(folder))}")
+
+
+def base_of(place: Place, results: Results) -> str:
+    """Names the base that was given. If the base was trained here, each seed has its own: ""."""
+    if place.backbone or any(STAGES[stage].learns == "base" for stage in results):
+        return place.backbone or ""
+    parents = (result["parent_path"] for result in results.values())
+    return next((parent for parent in parents if parent), "")
 
 
 def by_size(experiments: Sequence[Experiment]) -> dict[float, list[Experiment]]:
