@@ -227,6 +227,8 @@ def samples(
     order = torch.where(mistaken, -1 - confidences, confidences).argsort()
     columns = SAMPLES[1]
     shown = _short(names)
+    centred: dict[str, Any] = {"ha": "center", "va": "bottom"}
+    centred["fontsize"] = 8 if max(map(len, shown)) <= 11 else 6.5  # so that no captions overlap
     chosen = order[: SAMPLES[0] * columns].tolist()
     rows = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(1.15 * columns, 1.5 * rows + 0.6))
@@ -238,7 +240,7 @@ def samples(
         name, truth = (shown[int(which[number])] for which in (predicted, labels))
         text = f"{name} {confidences[number]:.0%}\ntrue: {truth}"
         color = ORANGE if mistaken[number] else BLUE
-        ax.text(left + 0.5, top - 0.04, text, ha="center", va="bottom", fontsize=8, color=color)
+        ax.text(left + 0.5, top - 0.04, text, color=color, **centred)
     return figure
 
 

@@ -366,7 +366,9 @@ def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
         [*("a" * length for length in range(1, 31))],
     ],
 )
-def test_names_that_begin_alike_stay_different_in_every_picture(names: list[str]) -> None:
+def test_names_that_begin_alike_stay_different_in_every_picture(
+    names: list[str],
+) -> None:
     outputs = Outputs(tuple(range(30)), tuple(names), 30)
     figure = plots.confusion(torch.eye(30).tolist(), outputs, "title")
     for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
@@ -378,6 +380,10 @@ def test_names_that_begin_alike_stay_different_in_every_picture(names: list[str]
     figure = plots.samples(lambda chosen: images[chosen], labels_of_all, torch.eye(30), names, "x")
     captions = {text.get_text().partition("true: ")[2] for text in figure.axes[0].texts}
     assert len(captions) == 30
+    figure.draw_without_rendering()  # now the captions have places
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for box, right in itertools.pairwise(boxes):
+        assert box.x1 < right.x0 or box.y0 > right.y1  # not over the next one, or in another row
 
 
 def test_where_numbers_are_left_out_a_scale_says_what_the_colours_mean(tmp_path: Path) -> None:
