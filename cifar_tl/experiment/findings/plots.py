@@ -5,6 +5,7 @@ Lines differ in colour, marker and dashes. So they can be told apart in grey, to
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -465,21 +466,28 @@ def _seconds(seconds: float) -> str:
 
 
 def _short(names: Sequence[str], most: int = 14) -> list[str]:
-    """Cuts long names. Names that differ stay different: if need be, the end of a name stays."""
+    """Cuts long names: at the end if that serves, else where names that differ stay different."""
     texts = [printable(name) for name in names]
-    for end in range(most - 1):
-        cut = [
-            text
-            if len(text) <= most
-            else f"{text[: most - 1 - end]}\u2026{text[len(text) - end :]}"
-            for text in texts
-        ]
-        if len(set(cut)) == len(set(texts)):
-            return cut
-    return [  # they differ in the middle
-        text if len(text) <= most else f"{text[: most - 2 - len(str(place))]}\u2026 {place}"
+    middles = range(1, max(map(len, texts)))
+    for cut in (
+        *(functools.partial(_without_middle, most=most, end=end) for end in range(most - 1)),
+        *(functools.partial(_middle, most=most, start=start) for start in middles),
+    ):
+        short = [text if len(text) <= most else cut(text) for text in texts]
+        if len(set(short)) == len(set(texts)):
+            return short
+    return [
+        text if len(text) <= most else f"{text[: most - 3 - len(str(place))]}\u2026 #{place}"
         for place, text in enumerate(texts, 1)
     ]
+
+
+def _without_middle(text: str, most: int, end: int) -> str:
+    return f"{text[: most - 1 - end]}\u2026{text[len(text) - end :]}"
+
+
+def _middle(text: str, most: int, start: int) -> str:
+    return f"\u2026{text[start : start + most - 2]}\u2026"
 
 
 def label_accuracy(ax: Axes, label: str) -> None:

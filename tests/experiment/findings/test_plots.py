@@ -357,17 +357,33 @@ def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "eighth"),
     [
-        [f"{number} is the number of this kind of flower" for number in range(30)],
-        [f"photographs of the kind of flower number {number}" for number in range(30)],
-        [f"photographs of the flower {number} as seen in the field" for number in range(30)],
-        [f"photographs, {number} of them, of the flowers that grow here" for number in range(30)],
-        [*("a" * length for length in range(1, 31))],
+        (
+            [f"{number} is the number of this kind of flower" for number in range(30)],
+            "7 is the number of \u2026",
+        ),
+        (
+            [f"photographs of the kind of flower number {number}" for number in range(30)],
+            "photographs of th\u2026 7",
+        ),
+        (
+            [f"photographs of the flower {number} as seen in the field" for number in range(30)],
+            "\u2026s of the flower 7 \u2026",
+        ),
+        (
+            [f"kind {number // 6} of flower, of {number % 6} leaves" for number in range(30)],
+            "kind 1 of f\u20261 leaves",
+        ),
+        (["a" * length for length in range(1, 31)], "aaaaaaaa"),
+        (
+            [f"{30 * '-'}{number // 6}{30 * '-'}{number % 6}{30 * '-'}" for number in range(30)],
+            f"{16 * '-'}\u2026 #8",
+        ),
     ],
 )
 def test_names_that_begin_alike_stay_different_in_every_picture(
-    names: list[str],
+    names: list[str], eighth: str
 ) -> None:
     outputs = Outputs(tuple(range(30)), tuple(names), 30)
     figure = plots.confusion(torch.eye(30).tolist(), outputs, "title")
@@ -375,6 +391,7 @@ def test_names_that_begin_alike_stay_different_in_every_picture(
         shown = [label.get_text() for label in labels]
         assert len(set(shown)) == 30
         assert max(map(len, shown)) <= 20
+        assert shown[7] == eighth
     images = torch.zeros(30, 3, 32, 32, dtype=torch.uint8)
     labels_of_all = torch.arange(30)
     figure = plots.samples(lambda chosen: images[chosen], labels_of_all, torch.eye(30), names, "x")
