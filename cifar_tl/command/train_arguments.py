@@ -4,15 +4,15 @@ import argparse
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from cifar_tl.command.arguments import check_source
 from cifar_tl.command.console import UsageError
-from cifar_tl.command.train_parser import ALL, OWN_VALUES, flag, naming_commands
+from cifar_tl.command.train_parser import ALL, OWN_VALUES, flag, naming_commands, write_command
 from cifar_tl.data.classes import choose_classes, split_suffix
-from cifar_tl.data.pictures.find import TRAIN
 from cifar_tl.data.source import DEFAULT_SOURCE, kind_of, lacks_cifar10, results_name
 from cifar_tl.errors import DataError
 from cifar_tl.experiment.parents import read_parent
@@ -37,7 +37,7 @@ def check_arguments(options: argparse.Namespace) -> None:
         UsageError: If the options make no sense, or would be ignored.
     """
     if options.data is not None:
-        _check_data(options.data)
+        _check_data(options)
     _check_own_values(options)
     _check_classes(options)
     stages = stages_to_run(options)
@@ -89,20 +89,15 @@ def check_files(options: argparse.Namespace) -> None:
         RunError: If the model is missing or damaged.
     """
     source = source_of(options)
-    kind_of(source).check(Path(source))
+    with naming_commands(options):
+        kind_of(source).check(Path(source))
     _check_parent(options, stages_to_run(options)[0])
 
 
-def _check_data(source: str) -> None:
-    """Refuses a folder that cannot be meant. CIFAR-10's own folder may be missing."""
-    if source != DEFAULT_SOURCE:
-        check_source(source, "to download CIFAR-10, leave out --data or make the folder first")
-    if lacks_cifar10(source) and any(Path(source).glob("[!.]*")):
-        raise UsageError(
-            f"--data {source}: holds neither CIFAR-10 nor a folder {TRAIN}; classes of your own "
-            f"belong into {Path(source) / TRAIN}, a folder with images each, and CIFAR-10 is "
-            "downloaded into an empty folder"
-        )
+def _check_data(options: argparse.Namespace) -> None:
+    """Refuses a source that cannot be meant. CIFAR-10's own folder may be missing."""
+    if options.data != DEFAULT_SOURCE or Path(options.data).exists():
+        check_source(options.data, partial(write_command, options))
 
 
 def _check_own_values(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from cifar_tl.command.arguments import (
 )
 from cifar_tl.command.console import Parser
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, kind_of
-from cifar_tl.errors import RunError
+from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment.stages import OUTPUT_DIR, STAGES, takes_base
 from cifar_tl.frame import Fit
 from cifar_tl.pretrained import DEFAULT_MODEL, is_backbone
@@ -264,10 +264,11 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
 
 @contextlib.contextmanager
 def naming_commands(options: argparse.Namespace) -> Iterator[None]:
-    """Adds to a `RunError` the command that helps."""
+    """Adds to a `RunError` or a `DataError` the command that helps."""
     try:
         yield
-    except RunError as error:
+    except (RunError, DataError) as error:
         if not error.remedy:
             raise
-        raise RunError(f"{error}: {write_command(options, **error.remedy)}") from error
+        kind = DataError if isinstance(error, DataError) else RunError
+        raise kind(f"{error}: {write_command(options, **error.remedy)}") from error
