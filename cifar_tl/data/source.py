@@ -20,6 +20,7 @@ from cifar_tl.data.classes import (
     split_suffix,
 )
 from cifar_tl.data.pictures.find import TRAIN, find_classes
+from cifar_tl.data.pictures.labels import find_labelled
 from cifar_tl.data.pictures.layout import explain_file, explain_folder, has_classes
 from cifar_tl.errors import DataError, DataWarning
 from cifar_tl.frame import Fit
@@ -98,6 +99,7 @@ SOURCES = "; ".join(kind.what for kind in reversed(KINDS))
 def load_data(
     source: str | Path,
     *,
+    labels: str | None = None,
     base_classes: Chosen = None,
     new_classes: Chosen = None,
     white: Mapping[str, float] | None = None,
@@ -123,6 +125,9 @@ def load_data(
               ``val/CLASS/*`` and ``test/CLASS/*``; or ``CLASS/*`` alone. `read_image` says how a
               file is read. Without ``val/``, the files of each class are sorted by name; the first
               80 % train, the last 20 % validate.
+        labels: For a folder of image files: the CSV file in which their classes are, such as
+            ``"train.csv"``, or ``"train.csv:image,breed"`` with the names of its columns. Default:
+            the folders are the classes.
         base_classes: The classes that a base model learns, by name or number:
             ``["cat", "deer", 5]``, ``"cat,deer,dog"`` or ``"all"``. Default: all that are not new.
             Classes of your own are not divided: all of them are base classes and new classes.
@@ -145,7 +150,7 @@ def load_data(
     """
     from cifar_tl.data.examples import check_classes, check_pixels
 
-    kind, chosen = kind_of(source), (base_classes, new_classes)
+    kind, chosen = kind_of(source, labels), (base_classes, new_classes)
     is_chosen = chosen != (None, None)
     if kind.own_classes and is_chosen:
         raise DataError(
@@ -153,7 +158,7 @@ def load_data(
             "folders out of it, and leave the choice of classes out"
         )
     read = getattr(import_module(f"cifar_tl.data.{kind.module}"), f"read_{kind.module}")
-    data: Data = read(Path(source), white=white, fit=fit, progress=progress)
+    data: Data = read(Path(source), labels=labels, white=white, fit=fit, progress=progress)
     names, name, notes = data.class_names, kind.results(Path(source)), data.notes
     if kind.own_classes:
         base = new = tuple(range(len(names)))
@@ -192,12 +197,18 @@ def _holds_cifar100(path: Path) -> bool:
     return found or any(official_archive(other) == "100" for other in path.glob("*"))
 
 
-def kind_of(source: str | Path) -> Kind:
-    """Finds the row of `KINDS` for a source.
+def kind_of(source: str | Path, labels: str | None = None) -> Kind:
+    """Finds the row of `KINDS` for a source. Labels in a file are for a folder of image files.
 
     Raises:
         DataError: If there is none.
     """
+    if labels is not None:
+        if Path(source).exists() and not Path(source).is_dir():
+            raise DataError(
+                f"{source} is no folder: labels in a file are for a folder with image files"
+            )
+        return next(kind for kind in KINDS if kind.module == "class_folders")
     for kind in KINDS:
         if kind.recognizes(source):
             return kind
@@ -210,9 +221,21 @@ def kind_of(source: str | Path) -> Kind:
     raise DataError(f"{source} is no source of images: name {SOURCES}")
 
 
-def results_name(source: str | Path) -> str:
+def check_early(source: str | Path, labels: str | None = None) -> None:
+    """Checks a source as far as it can be checked before torch is imported.
+
+    Raises:
+        DataError: If something is wrong.
+    """
+    if labels is None:
+        kind_of(source).check(Path(source))
+    else:
+        find_labelled(Path(source), labels)
+
+
+def results_name(source: str | Path, labels: str | None = None) -> str:
     """Returns the name of a source's folder of results, before `split_suffix`."""
-    return kind_of(source).results(Path(source))
+    return kind_of(source, labels).results(Path(source))
 
 
 def lacks_cifar10(source: str | Path) -> bool:

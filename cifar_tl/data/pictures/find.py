@@ -333,14 +333,14 @@ def _unused(folder: Path) -> list[str]:
     return [note] if unused else []
 
 
-def unused_tables(folder: Path, used: Path | None = None) -> list[str]:
+def unused_tables(folder: Path, used: Sequence[Path] = ()) -> list[str]:
     """Returns a note about CSV files beside the images that may hold labels, but are not used."""
     places = (folder, *(folder / part for part in PARTS))
     tables = [path for place in places for path in find_tables(place)]
-    names = [str(path) for path in tables if used is None or not path.samefile(used)]
+    names = [str(path) for path in tables if not any(map(path.samefile, used))]
     if not names:
         return []
-    what = "the classes are those of the folders" if used is None else f"{used} has the labels"
+    what = "the labels are in another file" if used else "the folders are the classes"
     return [
         f"{listed_names(names)} {'is' if len(names) == 1 else 'are'} not used: {what}; "
         f"--labels {names[0]} takes the labels from there"
