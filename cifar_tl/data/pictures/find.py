@@ -171,7 +171,7 @@ def find_classes(folder: Path) -> Classes:
         part: {name: find_images(where[part] / name) for name in names}
         for part, names in of_part.items()
     }
-    held_out = not bare and (folder / VALIDATION).is_dir()
+    held_out = None if bare else (folder / VALIDATION).is_dir()
     for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
         for name in classes:
             _check_number(where[part] / name, part, found[part].get(name), held_out)
@@ -253,7 +253,8 @@ def ambiguous(folder: Path, parts: Sequence[str], classes: Sequence[str]) -> Dat
     these, those = listed_names(parts), listed_names(classes)
     many = len(parts) > 1
     return DataError(
-        f"{folder} holds {those} and {these}, which can be read in two ways: if {these} "
+        f"{folder} holds {listed_names([*classes, *parts])}, and {these} can be read in two ways: "
+        f"if {these} "
         f"{'are classes, too' if many else 'is a class, too'}, rename "
         f"{'them' if many else 'it'}, such as {parts[0]} to {parts[0]}s; if {these} "
         f"{'are parts' if many else 'is a part'} of the data, move {those} out of {folder}, and "
@@ -284,8 +285,11 @@ def image_folders(folder: Path) -> list[str]:
     return [name for name in folders(folder) if _holds_images(folder / name)]
 
 
-def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool) -> None:
-    """Refuses a class that lacks images in ``train`` or ``val``."""
+def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool | None) -> None:
+    """Refuses a class that lacks images in ``train`` or ``val``. ``held_out``: is there a ``val``?
+
+    It is None if there cannot be one.
+    """
     images, others = (found.images, found.others) if found else ([], [])
     if not images:
         names = [os.path.basename(path) for path in others[:2]]  # noqa: PTH119
@@ -297,8 +301,8 @@ def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool
         )
     if len(images) == 1 and not held_out:
         raise DataError(
-            f"{of_class} has one image: a class needs one to train and another to "
-            f"validate, here or in {VALIDATION}"
+            f"{of_class} has one image: a class needs one to train and another to validate"
+            f"{'' if held_out is None else f', here or in {VALIDATION}'}"
         )
 
 

@@ -63,11 +63,14 @@ def explain_file(path: Path) -> DataError | None:
     suffix = path.suffix.lower()
     if suffix == ".zip":
         return _explain_zip(path)
-    folder = next((parent for parent in path.parents[:4] if (parent / TRAIN).is_dir()), path.parent)
+    above = [*path.parents][:4]  # CLASS, maybe train, and the folder of the data
+    folder = next((parent for parent in above if (parent / TRAIN).is_dir()), path.parent)
     if suffix in suffixes():
+        bare = above[1] if len(path.parts) > 2 and has_classes(above[1]) else folder
+        source = folder if has_classes(folder) else bare
         return DataError(
             f"{path} is one image: name the folder with the folders of the classes",
-            **({"data": str(folder)} if has_classes(folder) else {}),
+            **({"data": str(source)} if has_classes(source) else {}),
         )
     if suffix == ".csv":
         return DataError(
@@ -188,9 +191,11 @@ def _explain_loose(folder: Path) -> DataError:
             data=str(source),
         )
     if found.images:
+        is_class = len(folder.parts) > 1 and has_classes(folder.parent)
+        hint = f"if it is one class of {folder.parent}, name that; else " if is_class else ""
         return DataError(
-            f"{folder} holds {count(len(found.images), 'image')} and no folders for classes: move "
-            f"them into {folder / 'CLASS'}, a folder for each class, and name {folder}",
+            f"{folder} holds {count(len(found.images), 'image')} and no folders for classes: {hint}"
+            f"move them into {folder / 'CLASS'}, a folder for each class, and name {folder}",
             data=str(folder),
         )
     if archives := sorted(folder.glob("*.[zZ][iI][pP]")):

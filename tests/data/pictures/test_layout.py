@@ -79,7 +79,7 @@ def test_a_class_that_is_called_as_a_part_is_asked_about(
 ) -> None:
     add_classes(Path("things"), ("cars", part, "ship"))
     line = refusal("things", capsys)
-    assert f"things holds cars and ship and {part}, which can be read in two ways: if" in line
+    assert f"things holds cars, ship and {part}, and {part} can be read in two ways: if" in line
     assert f"rename it, such as {part} to {part}s; if {part} is a part of the data, move" in line
     Path("things", part).rename(Path("things", f"{part}s"))
     assert len(find_classes(Path("things")).images["train"]) == 3
@@ -120,20 +120,23 @@ def test_parts_of_another_name_are_renamed_by_the_command_in_the_message(
         ("flowers/train", "flowrs", "flowers"),
         ("flowers/train", "flowers/train/daisy", "flowers"),
         ("flowers/train", "flowers/train/daisy/0.png", "flowers"),
-        ("flowers", "flowers/daisy/0.png", None),
+        ("flowers", "flowers/daisy/0.png", "flowers"),
     ],
 )
 def test_a_source_beside_the_right_one_names_it(
-    classes: str, typed: str, meant: str | None, capsys: pytest.CaptureFixture[str]
+    classes: str, typed: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_classes(Path(classes))
     line = refusal(typed, capsys)
-    if meant is None:
-        assert "is one image: name the folder with the folders of the classes" in line
-        return
     assert meant in line.partition("cifar-tl train --data")[0]
     assert suggested(line) == meant
     assert kind_of(meant).own_classes
+
+
+def test_one_class_alone_names_both_ways_out(capsys: pytest.CaptureFixture[str]) -> None:
+    add_classes(Path("flowers"))
+    line = refusal("flowers/daisy", capsys)
+    assert "if it is one class of flowers, name that; else move them into flowers/daisy/CLA" in line
 
 
 def test_a_part_is_not_taken_for_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
