@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cifar_tl.data.pictures.find import (
+    LIKE_PARTS,
     PARTS,
     TRAIN,
     VALIDATION,
@@ -52,7 +53,8 @@ class Table(NamedTuple):
 def find_labelled(folder: Path, labels: str) -> Classes:
     """Finds the image files in and below a folder, with the classes that a table gives them.
 
-    Files below ``train``, ``val`` and ``test`` belong to these parts, all others to ``train``.
+    Files below ``val`` and ``test``, also ``valid``, ``Test`` and so on, belong to these parts, all
+    others to ``train``.
 
     Args:
         folder: The folder with the images.
@@ -249,7 +251,7 @@ def _inside(folder: Path, place: Path) -> str:
 
 def _part(folder: Path, path: str) -> str:
     first = Path(path).relative_to(folder).parts[0]
-    return first if first in PARTS else TRAIN
+    return LIKE_PARTS.get(first.lower(), TRAIN)
 
 
 def _check_classes(table: Path, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None:

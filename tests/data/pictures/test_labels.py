@@ -59,6 +59,20 @@ def test_a_table_gives_the_classes(columns: tuple[str, str], form: str) -> None:
     ]
 
 
+def test_files_below_a_part_belong_to_it_however_it_is_called() -> None:
+    rows = [
+        (f"{place}/{name}", breed)
+        for place in ("images", "Valid", "test")
+        for name, breed in labelled(add_loose(f"dogs/{place}", 6))
+    ]
+    write("labels.csv", [("path", "species"), *rows])
+    images, _ = find_labelled(Path("dogs"), "labels.csv")
+    for part, place in (("train", "images"), ("val", "Valid"), ("test", "test")):
+        paths = [path for of in images[part].values() for path in of]
+        assert {Path(path).parent for path in paths} == {Path("dogs", place)}
+        assert len(paths) == 6
+
+
 def test_columns_can_be_named_and_the_table_found_in_the_folder() -> None:
     rows = [(name, "x", breed) for name, breed in labelled(add_loose("dogs"))]
     write("dogs/all.csv", [("picture", "label", "kind"), *rows])
