@@ -8,7 +8,14 @@ class CifarTLError(Exception):
 
 
 class DataError(CifarTLError, ValueError):
-    """The data cannot be used. The message names the file."""
+    """The data cannot be used. The message names the file.
+
+    ``remedy`` holds the options of ``train`` that help.
+    """
+
+    def __init__(self, message: str = "", **remedy: Any) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class MissingDataError(DataError):

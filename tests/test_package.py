@@ -297,6 +297,7 @@ def test_commands_are_understood(
     monkeypatch.chdir(tmp_path)
     Path("cifar10.npz").touch()
     Path("flowers/train").mkdir(parents=True)
+    Path("dogs").mkdir()
     commands = commands_in(path.read_text(encoding="utf-8"))
     for command, *words in commands:
         assert command in COMMANDS

@@ -6,12 +6,19 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cifar_tl.command.console import UsageError, called
+from cifar_tl.data.pictures.layout import explain_missing
 from cifar_tl.data.source import kind_of
 from cifar_tl.errors import DataError
 from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file
 
+LABELS: dict[str, Any] = {
+    "metavar": "CSV",
+    "help": "the classes of the image files in SOURCE are in this file, with a column of files and "
+    "one of labels; CSV:image,breed names the columns (default: the folders are the classes)",
+}
 MODEL_HELP = f"a model.pt, or {' or '.join(PRETRAINED)}, which come with the package"
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -107,13 +114,24 @@ def check_model(path: Path) -> None:
     read_model_file(path)
 
 
-def check_source(source: str, if_missing: str = "check the name") -> None:
-    """Refuses a wrong source of data. ``if_missing`` says what to do if there is none."""
+def check_source(
+    source: str, labels: str | None = None, suggest: Callable[..., str] | None = None
+) -> None:
+    """Refuses a wrong source of data.
+
+    Args:
+        source: What was typed.
+        labels: The file with the labels.
+        suggest: Writes the command with some options changed, such as ``data="flowers"``.
+    """
     if source == "":
         raise UsageError("--data: is empty; leave it out or name a source")
     try:
-        kind = kind_of(source)
+        kind = kind_of(source, labels)
+        if kind.is_path and not Path(source).exists():
+            raise explain_missing(Path(source))
+        if kind.module == "cifar10":
+            kind.check(Path(source))
     except DataError as error:
-        raise UsageError(f"--data {error}") from error
-    if kind.is_path and not Path(source).exists():
-        raise UsageError(f"--data {source}: there is no such file or folder; {if_missing}")
+        command = f": {suggest(**error.remedy)}" if suggest and error.remedy else ""
+        raise UsageError(f"--data {error}{command}") from error

@@ -2,12 +2,18 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_tl.command.arguments import MODEL_HELP, check_model, check_source, local_path, no_address
+from cifar_tl.command.arguments import (
+    LABELS,
+    MODEL_HELP,
+    check_model,
+    check_source,
+    local_path,
+    no_address,
+)
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
-from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, kind_of, lacks_cifar10
+from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, check_early, lacks_cifar10
 from cifar_tl.errors import DataError
 from cifar_tl.names import count, numbered
 
@@ -37,6 +43,7 @@ def make_parser() -> Parser:
         default=DEFAULT_SOURCE,
         help=f"{SOURCES} (default: %(default)s)",
     )
+    add("--labels", **LABELS)
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
     parser.add_help_options()
     return parser
@@ -46,9 +53,9 @@ def check(options: argparse.Namespace) -> None:
     """Checks that the model and the data are there."""
     check_model(options.model)
     if options.data != DEFAULT_SOURCE:  # its absence has a message of its own
-        check_source(options.data)
-    kind_of(options.data).check(Path(options.data))
-    if lacks_cifar10(options.data):
+        check_source(options.data, options.labels)
+    check_early(options.data, options.labels)
+    if options.labels is None and lacks_cifar10(options.data):
         raise UsageError(
             f"CIFAR-10 is not in {options.data}: name the model's data with --data; "
             f"{called('train')} downloads CIFAR-10"
@@ -68,7 +75,11 @@ def measure(options: argparse.Namespace) -> int:
     model, settings, outputs = read_named_model(options.model)
     classes = dict(zip(outputs.classes, outputs.names, strict=True))
     data = load_data(
-        options.data, white=model.white, fit=model.frame.fit, progress=shows_progress()
+        options.data,
+        labels=options.labels,
+        white=model.white,
+        fit=model.frame.fit,
+        progress=shows_progress(),
     )
     pictures = select_pictures(options, settings, classes, data)
     labels = outputs.of(pictures.examples().labels)

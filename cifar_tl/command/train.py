@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
 from cifar_tl.command.device import choose_device
@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
 Log = Callable[[str], None]
 
 # Options that may differ between machines that work together. Paths are compared by content.
-MACHINE_OPTIONS = ("data", "base", "weights", "output_dir", "device", "threads", "quiet")
+MACHINE_OPTIONS = ("data", "labels", "base", "weights", "output_dir", "device", "threads", "quiet")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -251,7 +251,8 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
     from cifar_tl.data.source import load_data
 
     source, progress = source_of(options), shows_bars(options)
-    chosen = {"base_classes": options.base_classes, "new_classes": options.new_classes}
+    chosen: Any = {"labels": options.labels}
+    chosen |= {"base_classes": options.base_classes, "new_classes": options.new_classes}
     fit: Fit = options.fit or "crop"
     start = time.perf_counter()
     try:

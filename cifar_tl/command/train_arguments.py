@@ -4,16 +4,16 @@ import argparse
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from cifar_tl.command.arguments import check_source
 from cifar_tl.command.console import UsageError
-from cifar_tl.command.train_parser import ALL, OWN_VALUES, flag, naming_commands
+from cifar_tl.command.train_parser import ALL, OWN_VALUES, flag, naming_commands, write_command
 from cifar_tl.data.classes import choose_classes, split_suffix
-from cifar_tl.data.pictures.find import TRAIN
-from cifar_tl.data.source import DEFAULT_SOURCE, kind_of, lacks_cifar10, results_name
+from cifar_tl.data.source import DEFAULT_SOURCE, check_early, kind_of, lacks_cifar10, results_name
 from cifar_tl.errors import DataError
 from cifar_tl.experiment.parents import read_parent
 from cifar_tl.experiment.stages import STAGES, Place, takes_base, way_to
@@ -37,7 +37,7 @@ def check_arguments(options: argparse.Namespace) -> None:
         UsageError: If the options make no sense, or would be ignored.
     """
     if options.data is not None:
-        _check_data(options.data)
+        _check_data(options)
     _check_own_values(options)
     _check_classes(options)
     stages = stages_to_run(options)
@@ -53,7 +53,9 @@ def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
     if not networks:
         unused = {"--weights": options.weights}
         unused["--no-feature-cache"] = None if options.feature_cache else True
-        if not kind_of(source_of(options)).own_classes:  # CIFAR-10's images are squares
+        if not kind_of(
+            source_of(options), options.labels
+        ).own_classes:  # CIFAR-10's images are squares
             unused["--fit"] = options.fit
         if given := [name for name, value in unused.items() if value is not None]:
             raise UsageError(
@@ -89,20 +91,15 @@ def check_files(options: argparse.Namespace) -> None:
         RunError: If the model is missing or damaged.
     """
     source = source_of(options)
-    kind_of(source).check(Path(source))
+    with naming_commands(options):
+        check_early(source, options.labels)
     _check_parent(options, stages_to_run(options)[0])
 
 
-def _check_data(source: str) -> None:
-    """Refuses a folder that cannot be meant. CIFAR-10's own folder may be missing."""
-    if source != DEFAULT_SOURCE:
-        check_source(source, "to download CIFAR-10, leave out --data or make the folder first")
-    if lacks_cifar10(source) and any(Path(source).glob("[!.]*")):
-        raise UsageError(
-            f"--data {source}: holds neither CIFAR-10 nor a folder {TRAIN}; classes of your own "
-            f"belong into {Path(source) / TRAIN}, a folder with images each, and CIFAR-10 is "
-            "downloaded into an empty folder"
-        )
+def _check_data(options: argparse.Namespace) -> None:
+    """Refuses a source that cannot be meant. CIFAR-10's own folder may be missing."""
+    if options.data != DEFAULT_SOURCE or Path(options.data).exists():
+        check_source(options.data, options.labels, partial(write_command, options))
 
 
 def _check_own_values(options: argparse.Namespace) -> None:
@@ -124,7 +121,7 @@ def _check_classes(options: argparse.Namespace) -> None:
     source, chosen = source_of(options), (options.base_classes, options.new_classes)
     if chosen == (None, None):
         return
-    kind = kind_of(source)
+    kind = kind_of(source, options.labels)
     if kind.own_classes:
         raise UsageError(
             f"--base-classes and --new-classes divide given classes; those of {source} are all "
@@ -143,9 +140,11 @@ def _check_classes(options: argparse.Namespace) -> None:
 def _check_parent(options: argparse.Namespace, stage: str) -> None:
     """Checks the model that the first stage starts from, if it is certain which data it is for."""
     source = source_of(options)
-    if STAGES[stage].parent is None or lacks_cifar10(source):  # maybe the shapes instead
+    if STAGES[stage].parent is None:
         return
-    kind, name = kind_of(source), results_name(source)
+    if options.labels is None and lacks_cifar10(source):  # maybe the shapes instead
+        return
+    kind, name = kind_of(source, options.labels), results_name(source, options.labels)
     if (options.base_classes, options.new_classes) != (None, None):
         if not (names := kind.class_names):  # not before it is read
             return
@@ -170,7 +169,7 @@ def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
         return (options.stage,)
     if any(map(is_backbone, options.base or ())):
         return tuple(name for name in STAGES if way_to(name))
-    own_classes = kind_of(source_of(options)).own_classes
+    own_classes = kind_of(source_of(options), options.labels).own_classes
     return tuple(name for name, stage in STAGES.items() if stage.learns == "new" or not own_classes)
 
 

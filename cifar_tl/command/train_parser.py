@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cifar_tl.command.arguments import (
+    LABELS,
     MODEL_HELP,
     at_least_one,
     at_least_zero,
@@ -23,7 +24,7 @@ from cifar_tl.command.arguments import (
 )
 from cifar_tl.command.console import Parser, called
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, kind_of
-from cifar_tl.errors import RunError
+from cifar_tl.errors import DataError, RunError
 from cifar_tl.experiment.stages import OUTPUT_DIR, STAGES, takes_base
 from cifar_tl.frame import Fit
 from cifar_tl.pretrained import DEFAULT_MODEL, is_backbone
@@ -79,6 +80,7 @@ def _add_everyday_options(parser: Parser) -> None:
     add = parser.add_group("everyday options", "--stage base --epochs 20")
     where = f"{SOURCES} (default: {DEFAULT_SOURCE}, to which CIFAR-10 is downloaded if missing)"
     add("--data", metavar="SOURCE", type=no_address, help=where)
+    add("--labels", **LABELS)
     add(
         "--stage",
         choices=(*STAGES, ALL),
@@ -249,7 +251,7 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
         values |= {"base": None, "weights": None, "feature_cache": True}
     elif stage != ALL and not takes_base(stage) and not any(map(is_backbone, values["base"] or ())):
         values["base"] = None
-    squares = not kind_of(values["data"] or DEFAULT_SOURCE).own_classes
+    squares = not kind_of(values["data"] or DEFAULT_SOURCE, values["labels"]).own_classes
     if squares and not any(map(is_backbone, values["base"] or ())):
         values["fit"] = None
     words = []
@@ -265,10 +267,11 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
 
 @contextlib.contextmanager
 def naming_commands(options: argparse.Namespace) -> Iterator[None]:
-    """Adds to a `RunError` the command that helps."""
+    """Adds to a `RunError` or a `DataError` the command that helps."""
     try:
         yield
-    except RunError as error:
+    except (RunError, DataError) as error:
         if not error.remedy:
             raise
-        raise RunError(f"{error}: {write_command(options, **error.remedy)}") from error
+        kind = DataError if isinstance(error, DataError) else RunError
+        raise kind(f"{error}: {write_command(options, **error.remedy)}") from error

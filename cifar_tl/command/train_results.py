@@ -2,12 +2,15 @@
 
 import argparse
 import importlib.util
+import os
 import shlex
+import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import quote
 
 from cifar_tl.command.console import called, say
 from cifar_tl.command.train_parser import ALL, write_command
@@ -18,6 +21,7 @@ from cifar_tl.experiment.stages import (
     HEAD,
     MODEL,
     PICTURES,
+    REPORT,
     STAGES,
     Place,
 )
@@ -51,7 +55,7 @@ def show(
     if not has_matplotlib():
         log("For pictures of all this: pip install matplotlib, then the same command again")
     if data.own_classes:
-        log(f"Try it: {next_command(experiments)}")
+        log(next_step(experiments))
     if data.own_classes and options.base is None and data.shorter_side > LARGE:
         log(larger_base(options, data))
 
@@ -77,37 +81,77 @@ def compare_all(options: argparse.Namespace, experiments: Sequence[Experiment]) 
 
     of_bases: dict[str, list[Experiment]] = {}
     for place, results in experiments:
-        parents = (result["parent_path"] for result in results.values())
-        base = place.backbone or next((parent for parent in parents if parent), "")
-        of_bases.setdefault(base, []).append((place, results))
-    command = write_command(options)
-    found = {base: compare_stages(of_base, command) for base, of_base in of_bases.items()}
-    if len(found) > 1:
+        of_bases.setdefault(base_of(place, results), []).append((place, results))
+    found = {base: compare_stages(of_base) for base, of_base in of_bases.items()}
+    bases = compare_bases(found) if len(found) > 1 else None
+    folders = {base: of_base[0][0].comparison for base, of_base in of_bases.items()}
+    for base, of_base in of_bases.items():
+        others = {name: folder for name, folder in folders.items() if name != base}
+        show_comparison(of_base, found[base], write_command(options), bases, others)
+    if bases:
         folder = experiments[0][0].folder
-        compared = compare_bases(found)
-        text = bases_text(compared)
-        save_bases(folder, compared, text)
+        text = bases_text(bases)
+        save_bases(folder, bases, text)
         say(f"\n{text}\nEverything was written to {printable(str(folder))}")
 
 
-def compare_stages(experiments: Sequence[Experiment], command: str) -> dict[str, Any]:
-    """Compares the stages, of all seeds and fractions, in files and in print."""
-    from cifar_tl.experiment.findings.comparison import compare, comparison_text
-    from cifar_tl.experiment.findings.page import page
-    from cifar_tl.experiment.folder import read_pictures, save_comparison, save_page
+def base_of(place: Place, results: Results) -> str:
+    """Names the base that was given. If the base was trained here, each seed has its own: ""."""
+    if place.backbone or any(STAGES[stage].learns == "base" for stage in results):
+        return place.backbone or ""
+    parents = (result["parent_path"] for result in results.values())
+    return next((parent for parent in parents if parent), "")
 
+
+def by_size(experiments: Sequence[Experiment]) -> dict[float, list[Experiment]]:
+    """Sorts experiments by the fraction of the training images."""
     sizes: dict[float, list[Experiment]] = {}
     for place, results in experiments:
         sizes.setdefault(place.train_fraction, []).append((place, results))
+    return sizes
+
+
+def compare_stages(experiments: Sequence[Experiment]) -> dict[str, Any]:
+    """Compares the stages, of all seeds and fractions."""
+    from cifar_tl.experiment.findings.comparison import compare
+
+    sizes = by_size(experiments)
+    return compare({part: [found for _, found in size] for part, size in sizes.items()})
+
+
+def show_comparison(
+    experiments: Sequence[Experiment],
+    comparison: dict[str, Any],
+    command: str,
+    bases: dict[str, Any] | None,
+    others: Mapping[str, Path],
+) -> None:
+    """Shows a comparison of the stages in files and in print.
+
+    Args:
+        experiments: Of one base.
+        comparison: Of them, from `compare_stages`.
+        command: What made them.
+        bases: The comparison with other bases, if there are any.
+        others: The folders of their comparisons.
+    """
+    from cifar_tl.experiment.findings.comparison import comparison_text
+    from cifar_tl.experiment.findings.page import page
+    from cifar_tl.experiment.folder import read_pictures, save_comparison, save_page
+
+    sizes = by_size(experiments)
     largest = sizes[max(sizes)]
     place, results = largest[0]
-    comparison = compare({part: [found for _, found in size] for part, size in sizes.items()})
     text = comparison_text(comparison)
     save_comparison(place.comparison, comparison, text)
     draw_comparison([place for place, _ in largest], list(results), several_sizes=len(sizes) > 1)
-    save_page(place.comparison, page(comparison, results, read_pictures(place), command))
+    links = {
+        name: quote(Path(os.path.relpath(folder / REPORT, place.comparison)).as_posix())
+        for name, folder in others.items()
+    }
+    shown = page(comparison, results, read_pictures(place), command, bases=bases, links=links)
+    save_page(place.comparison, shown)
     say(f"\n{text}\nEverything was written to {printable(str(place.comparison))}")
-    return comparison
 
 
 def say_spreads(experiments: Sequence[Experiment]) -> None:
@@ -166,12 +210,37 @@ def has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def next_command(experiments: Sequence[Experiment]) -> str:
-    """Writes the command that asks the model with the best validation accuracy."""
-    accuracies = {
-        place.of(stage) / MODEL: result["val_accuracy"]
-        for place, results in experiments
-        for stage, result in results.items()
-    }
-    best = max(accuracies, key=lambda path: accuracies[path])
-    return f"{called('predict')} photo.jpg --model {shlex.quote(str(best))}"
+def next_step(experiments: Sequence[Experiment]) -> str:
+    """Says which command asks a model about a picture.
+
+    The models are those of the most images. The best one has the highest validation accuracy, in
+    the mean of the seeds. Others may not differ clearly from it: then the one that took the fewest
+    seconds serves as well. Of several seeds, it is the model of the first.
+    """
+    from cifar_tl.experiment.findings.comparison import way_seconds
+    from cifar_tl.experiment.findings.uncertainty import difference
+
+    most = max(place.train_fraction for place, _ in experiments)
+    runs: dict[Path, dict[Path, tuple[float, float]]] = {}  # of each model, by folder of a seed
+    for place, results in experiments:
+        for stage, result in results.items() if place.train_fraction == most else ():
+            figures = (result["val_accuracy"], way_seconds(stage, results))
+            runs.setdefault(place._replace(seed=None).of(stage), {})[place.of(stage)] = figures
+    images = next(iter(experiments[0][1].values()))["images_validation"]
+    accuracies, seconds = (
+        {
+            model: [figures[place] for figures in of_seeds.values()]
+            for model, of_seeds in runs.items()
+        }
+        for place in (0, 1)
+    )
+    best = max(accuracies, key=lambda model: statistics.mean(accuracies[model]))
+    equals = [
+        model
+        for model, values in accuracies.items()
+        if model == best or not difference(accuracies[best], values, images).is_clear
+    ]
+    cheapest = min(equals, key=lambda model: statistics.mean(seconds[model]))
+    path = shlex.quote(str(next(iter(runs[cheapest])) / MODEL))
+    why = f" (of {len(equals)} models without a clear difference, the fastest to train)"
+    return f"Try it{why if len(equals) > 1 else ''}: {called('predict')} photo.jpg --model {path}"

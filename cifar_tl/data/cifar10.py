@@ -11,8 +11,8 @@ import torch
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
-from cifar_tl.data.pictures.find import TRAIN
-from cifar_tl.data.source import ARCHIVES, BATCH
+from cifar_tl.data.pictures.layout import other_case
+from cifar_tl.data.source import ARCHIVES, BATCH, check_cifar10, holds_cifar10
 from cifar_tl.disk import locked
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 
@@ -26,9 +26,13 @@ def read_cifar10(folder: Path, **_: object) -> Data:
 
     Raises:
         MissingDataError: If a file is missing or damaged.
+        DataError: If the folder holds something else.
     """
     from torchvision.datasets import CIFAR10  # here, since the import takes time
 
+    check_cifar10(folder)
+    meant = None if folder.exists() else other_case(folder)
+    hint = f"; there is {meant}" if meant else ""
     folder = _root(folder)
 
     def read(is_train: bool) -> LabeledImages:
@@ -37,8 +41,8 @@ def read_cifar10(folder: Path, **_: object) -> Data:
         except RuntimeError as error:
             raise MissingDataError(
                 f"CIFAR-10 is not in {folder}, or a file of it is damaged: `cifar-tl train` or "
-                f"download_cifar10 gets it; your own classes belong into {folder / TRAIN}, a "
-                "folder a class"
+                f"download_cifar10 gets it; your own classes belong into {folder}, a folder "
+                f"a class{hint}"
             ) from error
         return labeled_images(dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
 
@@ -62,7 +66,8 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
 
     Raises:
         DownloadError: If the network or the server fails.
-        DataError: If the download, or what is in the folder, is damaged.
+        DataError: If the download, or what is in the folder, is damaged, or if the folder holds
+            something else.
         OSError: If a file cannot be written.
     """
     from torchvision.datasets import CIFAR10
@@ -77,6 +82,12 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
         names = [path.name for path in folder.glob("*") if path.name.endswith(ARCHIVES)]
         archives = [folder / name for name in sorted(names) if "cifar" in name.lower()]
         found = [path for path in archives if check_integrity(path, CIFAR10.tgz_md5)]
+        others = sorted(path.name for path in folder.glob("[!.]*"))
+        if not found and others and not holds_cifar10(folder):
+            raise DataError(
+                f"{folder} holds other things, such as {others[0]}: nothing is downloaded into it; "
+                "for CIFAR-10, name an empty folder"
+            )
         archive = found[0] if found else _download(folder, progress)
         try:
             extract_archive(str(archive), str(folder))

@@ -1,4 +1,4 @@
-"""Classes of your own: a folder of image files for each class, laid out as for ImageFolder."""
+"""Classes of your own: image files in a folder for each class, or with their labels in a file."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ import torch
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
 from cifar_tl.data.pictures.duplicates import find_duplicates
 from cifar_tl.data.pictures.find import PARTS, TRAIN, VALIDATION, find_classes
+from cifar_tl.data.pictures.labels import find_labelled
 from cifar_tl.data.pictures.read import READING_RULES, read_images
 from cifar_tl.data.source import OFFICIAL, SHAPES, results_name
 from cifar_tl.errors import DataError, ImageError
@@ -22,6 +23,7 @@ Sample = tuple[str, str, int]  # part, path, label
 def read_class_folders(
     folder: Path,
     *,
+    labels: str | None = None,
     white: Mapping[str, float] | None = None,
     fit: Fit = "crop",
     progress: bool = False,
@@ -29,24 +31,25 @@ def read_class_folders(
     """Reads classes of image files as `load_data` describes it. They are numbered by name.
 
     Raises:
-        DataError: If `find_classes` refuses the folder, or images are damaged. The message names
-            all damaged images.
+        DataError: If `find_classes` or `find_labelled` refuses the folder, or images are
+            damaged. The message names all damaged images.
     """
-    name = results_name(folder)
+    name = results_name(folder, labels)
     if name in (SHAPES, OFFICIAL):
         raise DataError(f"{folder}: results in a folder {name} are of other data: rename it")
-    found = find_classes(folder)
-    classes = [portable(name) for name in found.images[TRAIN]]
+    found = find_classes(folder) if labels is None else find_labelled(folder, labels)
+    names = list(found.images[TRAIN])
+    classes = [portable(name) for name in names] if labels is None else names
     samples = _samples({part: list(of.values()) for part, of in found.images.items()})
     try:
         paths, frame = [path for _, path, _ in samples], cifar_frame(fit)
         read = read_images(paths, frame, white=white, progress=progress)
     except ImageError as error:
         raise DataError(str(error)) from error
-    labels = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
+    numbers = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
     rows = {part: torch.tensor([sample[0] == part for sample in samples]) for part in PARTS}
     train, validation, test = (
-        LabeledImages(read.images[rows[part]], labels[rows[part]]) for part in PARTS
+        LabeledImages(read.images[rows[part]], numbers[rows[part]]) for part in PARTS
     )
     return Data(
         description=f"{len(classes)} classes of image files",

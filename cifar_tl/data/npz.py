@@ -1,24 +1,32 @@
-"""CIFAR-10, or other images of that size, in a .npz file in the Keras layout."""
+"""Images in a .npz file, in the layout of Keras or MedMNIST, grey or colour, of any size."""
 
 import contextlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
+from PIL import Image
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import SIZE, Data, LabeledImages, fingerprint_of, labeled_images
+from cifar_tl.data.pictures.read import READING_RULES
 from cifar_tl.errors import DataError, first_line
+from cifar_tl.frame import CIFAR_FRAME, Fit, cifar_frame, fill, scale
 
-REQUIRED = ("x_train", "y_train", "x_test", "y_test")
-OPTIONAL = ("x_val", "y_val", "class_names")
+INTEGERS = np.typecodes["AllInteger"]
+KERAS, MEDMNIST = "Keras", "MedMNIST"
+ARRAYS = {  # the names of the images and of the labels of a part
+    KERAS: ("x_{}", "y_{}"),
+    MEDMNIST: ("{}_images", "{}_labels"),
+}
 
 
-def read_npz(path: Path, **_: object) -> Data:
+def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
     """Reads an archive as `load_data` describes it.
 
     Raises:
@@ -26,27 +34,64 @@ def read_npz(path: Path, **_: object) -> Data:
     """
     with _open_npz(path) as archive:
         arrays = {name.removesuffix(".npy") for name in archive.namelist()}
-        parts = ("train", "test", "val") if arrays & {"x_val", "y_val"} else ("train", "test")
-        wanted = [f"{kind}_{part}" for part in parts for kind in "xy"]
+        layout = _layout(arrays)
+        of_val = {name.format("val") for name in ARRAYS[layout]}
+        parts = ("train", "test", "val") if arrays & of_val else ("train", "test")
+        names = {part: [name.format(part) for name in ARRAYS[layout]] for part in parts}
+        wanted = [name for part in parts for name in names[part]]
         if absent := [name for name in wanted if name not in arrays]:
             raise DataError(f"{path} has no array {', '.join(absent)}: add it to the archive")
-        names = _read_names(path, archive) if "class_names" in arrays else CIFAR10_CLASS_NAMES
-        found = {part: _read_part(path, archive, part, len(names)) for part in parts}
-        checksums = {part: archive.getinfo(f"x_{part}.npy").CRC for part in parts}
-    labels = {part: found[part].labels.numpy() for part in parts}
+        given = _read_names(path, archive) if "class_names" in arrays else None
+        classes = given or _default_names(path, archive, *names["train"])
+        found = {part: _read_part(path, archive, names[part], len(classes), fit) for part in parts}
+        _check_shapes(path, {names[part][0]: found[part].shape for part in parts})
+        checksums = {part: archive.getinfo(f"{names[part][0]}.npy").CRC for part in parts}
+    labels = {part: found[part].examples.labels.numpy() for part in parts}
     identity: list[Any] = [checksums["train"], checksums["test"], labels["train"], labels["test"]]
     identity += [checksums["val"], labels["val"]] if "val" in parts else []
-    unused = sorted(arrays.difference(REQUIRED, OPTIONAL))
+    unused = sorted(arrays.difference(wanted, ["class_names"]))
+    notes = [f"{path}: arrays that are not used: {', '.join(unused)}"] if unused else []
+    sizes = {part.shape[1:3] for part in found.values()} - {(SIZE, SIZE)}
+    is_square = all(height == width for height, width in sizes)
     return Data(
-        description="a .npz file in the Keras layout",
-        class_names=names,
-        train=found["train"],
-        test=found["test"],
+        description=f"a .npz file in the {layout} layout",
+        class_names=classes,
+        train=found["train"].examples,
+        test=found["test"].examples,
         fingerprint=fingerprint_of(*identity),
-        validation=found.get("val"),
-        notes=(f"{path}: arrays that are not used: {', '.join(unused)}",) if unused else (),
-        mirror=names == CIFAR10_CLASS_NAMES,
+        validation=found["val"].examples if "val" in parts else None,
+        notes=(*notes, *_scaled(path, sizes)),
+        mirror=classes == CIFAR10_CLASS_NAMES,
+        reading={
+            **({"reading_rules": READING_RULES} if sizes else {}),
+            **({} if is_square or fit == "crop" else {"fit": fit}),
+        },
+        software={"pillow": PIL.__version__} if sizes else {},
+        frame=CIFAR_FRAME if is_square else cifar_frame(fit),
     )
+
+
+class _Part(NamedTuple):
+    examples: LabeledImages
+    shape: tuple[int, ...]  # of the array of images
+
+
+def _layout(arrays: Set[str]) -> str:
+    """Finds the layout of which there are most arrays."""
+    return max(
+        ARRAYS,
+        key=lambda layout: sum(
+            name.format(part) in arrays for name in ARRAYS[layout] for part in ("train", "test")
+        ),
+    )
+
+
+def _scaled(path: Path, sizes: Set[tuple[int, ...]]) -> list[str]:
+    """Returns a note about images of another size than CIFAR-10's."""
+    if not sizes:
+        return []
+    ((height, width),) = sizes
+    return [f"{path}: images of {height}x{width} pixels are scaled to {SIZE}x{SIZE}"]
 
 
 @contextlib.contextmanager
@@ -77,14 +122,35 @@ def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
     return tuple(map(str, texts))
 
 
-def _read_part(path: Path, archive: zipfile.ZipFile, part: str, num_classes: int) -> LabeledImages:
-    """Reads the images and labels of a part, such as ``train``."""
-    x, y, last = f"x_{part}", f"y_{part}", num_classes - 1
+def _default_names(
+    path: Path, archive: zipfile.ZipFile, images: str, labels: str
+) -> tuple[str, ...]:
+    """Names the classes of an archive that does not: CIFAR-10's, or numbers.
+
+    Numbers are for other images than those of CIFAR-10's size in the Keras layout, and for these
+    if the labels are those of fewer or more classes than ten.
+    """
+    numbers = np.unique(_read(path, archive, labels, INTEGERS, "integers from 0")).tolist()
+    in_order = len(numbers) > 1 and numbers == list(range(len(numbers)))
+    like_cifar10 = images == "x_train" and _header(archive, images)[0][1:] == (SIZE, SIZE, 3)
+    if like_cifar10 and (len(numbers) == 10 or not in_order):
+        return CIFAR10_CLASS_NAMES
+    return tuple(map(str, range(len(numbers))))
+
+
+def _read_part(
+    path: Path, archive: zipfile.ZipFile, names: Sequence[str], num_classes: int, fit: Fit
+) -> _Part:
+    """Reads the images and labels of a part, whose arrays have these names."""
+    x, y = names
+    last = num_classes - 1
     images = _read(path, archive, x, "B", "uint8 pixels from 0 to 255")
-    if images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
-        shape = f"(N, {SIZE}, {SIZE}, 3)"
+    if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+        shape = "(N, height, width), (N, height, width, 1) or (N, height, width, 3)"
         raise DataError(f"{path}: {x} must have the shape {shape}, not {images.shape}")
-    labels = _read(path, archive, y, np.typecodes["AllInteger"], f"integers from 0 to {last}")
+    if 0 in images.shape[1:]:
+        raise DataError(f"{path}: {x} has images without pixels, of the shape {images.shape}")
+    labels = _read(path, archive, y, INTEGERS, f"integers from 0 to {last}")
     if labels.shape not in ((len(images),), (len(images), 1)):
         raise DataError(
             f"{path}: {y} must have the shape ({len(images)},) to fit {x}, not {labels.shape}"
@@ -94,7 +160,33 @@ def _read_part(path: Path, archive: zipfile.ZipFile, part: str, num_classes: int
             f"{path}: {y} must hold labels from 0 to {last}, not from {labels.min()} to "
             f"{labels.max()}: number them anew, or name all classes in class_names"
         )
-    return labeled_images(images.transpose(0, 3, 1, 2), labels.reshape(len(images)))
+    pixels = _to_size(images, fit).transpose(0, 3, 1, 2)
+    examples = labeled_images(pixels, labels.reshape(len(images)))
+    return _Part(examples, images.shape)
+
+
+def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses parts whose images differ in size or in colour."""
+    (first, (_, *expected)), *others = shapes.items()
+    for name, shape in others:
+        if [*shape[1:]] != expected:
+            wanted = ", ".join(map(str, ["N", *expected]))
+            raise DataError(
+                f"{path}: {name} must have the shape ({wanted}), as {first} has, not {shape}"
+            )
+
+
+def _to_size(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
+    """Makes grey or colour images ``(N, H, W[, C])`` to ``(N, 32, 32, 3)``, as files are read."""
+    if images.shape[1:] == (SIZE, SIZE, 3):
+        return images
+    frame = cifar_frame(fit)
+    scaled = np.empty((len(images), SIZE, SIZE, 3), np.uint8)
+    for number, image in enumerate(images):
+        grey = image.shape[2:] == (1,)
+        picture = Image.fromarray(image[..., 0] if grey else image).convert("RGB")
+        scaled[number] = fill(np.array(scale(picture, frame)), frame)
+    return scaled
 
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str, types: str, what: str) -> NDArray[Any]:
@@ -103,14 +195,20 @@ def _read(path: Path, archive: zipfile.ZipFile, name: str, types: str, what: str
     The header is checked first: it may claim any size, and memory must not be taken for that.
     """
     file = archive.getinfo(f"{name}.npy")
+    shape, dtype, start = _header(archive, name)
+    if dtype.char not in types:
+        found = "Python objects" if dtype.hasobject else dtype
+        raise DataError(f"{path}: {name} must hold {what}, not {found}")
+    if start + math.prod(shape) * dtype.itemsize != file.file_size:
+        raise ValueError(f"{name} is shorter or longer than it says")
     with archive.open(file) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Reads the shape and the type that an array claims, and where its values begin."""
+    with archive.open(f"{name}.npy") as member:
         old = np.lib.format.read_magic(member) == (1, 0)
         header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(member)
-        if dtype.char not in types:
-            found = "Python objects" if dtype.hasobject else dtype
-            raise DataError(f"{path}: {name} must hold {what}, not {found}")
-        if member.tell() + math.prod(shape) * dtype.itemsize != file.file_size:
-            raise ValueError(f"{name} is shorter or longer than it says")
-    with archive.open(file) as member:
-        return np.lib.format.read_array(member, allow_pickle=False)
+        return shape, dtype, member.tell()

@@ -3,6 +3,7 @@
 Importing this module imports no torch. So a command can refuse a wrong source at once.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +20,8 @@ from cifar_tl.data.classes import (
     split_suffix,
 )
 from cifar_tl.data.pictures.find import TRAIN, find_classes
+from cifar_tl.data.pictures.labels import find_labelled
+from cifar_tl.data.pictures.layout import explain_file, explain_folder, has_classes
 from cifar_tl.errors import DataError, DataWarning
 from cifar_tl.frame import Fit
 
@@ -30,7 +33,11 @@ OFFICIAL = "cifar10"  # the folder of the official data's results
 DEFAULT_SOURCE = "data"  # the folder of the official data itself
 
 ARCHIVES = (".tar.gz", ".tgz")  # how an archive of CIFAR-10 ends
-BATCH = "data_batch_1"  # a file that the unpacked CIFAR-10 has
+BATCHES = "cifar-10-batches-py"  # the folder in it
+BATCH = "data_batch_1"  # a file in that folder
+BATCHES_100 = "cifar-100-python"  # the folder in the archive of CIFAR-100
+# A browser may have called the archive `cifar-10-python (1).tar.gz`.
+_ARCHIVE = re.compile(r"cifar-?(10|100)(-python)?( ?\(\d+\))?(\.tar\.gz|\.tgz)", re.IGNORECASE)
 
 
 class Kind(NamedTuple):
@@ -58,18 +65,24 @@ KINDS = (  # the first that recognizes a source has it
     ),
     Kind(
         "npz",
-        "a .npz file in the Keras layout",
+        "a .npz file in the layout of Keras or MedMNIST",
         recognizes=lambda source: Path(source).suffix.lower() == ".npz",
         results=lambda path: path.name,
     ),
     Kind(
         "class_folders",
-        "a folder with classes of your own, images in train/CLASS/ and maybe val/CLASS/ and "
-        "test/CLASS/",
-        recognizes=lambda source: (Path(source) / TRAIN).is_dir(),
+        "a folder with classes of your own, images in CLASS/, or in train/CLASS/ and maybe "
+        "val/CLASS/ and test/CLASS/",
+        recognizes=lambda source: _has_own_classes(Path(source)),
         results=lambda path: path.resolve().name,
         own_classes=True,
         check=find_classes,
+    ),
+    Kind(
+        "cifar100",
+        "CIFAR-100: its archive, or a folder with it",
+        recognizes=lambda source: _holds_cifar100(Path(source)),
+        results=lambda _: "cifar100",
     ),
     Kind(
         "cifar10",
@@ -77,6 +90,7 @@ KINDS = (  # the first that recognizes a source has it
         recognizes=lambda source: not Path(source).is_file(),  # if it is missing, too: see download
         results=lambda _: OFFICIAL,
         class_names=CIFAR10_CLASS_NAMES,
+        check=lambda path: check_cifar10(path),
     ),
 )
 SOURCES = "; ".join(kind.what for kind in reversed(KINDS))
@@ -85,6 +99,7 @@ SOURCES = "; ".join(kind.what for kind in reversed(KINDS))
 def load_data(
     source: str | Path,
     *,
+    labels: str | None = None,
     base_classes: Chosen = None,
     new_classes: Chosen = None,
     white: Mapping[str, float] | None = None,
@@ -98,14 +113,21 @@ def load_data(
 
             - ``"shapes"``: the built-in images.
             - A folder with the official CIFAR-10.
-            - A ``.npz`` file in the Keras layout: ``x_train`` and ``x_test``, ``(N, 32, 32, 3)``
-              uint8; ``y_train`` and ``y_test``, ``(N,)`` or ``(N, 1)``, integers from 0 to K - 1.
-              It may have ``x_val`` and ``y_val``. It may have ``class_names``, K strings;
-              without them the classes are CIFAR-10's ten.
+            - The official CIFAR-100: its archive, the folder in it, or the folder above.
+            - A ``.npz`` file in the layout of Keras: ``x_train`` and ``x_test``, ``(N, H, W)``,
+              ``(N, H, W, 1)`` or ``(N, H, W, 3)`` uint8; ``y_train`` and ``y_test``, ``(N,)`` or
+              ``(N, 1)``, integers from 0 to K - 1. It may have ``x_val`` and ``y_val``. Or in the
+              layout of MedMNIST: ``train_images``, ``train_labels`` and so on. Images of other
+              sizes are scaled to 32x32 pixels. It may have ``class_names``, K strings. Without
+              them, ten classes of colour images of 32x32 pixels in the layout of Keras are
+              CIFAR-10's; others are called by their numbers.
             - A folder with classes of your own: image files ``train/CLASS/*``, maybe
-              ``val/CLASS/*`` and ``test/CLASS/*``. `read_image` says how a file is read. Without
-              ``val/``, the files of each class are sorted by name; the first 80 % train, the last
-              20 % validate.
+              ``val/CLASS/*`` and ``test/CLASS/*``; or ``CLASS/*`` alone. `read_image` says how a
+              file is read. Without ``val/``, the files of each class are sorted by name; the first
+              80 % train, the last 20 % validate.
+        labels: For a folder of image files: the CSV file in which their classes are, such as
+            ``"train.csv"``, or ``"train.csv:image,breed"`` with the names of its columns. Default:
+            the folders are the classes.
         base_classes: The classes that a base model learns, by name or number:
             ``["cat", "deer", 5]``, ``"cat,deer,dog"`` or ``"all"``. Default: all that are not new.
             Classes of your own are not divided: all of them are base classes and new classes.
@@ -128,7 +150,7 @@ def load_data(
     """
     from cifar_tl.data.examples import check_classes, check_pixels
 
-    kind, chosen = kind_of(source), (base_classes, new_classes)
+    kind, chosen = kind_of(source, labels), (base_classes, new_classes)
     is_chosen = chosen != (None, None)
     if kind.own_classes and is_chosen:
         raise DataError(
@@ -136,7 +158,7 @@ def load_data(
             "folders out of it, and leave the choice of classes out"
         )
     read = getattr(import_module(f"cifar_tl.data.{kind.module}"), f"read_{kind.module}")
-    data: Data = read(Path(source), white=white, fit=fit, progress=progress)
+    data: Data = read(Path(source), labels=labels, white=white, fit=fit, progress=progress)
     names, name, notes = data.class_names, kind.results(Path(source)), data.notes
     if kind.own_classes:
         base = new = tuple(range(len(names)))
@@ -157,15 +179,41 @@ def load_data(
     return data
 
 
-def kind_of(source: str | Path) -> Kind:
-    """Finds the row of `KINDS` for a source.
+def _has_own_classes(folder: Path) -> bool:
+    if (folder / TRAIN).is_dir():
+        return True
+    return not holds_cifar10(folder) and not _holds_cifar100(folder) and has_classes(folder)
+
+
+def _holds_cifar100(path: Path) -> bool:
+    """Returns whether a path is CIFAR-100. A folder that also holds CIFAR-10 is CIFAR-10's."""
+    if path.is_file():
+        return official_archive(path) == "100"
+    if all((path / name).is_file() for name in ("train", "test", "meta")):
+        return True
+    if holds_cifar10(path):
+        return False
+    found = (path / BATCHES_100).is_dir()
+    return found or any(official_archive(other) == "100" for other in path.glob("*"))
+
+
+def kind_of(source: str | Path, labels: str | None = None) -> Kind:
+    """Finds the row of `KINDS` for a source. Labels in a file are for a folder of image files.
 
     Raises:
         DataError: If there is none.
     """
+    if labels is not None:
+        if Path(source).exists() and not Path(source).is_dir():
+            raise DataError(
+                f"{source} is no folder: labels in a file are for a folder with image files"
+            )
+        return next(kind for kind in KINDS if kind.module == "class_folders")
     for kind in KINDS:
         if kind.recognizes(source):
             return kind
+    if error := explain_file(Path(source)):
+        raise error
     if str(source).endswith(ARCHIVES):
         raise DataError(
             f"{source}: unpack it, or if it is CIFAR-10's, name the folder in which it is"
@@ -173,14 +221,47 @@ def kind_of(source: str | Path) -> Kind:
     raise DataError(f"{source} is no source of images: name {SOURCES}")
 
 
-def results_name(source: str | Path) -> str:
+def check_early(source: str | Path, labels: str | None = None) -> None:
+    """Checks a source as far as it can be checked before torch is imported.
+
+    Raises:
+        DataError: If something is wrong.
+    """
+    if labels is None:
+        kind_of(source).check(Path(source))
+    else:
+        find_labelled(Path(source), labels)
+
+
+def results_name(source: str | Path, labels: str | None = None) -> str:
     """Returns the name of a source's folder of results, before `split_suffix`."""
-    return kind_of(source).results(Path(source))
+    return kind_of(source, labels).results(Path(source))
 
 
 def lacks_cifar10(source: str | Path) -> bool:
     """Returns whether a source is a folder for CIFAR-10, but holds nothing of CIFAR-10 yet."""
-    if kind_of(source).module != "cifar10":
-        return False
-    names = [path.name for path in Path(source).glob("*")]
-    return BATCH not in names and not any("cifar" in name.lower() for name in names)
+    return kind_of(source).module == "cifar10" and not holds_cifar10(source)
+
+
+def holds_cifar10(folder: str | Path) -> bool:
+    """Returns whether a folder holds CIFAR-10's archive or its batches, whole or damaged."""
+    folder = Path(folder)
+    if (folder / BATCH).exists() or (folder / BATCHES).is_dir():
+        return True
+    return any(official_archive(path) == "10" for path in folder.glob("*"))
+
+
+def official_archive(path: Path) -> str | None:
+    """Finds out by its name if a file is the archive of CIFAR-10 or CIFAR-100: ``10``, ``100``."""
+    found = _ARCHIVE.fullmatch(path.name)
+    return found[1] if found and not path.is_dir() else None
+
+
+def check_cifar10(folder: Path) -> None:
+    """Refuses a folder that holds other things than CIFAR-10. It may be empty, or missing.
+
+    Raises:
+        DataError: The message says what is there, and what to do.
+    """
+    if lacks_cifar10(folder) and any(folder.glob("[!.]*")):
+        raise explain_folder(folder)

@@ -203,7 +203,8 @@ def run_stage(
             "surroundings": history.surroundings,
         }
         if writes:
-            text = results_text(result, history.rows, layers(model), outputs)
+            table = layers(model, plan.dropout)
+            text = results_text(result, history.rows, table, outputs)
             folder.save_finished(model, result, text)
     return cast(StageResult, result)
 

@@ -399,8 +399,14 @@ def test_several_bases_are_compared_in_one_table(
     assert re.search(
         rf"^transfer: {NAME} (and|is \w+ than) cifar10: \S+ points", text, re.MULTILINE
     )
-    for folder in of_base.values():
+    for base, folder in of_base.items():
         assert {"comparison.json", "report.html"} <= {path.name for path in Path(folder).iterdir()}
+        report = Path(folder, "report.html").read_text()
+        ((link, name),) = re.findall(r'<a href="([^"]+)">([^<]+)</a>', report)
+        other = Path(of_base[name], "report.html")
+        assert name != base
+        assert Path(folder, link).resolve() == other.resolve()
+        assert report.count(f"<td>{NAME}</td><td>transfer</td>") == 1
     restart = [*both, "--stage", "transfer", "--restart"]
     assert main(restart) == 0
     assert not list(Path("runs").rglob("comparison.*"))

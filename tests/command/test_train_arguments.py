@@ -51,8 +51,14 @@ from cifar_tl.command.train_parser import make_parser, write_command
         (["--base-classes", ","], "base classes: there is no class ''"),
         (["--new-classes", "dog"], "new classes: there must be at least two, not 5 dog"),
         (["--base-classes", "0,1", "--new-classes", "1,2"], "both have 1 automobile"),
-        (["--data", "pictures"], "--data pictures: holds neither CIFAR-10 nor a folder train"),
-        (["--data", "pictures/a"], "--data pictures/a: holds neither CIFAR-10 nor a folder"),
+        (
+            ["--data", "pictures"],
+            "--data pictures holds only one class, a: there must be two or more",
+        ),
+        (
+            ["--data", "pictures/a"],
+            "--data pictures/a holds 1 image and no folders for classes: move",
+        ),
         (["--stage", "base", "--finetune-lr", "1"], "--finetune-lr is for finetune: leave it out"),
         (
             ["--stage", "transfer", "--transfer-batch-size", "5", "--batch-size", "5"],

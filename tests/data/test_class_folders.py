@@ -160,7 +160,6 @@ def test_folders_with_other_classes_are_explained(
 def test_folders_of_other_kinds_are_explained(own_classes: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "train").mkdir(parents=True)
     add_image(tmp_path / "one" / "train" / "oak" / "a.png", "red")
-    shutil.copytree(own_classes / "train", tmp_path / "classes")
     for name in ("cifar10", "held-out", "loose"):
         shutil.copytree(own_classes, tmp_path / name)
     add_image(tmp_path / "held-out" / "validation" / "ash" / "a.png", "red")
@@ -168,7 +167,6 @@ def test_folders_of_other_kinds_are_explained(own_classes: Path, tmp_path: Path)
     for name, message in {
         "empty": "holds no classes: there must be two or more, each a folder with its images",
         "one": "holds only one class",
-        "classes": "your own classes belong into .*train, a folder a class",
         "held-out": "validation would be ignored: rename it to val",
         "loose": "test/a.png has no class: move it into the folder of its class",
         "cifar10": "a folder cifar10 are of other data: rename it",

@@ -1,4 +1,5 @@
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -6,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
+from cifar_tl.data.pictures.read import read_image
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DataWarning
+from cifar_tl.frame import Fit, cifar_frame
 from tests.conftest import Malicious
 
 
@@ -82,7 +86,10 @@ def test_fingerprints_stay_so_that_runs_go_on(tmp_path: Path) -> None:
         ({"x_test": lambda x: x[:, :31]}, r"x_test must have the shape .*, not \(40, 31, 32, 3\)"),
         ({"y_test": lambda y: y[:-1]}, r"y_test must have the shape \(40,\).*, not \(39,\)"),
         ({"x_train": lambda x: x / 255.0}, "x_train must hold uint8 pixels .*, not float64"),
-        ({"x_train": lambda x: x.transpose(0, 3, 1, 2)}, r"x_train must have the shape \(N, 32, 3"),
+        (
+            {"x_train": lambda x: x.transpose(0, 3, 1, 2)},
+            r"x_train must have the shape \(N, height",
+        ),
         ({"y_test": lambda y: y.astype(float)}, "y_test must hold integers .*, not float64"),
         ({"y_train": lambda y: y[:-1]}, r"y_train must have the shape \(200,\).*, not \(199,\)"),
         ({"y_train": lambda y: y + 1}, "y_train must hold labels from 0 to 9, not from 1 to 10"),
@@ -263,3 +270,95 @@ def test_validation_images_of_its_own_are_used(
     missing = held_out | {"y_val": lambda _: np.where(y_test == 7, 8, y_test)}
     with pytest.raises(DataError, match="no validation image of class 7: every class must be in"):
         load_data(save_npz(tmp_path / "d.npz", small_arrays, **missing))
+
+
+def drawn(size: tuple[int, ...], classes: int, layout: str = "keras") -> dict[str, Any]:
+    """Makes the arrays of a file with images of a size: 20 training images of each class."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for part, rows in (("train", 20), ("val", 3), ("test", 3)):
+        images = random.integers(256, size=(rows * classes, *size), dtype=np.uint8)
+        labels = np.arange(rows * classes) % classes
+        if layout == "medmnist":
+            arrays |= {f"{part}_images": images, f"{part}_labels": labels[:, None]}
+        elif part != "val":
+            arrays |= {f"x_{part}": images, f"y_{part}": labels}
+    return arrays
+
+
+@pytest.mark.parametrize("size", [(28, 28), (28, 28, 1), (64, 64, 3), (20, 33, 3), (32, 32)])
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+def test_images_of_any_size_are_seen_as_files_are(
+    tmp_path: Path, size: tuple[int, ...], fit: Fit
+) -> None:
+    arrays = drawn(size, 10)
+    np.savez(tmp_path / "a.npz", **arrays)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        data = load_data(tmp_path / "a.npz", fit=fit)
+    line = f"a.npz: images of {size[0]}x{size[1]} pixels are scaled to 32x32"
+    assert [str(w.message).partition(f"{tmp_path}/")[2] for w in warned] == (
+        [] if size[:2] == (32, 32) else [line]
+    )
+    assert (data.class_names, data.mirror) == (tuple("0123456789"), False)
+    assert data.new_classes == (5, 6, 7, 8, 9)
+    for array, image in zip(arrays["x_train"][:20], data.train.images, strict=False):
+        Image.fromarray(array.squeeze()).save(tmp_path / "a.png")
+        assert torch.equal(image, read_image(tmp_path / "a.png", frame=cifar_frame(fit)))
+
+
+@pytest.mark.parametrize(("size", "classes"), [((28, 28), 9), ((28, 28, 3), 4), ((64, 64), 11)])
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_the_layout_of_medmnist_is_read(
+    tmp_path: Path, size: tuple[int, ...], classes: int
+) -> None:
+    arrays = drawn(size, classes, "medmnist")
+    np.savez(tmp_path / "a.npz", **arrays)
+    data = load_data(tmp_path / "a.npz")
+    assert data.class_names == tuple(map(str, range(classes)))
+    assert data.validation is not None
+    parts = {"train": data.train, "val": data.validation, "test": data.test}
+    for part, (images, labels) in parts.items():
+        assert images.shape == (len(labels), 3, 32, 32)
+        assert labels.tolist() == arrays[f"{part}_labels"][:, 0].tolist()
+    (scaled, halves) = data.notes
+    assert "are scaled to 32x32" in scaled
+    assert f"has {classes} classes: base learns 0" in halves
+    assert data.base_classes == tuple(range(classes // 2))
+    arrays["val_images"][0, 0, 0] ^= 1
+    np.savez(tmp_path / "b.npz", **arrays)
+    assert load_data(tmp_path / "b.npz").fingerprint != data.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_colour_images_of_the_size_of_cifar10_may_have_any_number_of_classes(
+    tmp_path: Path,
+) -> None:
+    for classes in (4, 9, 11, 43):
+        np.savez(tmp_path / "a.npz", **drawn((32, 32, 3), classes))
+        assert load_data(tmp_path / "a.npz").class_names == tuple(map(str, range(classes)))
+    np.savez(tmp_path / "a.npz", **drawn((32, 32, 3), 10))
+    assert load_data(tmp_path / "a.npz").class_names == CIFAR10_CLASS_NAMES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"test_images": np.zeros((30, 28, 28, 3), np.uint8)},
+            r"must have the shape \(N, 28, 28\)",
+        ),
+        ({"test_labels": np.zeros((30, 14), int)}, r"test_labels must have the shape \(30,\)"),
+        ({"val_images": None}, "has no array val_images: add it to the archive"),
+        ({"train_labels": np.arange(200) % 10 + 1}, "hold labels from 0 to 9, not from 1 to 10"),
+        ({"train_images": np.zeros((200, 28, 28, 4), np.uint8)}, "must have the shape"),
+        ({"train_images": np.zeros((200, 0, 28), np.uint8)}, "has images without pixels"),
+    ],
+)
+def test_another_file_in_that_layout_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    arrays = drawn((28, 28), 10, "medmnist") | changes
+    np.savez(tmp_path / "a.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path / "a.npz")

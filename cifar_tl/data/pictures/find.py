@@ -12,6 +12,16 @@ from cifar_tl.errors import DataError
 from cifar_tl.names import count
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "val", "test")  # folders with a folder for each class
+# What people call these folders. Capital letters do not count.
+LIKE_PARTS = {
+    name: part
+    for part, names in {
+        TRAIN: (TRAIN, "training"),
+        VALIDATION: (VALIDATION, "valid", "validation"),
+        TEST: (TEST, "testing"),
+    }.items()
+    for name in names
+}
 
 # The formats that are read, by Pillow's names, with every suffix that Pillow registers for them.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -142,78 +152,157 @@ def find_classes(folder: Path) -> Classes:
             class of ``val`` or ``test``, if a folder belongs to two classes, or if images would be
             ignored.
     """
-    _check_layout(folder)
-    classes = _folders(folder / TRAIN)
+    bare = not (folder / TRAIN).is_dir()  # without parts: its folders are the classes
+    where = {TRAIN: folder} if bare else {part: folder / part for part in PARTS}
+    if bare:
+        _check_alone(folder)
+    _check_layout(folder, where)
+    of_part = {part: folders(place) for part, place in where.items()}
+    if bare:
+        of_part[TRAIN] = image_folders(folder)
+    classes = of_part[TRAIN]
     if len(classes) < 2:
         raise DataError(
-            f"{folder / TRAIN} holds {'only one class' if classes else 'no classes'}: there must "
+            f"{where[TRAIN]} holds {'only one class' if classes else 'no classes'}: there must "
             "be two or more, each a folder with its images"
         )
-    for part in (VALIDATION, TEST):
-        if unknown := sorted({*_folders(folder / part)}.difference(classes)):
-            meant = [name for name in classes if _spoken(name) == _spoken(unknown[0])]
-            what = f", which has {meant[0]!r}, spelled otherwise: rename one" if meant else ""
-            raise DataError(
-                f"{folder / part / unknown[0]} is a class that {TRAIN} does not have{what}"
-            )
+    _check_names(where, of_part)
     found = {
-        part: {name: find_images(folder / part / name) for name in _folders(folder / part)}
-        for part in PARTS
+        part: {name: find_images(where[part] / name) for name in names}
+        for part, names in of_part.items()
     }
-    for part in (TRAIN, VALIDATION) if (folder / VALIDATION).is_dir() else (TRAIN,):
+    held_out = None if bare else (folder / VALIDATION).is_dir()
+    for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
         for name in classes:
-            _check_number(folder, part, name, found[part].get(name))
+            _check_number(where[part] / name, part, found[part].get(name), held_out)
     for by_class in found.values():
         _check_shared(by_class)
     others = [path for by_class in found.values() for of in by_class.values() for path in of.others]
     images = {
-        part: {name: by_class[name].images if name in by_class else [] for name in classes}
-        for part, by_class in found.items()
+        part: {name: of[name].images if name in of else [] for name in classes}
+        for part in PARTS
+        for of in (found.get(part, {}),)
     }
-    notes = [*left_out(folder, others), *_unused(folder), *_untested(images[TEST])]
-    return Classes(images, [*notes, *_nested(folder, images[TRAIN]), *_alike(classes)])
+    notes = [*left_out(folder, others), *(_bare(folder, classes) if bare else _unused(folder))]
+    notes += [*unused_tables(folder), *_untested(images[TEST])]
+    return Classes(images, [*notes, *_nested(where[TRAIN], images[TRAIN]), *_alike(classes)])
 
 
-def _check_layout(folder: Path) -> None:
-    """Refuses folders and images that would be ignored, and links to nowhere."""
+def _check_alone(folder: Path) -> None:
+    """Refuses a part of the data, such as ``train``, if other parts are beside it."""
+    above, name = folder.resolve().parent, folder.resolve().name
+    others = [other for other in folders(above) if is_part(other) and other != name]
+    if is_part(name) and (beside := [other for other in others if _holds_images(above / other)]):
+        source = folder.parent if len(folder.parts) > 1 else above
+        raise DataError(
+            f"{folder} is one part of the data, beside {listed_names(beside)}: name {source}",
+            data=str(source),
+        )
+
+
+def _check_names(where: Mapping[str, Path], of_part: Mapping[str, Sequence[str]]) -> None:
+    """Refuses a class in ``val`` or ``test`` that ``train`` does not have."""
+    classes = of_part[TRAIN]
+    for part, names in of_part.items():
+        if unknown := sorted({*names}.difference(classes)):
+            meant = [name for name in classes if _spoken(name) == _spoken(unknown[0])]
+            what = f", which has {meant[0]!r}, spelled otherwise: rename one" if meant else ""
+            raise DataError(
+                f"{where[part] / unknown[0]} is a class that {TRAIN} does not have{what}"
+            )
+
+
+def _check_layout(folder: Path, where: Mapping[str, Path]) -> None:
+    """Refuses folders and images that would be ignored, and links to nowhere.
+
+    Args:
+        folder: The folder of the data.
+        where: The folder of each part, in which the folders of the classes are.
+    """
     for path in (folder / part for part in PARTS):
         if os.path.lexists(path) and not path.is_dir():
             raise DataError(f"{path} is no folder, or a link to nowhere: repair or delete it")
     for wrong in ("valid", "validation"):
-        if (folder / wrong).is_dir():
+        if where[TRAIN] != folder and (folder / wrong).is_dir():
             raise DataError(f"{folder / wrong} would be ignored: rename it to {VALIDATION}")
     known = suffixes()
-    for path in sorted(path for part in PARTS for path in folder.glob(f"{part}/[!.]*")):
+    for path in sorted(path for place in where.values() for path in place.glob("[!.]*")):
         if path.suffix.lower() in known and not path.is_dir():
-            raise DataError(
-                f"{path} has no class: move it into the folder of its class, or {path.parent.name} "
-                "elsewhere, and have predict name what is in it"
-            )
+            raise _without_class(folder, path)
         if path.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to nowhere: repair or delete it")
 
 
-def _folders(folder: Path) -> list[str]:
+def _without_class(folder: Path, image: Path) -> DataError:
+    """Makes the error for an image that lies where the folders of the classes should be."""
+    tables = [*find_tables(image.parent), *find_tables(folder)]
+    if image.parent == folder / TRAIN and not tables and len(image_folders(image.parent)) < 2:
+        beside = [name for name in image_folders(folder) if not is_part(name)]
+        if beside:
+            return ambiguous(folder, [TRAIN], beside)
+    elsewhere = f"out of {folder}" if image.parent == folder else f"{image.parent.name} elsewhere"
+    labels = f"; if the labels are in {tables[0]}, add --labels {tables[0]}" if tables else ""
+    return DataError(
+        f"{image} has no class: move it into the folder of its class, or {elsewhere}, and have "
+        f"predict name what is in it{labels}"
+    )
+
+
+def ambiguous(folder: Path, parts: Sequence[str], classes: Sequence[str]) -> DataError:
+    """Makes the error for folders that may be parts of the data, or classes beside others."""
+    these, those = listed_names(parts), listed_names(classes)
+    many = len(parts) > 1
+    return DataError(
+        f"{folder} holds {listed_names([*classes, *parts])}, and {these} can be read in two ways: "
+        f"if {these} "
+        f"{'are classes, too' if many else 'is a class, too'}, rename "
+        f"{'them' if many else 'it'}, such as {parts[0]} to {parts[0]}s; if {these} "
+        f"{'are parts' if many else 'is a part'} of the data, move {those} out of {folder}, and "
+        f"give each class a folder in {folder / TRAIN}"
+    )
+
+
+def is_part(name: str) -> bool:
+    """Returns whether a folder is called as a part of the data is."""
+    return name.lower() in LIKE_PARTS
+
+
+def listed_names(names: Sequence[str], most: int = 5) -> str:
+    """Lists names for people: ``a, b and c``, or ``a, b, c and 7 more``."""
+    if len(names) > most:
+        return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
+
+
+def folders(folder: Path) -> list[str]:
     """Lists the folders in a folder, without hidden ones. If it is missing, the list is empty."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted(path.name for path in paths if not _is_service(path.name) and path.is_dir())
 
 
-def _check_number(folder: Path, part: str, name: str, of_class: Found | None) -> None:
-    """Refuses a class that lacks images in ``train`` or ``val``."""
-    images, others = (of_class.images, of_class.others) if of_class else ([], [])
+def image_folders(folder: Path) -> list[str]:
+    """Lists the folders in a folder that hold images, in them or below them."""
+    return [name for name in folders(folder) if _holds_images(folder / name)]
+
+
+def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool | None) -> None:
+    """Refuses a class that lacks images in ``train`` or ``val``. ``held_out``: is there a ``val``?
+
+    It is None if there cannot be one.
+    """
+    images, others = (found.images, found.others) if found else ([], [])
     if not images:
         names = [os.path.basename(path) for path in others[:2]]  # noqa: PTH119
         what = f", only {count(len(others), 'other file')}: {', '.join(names)}" if names else ""
-        instead = f"{folder / part}, to validate with images of {TRAIN}"
+        instead = f"{of_class.parent}, to validate with images of {TRAIN}"
         raise DataError(
-            f"{folder / part / name} has no image{what}: add some, or delete "
+            f"{of_class} has no image{what}: add some, or delete "
             f"{'that class' if part == TRAIN else instead}"
         )
-    if len(images) == 1 and not (folder / VALIDATION).is_dir():
+    if len(images) == 1 and not held_out:
         raise DataError(
-            f"{folder / part / name} has one image: a class needs one to train and another to "
-            f"validate, here or in {VALIDATION}"
+            f"{of_class} has one image: a class needs one to train and another to validate"
+            f"{'' if held_out is None else f', here or in {VALIDATION}'}"
         )
 
 
@@ -227,10 +316,20 @@ def _check_shared(by_class: Mapping[str, Found]) -> None:
         seen |= found.folders
 
 
+def _bare(folder: Path, classes: Sequence[str]) -> list[str]:
+    """Returns a note about what is assumed of a folder without ``train``."""
+    empty = [name for name in folders(folder) if name not in classes]
+    others = f"; without images, so no class: {listed_names(empty)}" if empty else ""
+    return [
+        f"{folder} has no folder {TRAIN}: its {len(classes)} folders with images are the classes, "
+        f"and the last 20 % of each validate{others}"
+    ]
+
+
 def _unused(folder: Path) -> list[str]:
     """Returns a note about folders with images beside ``train``, ``val`` and ``test``."""
     parts = [folder / part for part in PARTS if (folder / part).exists()]
-    others = [folder / name for name in _folders(folder) if name not in PARTS]
+    others = [folder / name for name in folders(folder) if name not in PARTS]
     # Where case does not count, Train is train.
     others = [path for path in others if not any(path.samefile(part) for part in parts)]
     unused = [str(path) for path in others if _holds_images(path)]
@@ -238,13 +337,33 @@ def _unused(folder: Path) -> list[str]:
     return [note] if unused else []
 
 
+def unused_tables(folder: Path, used: Sequence[Path] = ()) -> list[str]:
+    """Returns a note about CSV files beside the images that may hold labels, but are not used."""
+    places = (folder, *(folder / part for part in PARTS))
+    tables = [path for place in places for path in find_tables(place)]
+    names = [str(path) for path in tables if not any(map(path.samefile, used))]
+    if not names:
+        return []
+    what = "the labels are in another file" if used else "the folders are the classes"
+    return [
+        f"{listed_names(names)} {'is' if len(names) == 1 else 'are'} not used: {what}; "
+        f"--labels {names[0]} takes the labels from there"
+    ]
+
+
+def find_tables(folder: Path) -> list[Path]:
+    """Lists the CSV files in a folder."""
+    files = (path for path in folder.glob("[!.]*") if path.suffix.lower() == ".csv")
+    return sorted(path for path in files if path.is_file())
+
+
 def _holds_images(folder: Path) -> bool:
     """Looks for one image. Links are not followed, and unreadable folders are skipped."""
     known = suffixes()
-    for _, folders, names in os.walk(folder):
-        if any(name.lower().endswith(known) and not name.startswith(".") for name in names):
+    for _, names, files in os.walk(folder):
+        if any(name.lower().endswith(known) and not name.startswith(".") for name in files):
             return True
-        folders[:] = [name for name in folders if not _is_service(name)]
+        names[:] = [name for name in names if not _is_service(name)]
     return False
 
 
@@ -255,11 +374,11 @@ def _untested(images: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{note} them"] if 0 < len(names) < len(images) else []
 
 
-def _nested(folder: Path, images: Mapping[str, Sequence[str]]) -> list[str]:
+def _nested(train: Path, images: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns a note about each class that has its images in several folders of its own."""
     notes = []
     for name, paths in images.items():
-        of_class = folder / TRAIN / name
+        of_class = train / name
         below = {Path(path).relative_to(of_class).parts[0] for path in paths}
         if len(below) > 1 and not any((of_class / part).is_file() for part in below):
             notes.append(

@@ -91,14 +91,15 @@ def bases_text(found: Mapping[str, Any]) -> str:
             "",
             f"## {size_words(size)}, {seeds}",
             "",
-            *table(_rows(found, size), "<<>>>"),
+            *table(base_rows(found, size), "<<>>>"),
             "",
         ]
-        lines += [_sentence(found, size, each) for each in size["differences"]]
-    return "\n".join([*lines, "", *_legend(found)]) + "\n"
+        lines += base_sentences(found, size)
+    return "\n".join([*lines, "", *base_legend(found)]) + "\n"
 
 
-def _rows(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
+def base_rows(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
+    """Lists the figures of each base and way, and of the control, below a head."""
     rows = [["base", "way", "validation", "test", "total s"]]
     ways = [(base, way, each) for base, of in size["bases"].items() for way, each in of.items()]
     for base, way, each in [*ways, ("none", found["control"], size["control"])]:
@@ -106,6 +107,11 @@ def _rows(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
         seconds = with_deviation(each["seconds"], 1)
         rows.append([printable(base), way, percent(each["val_accuracy"]), test, seconds])
     return rows
+
+
+def base_sentences(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[str]:
+    """Says in plain words which base is better than which, way by way."""
+    return [_sentence(found, size, each) for each in size["differences"]]
 
 
 def _sentence(found: Mapping[str, Any], size: Mapping[str, Any], each: Mapping[str, Any]) -> str:
@@ -123,7 +129,8 @@ def _sentence(found: Mapping[str, Any], size: Mapping[str, Any], each: Mapping[s
     return f"{line}{unclear}."
 
 
-def _legend(found: Mapping[str, Any]) -> list[str]:
+def base_legend(found: Mapping[str, Any]) -> list[str]:
+    """Explains the figures."""
     return [
         f"{found['images_validation']:,} validation images of the new classes judge.",
         "total s: of all stages of the way, with reading and with the features of the base. Times "

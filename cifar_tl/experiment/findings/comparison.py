@@ -107,11 +107,18 @@ def _stage(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _way(stage: str, results: Results) -> dict[str, Any]:
-    way = way_to(stage)
-    seconds = sum(results[name]["seconds_total"] for name in way)
+    return {
+        **{key: results[stage][key] for key in ACCURACIES},
+        "seconds": way_seconds(stage, results),
+    }
+
+
+def way_seconds(stage: str, results: Results) -> float:
+    """Adds up the seconds of the stages on the way to a model, as far as they are there."""
+    way = [results[name] for name in way_to(stage) if name in results]
+    seconds = sum(result["seconds_total"] for result in way)
     # The data are read once, however many stages follow.
-    seconds -= sum(results[name].get("seconds_reading", 0.0) for name in way[1:])
-    return {**{key: results[stage][key] for key in ACCURACIES}, "seconds": seconds}
+    return float(seconds - sum(result.get("seconds_reading", 0.0) for result in way[1:]))
 
 
 def _savings(saved: float, seconds_base: float | None) -> dict[str, Any]:

@@ -17,12 +17,17 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]  # of the output for one image
     parameters: int
     trainable: int  # of these
+    dropout: float = 0.0  # of layer 6: its rate in training
 
 
-def layers(model: Network) -> list[Layer]:
+def layers(model: Network, dropout: float | None = None) -> list[Layer]:
     """Lists the eight documented layers, with the real shapes of their outputs.
 
     The features of another network are one row, unless they are a ``Sequential``.
+
+    Args:
+        model: Any network.
+        dropout: The rate of layer 6 in training. None: the model's own.
     """
     rows: list[Layer] = []
     size, features = model.image_size, model.features
@@ -39,7 +44,17 @@ def layers(model: Network) -> list[Layer]:
             trainable = count_parameters(module, trainable_only=True)
             shape = tuple(output.shape[1:])
             rows.append(Layer(len(rows) + 1, _describe(module), shape, parameters, trainable))
+            if module is model.classifier.get_submodule("dropout"):
+                rate = dropout_rate(model, dropout)
+                rows[-1] = rows[-1]._replace(name=f"Dropout {rate}", dropout=rate)
     return rows
+
+
+def dropout_rate(model: Network, dropout: float | None) -> float:
+    """Returns the rate of layer 6 in training, see `layers`."""
+    layer = model.classifier.get_submodule("dropout")
+    assert isinstance(layer, nn.Dropout)
+    return layer.p if dropout is None else dropout
 
 
 def _describe(module: nn.Module) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_tl.experiment.findings import comparison as words
+from cifar_tl.experiment.findings.bases import base_legend, base_rows, base_sentences
 from cifar_tl.experiment.findings.results import (
     class_rows,
     confused_lines,
@@ -33,8 +34,10 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; 
 h1, h2, h3 {{ line-height: 1.2; margin: 1.6em 0 0.5em; break-after: avoid; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; margin: 0.5em 0; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.2em 0.7em; border-bottom: 1px solid var(--line); text-align: right; }}
-th:first-child, td:first-child {{ text-align: left; }}
+th, td {{ padding: 0.2em 0.7em; border-bottom: 1px solid var(--line); text-align: right;
+ white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere;
+ min-width: 6em; position: sticky; left: 0; background: Canvas; }}
 img {{ max-width: 100%; height: auto; background: white; break-inside: avoid; }}
 figure {{ margin: 1em 0; break-inside: avoid; }}
 figcaption, small {{ opacity: 0.8; }}
@@ -64,8 +67,11 @@ def page(
     results: Mapping[str, Mapping[str, Any]],
     pictures: Mapping[str, bytes],
     command: str,
+    *,
+    bases: Mapping[str, Any] | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> str:
-    """Writes the page. It needs no other file, no network and no script.
+    """Writes the page. To be shown, it needs no other file, no network and no script.
 
     Args:
         comparison: The content of ``comparison.json``, from `compare`.
@@ -74,6 +80,8 @@ def page(
         pictures: PNG files by name: ``comparison.png``, ``images.png``, ``transfer/samples.png``
             and the like, as far as there are any.
         command: What made all this.
+        bases: The content of ``bases.json``. None: the command tried one base.
+        links: By the name of each other base, the relative address of its page.
     """
     title = f"What transfer saves and costs: {printable(comparison['data'])}"
     parts = [
@@ -82,6 +90,7 @@ def page(
         *_question(comparison, results),
         *_comparison(comparison),
         *(_figure(pictures, name, name) for name in ("comparison.png", "images.png")),
+        *(_bases(bases, links or {}) if bases else ()),
     ]
     if not pictures:
         parts.append(
@@ -133,6 +142,23 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
         if len(size["seeds"]) > 1:
             parts.append(_table(words.seed_rows(size)))
     return [*parts, f"<p><small>{_text(' '.join(words.legend(comparison)))}</small></p>\n"]
+
+
+def _bases(bases: Mapping[str, Any], links: Mapping[str, str]) -> list[str]:
+    linked = ", ".join(
+        f'<a href="{html.escape(url)}">{_text(name)}</a>' for name, url in links.items()
+    )
+    parts = [
+        "<h2>The bases side by side</h2>\n<p>The same command tried other bases, on pages of their "
+        f"own: {linked}.</p>\n"
+    ]
+    for size in bases["sizes"]:
+        parts += [
+            f"<h3>{_text(words.size_words(size))}</h3>\n" if len(bases["sizes"]) > 1 else "",
+            _table(base_rows(bases, size)),
+            _paragraphs(base_sentences(bases, size)),
+        ]
+    return [*parts, f"<p><small>{_text(' '.join(base_legend(bases)))}</small></p>\n"]
 
 
 def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes]) -> list[str]:

@@ -5,10 +5,12 @@ Lines differ in colour, marker and dashes. So they can be told apart in grey, to
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
 import statistics
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,16 +30,21 @@ from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked, write_atomically
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
+from cifar_tl.experiment.findings.layers import dropout_rate
+from cifar_tl.experiment.findings.results import training_words
 from cifar_tl.experiment.folder import HistoryRow, read_history
 from cifar_tl.experiment.stages import BLUE, GREY, ORANGE
 from cifar_tl.names import printable
 from cifar_tl.outputs import Outputs
 from cifar_tl.training import EpochRecord
 
-# Validation accuracy and seconds of the documented run: its transfer, and its base before that.
+# Validation accuracy and seconds of the documented run: its transfer, and its base before that. Its
+# training images are 80 % of those of CIFAR-10's classes 5-9.
 DOCUMENTED_ACCURACY, DOCUMENTED_SECONDS, DOCUMENTED_BASE_SECONDS = 0.7606, 409, 974
+DOCUMENTED_IMAGES = 20_000
 SAMPLES = (5, 8)  # rows and columns
 SHOWN = 112  # pixels, of a picture that a pretrained network sees
+MOST_NUMBERS = 20  # classes: numbers in a larger confusion matrix could not be read
 DOTS_PER_INCH = 120
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
@@ -57,9 +64,10 @@ def draw_stage(folder: Path, data: Data, features: Path | None) -> None:
     logits = logits_of(model, pictures, result["precision"], folder=features)
     logits = logits[:, list(outputs.columns)]
     title = f"{result['stage']} on {printable(result['data'])}"
+    seen = training_words(result, dropout_rate(model, result.get("dropout")))
     with _drawing(), locked(folder, wait=True):
         figures = [
-            curves(rows, title),
+            curves(rows, title, seen),
             confusion(result["val_confusion"], outputs, title),
             samples(_shower(model, pictures), labels, logits, outputs.names, title),
         ]
@@ -85,6 +93,7 @@ def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> Non
     bases = [found[base][0]["seconds_total"] for found in read] if base else []
     is_documented = (
         result["train_fraction"] == 1
+        and result["images_train"] == DOCUMENTED_IMAGES
         and result["classes"] == list(NEW_CLASSES)
         and tuple(result["class_names"]) == CIFAR10_CLASS_NAMES[5:]
     )
@@ -120,14 +129,20 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def curves(records: Sequence[EpochRecord], title: str) -> Figure:
-    """Draws loss and accuracy by epoch, training and validation."""
+def curves(records: Sequence[EpochRecord], title: str, seen: str) -> Figure:
+    """Draws loss and accuracy by epoch, training and validation.
+
+    Args:
+        records: Of the epochs.
+        title: Above all.
+        seen: How the training figures were seen, from `training_words`.
+    """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
     epochs = [record.epoch for record in records]
     for part, name, style in (
-        ("train", "training (with dropout, while weights move)", {"color": ORANGE, "marker": "^"}),
+        ("train", f"training ({seen})", {"color": ORANGE, "marker": "^"}),
         ("val", "validation", {"color": BLUE, "marker": "o"}),
     ):
         if len(epochs) > 30:
@@ -153,7 +168,7 @@ def confusion(counts: Sequence[Sequence[int]], outputs: Outputs, title: str) -> 
     ``counts`` has a row for each class and a column for each output of the model.
     """
     table, names = torch.tensor(counts, dtype=torch.float64), outputs.names
-    columns = [_short(name, 20) for name in names]
+    columns = _short(names, 20)
     shown = table[:, list(outputs.columns)]
     others = table.sum(1, keepdim=True) - shown.sum(1, keepdim=True)
     if others.any():  # outputs that were never trained
@@ -162,15 +177,14 @@ def confusion(counts: Sequence[Sequence[int]], outputs: Outputs, title: str) -> 
     size = min(2.2 + 0.62 * len(names), 12)
     figure = Figure(figsize=(size + 0.5, size), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
-    for row, values in enumerate(shares.tolist() if len(names) <= 20 else ()):
-        for column, share in enumerate(values):
-            text = f"{share:.0f}" if share >= 0.5 else ""
-            color = "white" if share > 55 else "black"
-            ax.text(column, row, text, ha="center", va="center", color=color)
+    drawn = ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    if len(names) > MOST_NUMBERS:
+        figure.colorbar(drawn, label="percent", shrink=0.6, pad=0.02)
+    else:
+        _write_numbers(ax, shares)
     step = math.ceil(len(columns) / 60)  # more names than that could not be read
     places = range(0, len(columns), step)
-    small: dict[str, Any] = {"fontsize": 10 if len(columns) <= 20 else 6}
+    small: dict[str, Any] = {"fontsize": 10 if len(columns) <= MOST_NUMBERS else 6}
     slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(places, columns[::step], **slanted, **small)
     ax.set_yticks(range(0, len(names), step), columns[: len(names) : step], **small)
@@ -180,6 +194,15 @@ def confusion(counts: Sequence[Sequence[int]], outputs: Outputs, title: str) -> 
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return figure
+
+
+def _write_numbers(ax: Axes, shares: Tensor) -> None:
+    """Writes percentages ``(rows, columns)`` into the fields of a matrix, but no zeros."""
+    for row, values in enumerate(shares.tolist()):
+        for column, share in enumerate(values):
+            text = f"{share:.0f}" if share >= 0.5 else ""
+            color = "white" if share > 55 else "black"
+            ax.text(column, row, text, ha="center", va="center", color=color)
 
 
 def samples(
@@ -204,6 +227,9 @@ def samples(
     mistaken = predicted != labels
     order = torch.where(mistaken, -1 - confidences, confidences).argsort()
     columns = SAMPLES[1]
+    shown = _short(names)
+    centred: dict[str, Any] = {"ha": "center", "va": "bottom"}
+    centred["fontsize"] = 8 if max(map(len, shown)) <= 11 else 6.5  # so that no captions overlap
     chosen = order[: SAMPLES[0] * columns].tolist()
     rows = math.ceil(len(chosen) / columns)
     figure = Figure(figsize=(1.15 * columns, 1.5 * rows + 0.6))
@@ -212,10 +238,10 @@ def samples(
     ax = figure.add_axes((0.01, 0, 0.98, 1 - 0.6 / figure.get_figheight()))
     corners = _tiles(ax, images(chosen), columns, gap=0.08, gap_above=0.4)
     for (left, top), number in zip(corners, chosen, strict=True):
-        name, truth = (_short(names[int(which[number])]) for which in (predicted, labels))
+        name, truth = (shown[int(which[number])] for which in (predicted, labels))
         text = f"{name} {confidences[number]:.0%}\ntrue: {truth}"
         color = ORANGE if mistaken[number] else BLUE
-        ax.text(left + 0.5, top - 0.04, text, ha="center", va="bottom", fontsize=8, color=color)
+        ax.text(left + 0.5, top - 0.04, text, color=color, **centred)
     return figure
 
 
@@ -368,10 +394,34 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_xlabel("labelled training images of the new classes (logarithmic)")
     label_accuracy(ax, "validation accuracy")
-    ax.set_title(f"Where transfer pays: {title}")
+    ax.set_title(f"{_headline(sizes)}\n{title}", fontsize="medium")
     ax.legend(frameon=False, loc="lower right")
     plain(ax)
     return figure
+
+
+def _headline(sizes: Sequence[Mapping[str, Any]]) -> str:
+    """Says where a transfer, finetuned or not, is clearly better than the control: see `images`."""
+    control = stages.way_name(stages.control())
+    clear = [
+        [
+            found["val_accuracy"]["mean"]
+            for found in size["differences"]
+            if found["other"] == control and found["val_accuracy"]["is_clear"]
+        ]
+        for size in sizes
+    ]
+    better = [
+        f"{size['images_train']:,}"
+        for size, means in zip(sizes, clear, strict=True)
+        if max(means, default=0) > 0
+    ]
+    if better:
+        which = "every number of" if len(better) == len(sizes) else ", ".join(better)
+        return textwrap.fill(f"Transfer is better than {control} with {which} images", 80)
+    if all(len(means) == len(size["ways"]) - 1 for size, means in zip(sizes, clear, strict=True)):
+        return f"Transfer is worse than {control} with every number of images"
+    return f"Transfer is nowhere clearly better than {control}"
 
 
 def _mark_documented(ax: Axes) -> None:
@@ -415,9 +465,29 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.{0 if seconds >= 9.95 else 1}f} s"
 
 
-def _short(name: str, most: int = 14) -> str:
-    name = printable(name)
-    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
+def _short(names: Sequence[str], most: int = 14) -> list[str]:
+    """Cuts long names: at the end if that serves, else where names that differ stay different."""
+    texts = [printable(name) for name in names]
+    middles = range(1, max(map(len, texts)))
+    for cut in (
+        *(functools.partial(_without_middle, most=most, end=end) for end in range(most - 1)),
+        *(functools.partial(_middle, most=most, start=start) for start in middles),
+    ):
+        short = [text if len(text) <= most else cut(text) for text in texts]
+        if len(set(short)) == len(set(texts)):
+            return short
+    return [
+        text if len(text) <= most else f"{text[: most - 3 - len(str(place))]}\u2026 #{place}"
+        for place, text in enumerate(texts, 1)
+    ]
+
+
+def _without_middle(text: str, most: int, end: int) -> str:
+    return f"{text[: most - 1 - end]}\u2026{text[len(text) - end :]}"
+
+
+def _middle(text: str, most: int, start: int) -> str:
+    return f"\u2026{text[start : start + most - 2]}\u2026"
 
 
 def label_accuracy(ax: Axes, label: str) -> None:

@@ -111,6 +111,18 @@ def doubt(result: Mapping[str, Any]) -> str:
     return f" ({low:.0%} to {high:.0%}: {result['images_validation']} images)"
 
 
+def training_words(result: Mapping[str, Any], dropout: float) -> str:
+    """Says what makes training figures worse than those of the finished model.
+
+    Args:
+        result: The content of ``result.json``.
+        dropout: The rate of layer 6 in training.
+    """
+    harder = [f"dropout {dropout}"] if dropout else []
+    harder += ["shifts"] if result.get("shift") else []  # runs of before may lack it
+    return f"with {' and '.join(harder)}, while weights move" if harder else "while weights move"
+
+
 def results_text(
     result: Mapping[str, Any],
     records: Sequence[EpochRecord],
@@ -118,14 +130,14 @@ def results_text(
     outputs: Outputs,
 ) -> str:
     """Writes the report of one stage from the content of its ``result.json``."""
+    seen = training_words(result, max(layer.dropout for layer in layers))
     lines = [
         *_what_was_trained(result),
         "",
         *_layer_lines(result, layers),
         "",
         *(epoch_line(record, result["epochs"]) for record in records),
-        "(training figures are those seen while training, with dropout and shifts, if any; "
-        "times are training + validation)",
+        f"(training figures are those seen in training, {seen}; times are training + validation)",
         "",
         *_what_came_out(result, outputs),
         "",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cifar_tl.command import train
+from cifar_tl.experiment.findings.bases import compare_bases
 from cifar_tl.experiment.findings.comparison import compare
 from cifar_tl.experiment.findings.page import page as make_page
 from tests.experiment.conftest import make_result
@@ -136,6 +137,32 @@ def test_several_seeds_have_a_table_a_size() -> None:
     assert "2 runs, seeds 0 to 1." in found.text
     assert found.text.count("79.50 +- 0.71 %") == 2
     assert "transfer is worse than scratch: -6.00 +- 0.00 points" in found.text
+
+
+def test_several_bases_have_a_table_and_link_to_each_other() -> None:
+    other = copy.deepcopy(results())
+    other["transfer"]["val_accuracy"] = 0.95
+    bases = compare_bases({"<a>&": compare({1.0: [results()]}), "net": compare({1.0: [other]})})
+    found = page(results(), bases=bases, links={"net": "net%20a/report.html"})
+    assert found.open == []
+    assert "tried other bases, on pages of their own: net." in found.text
+    links = [attributes for tag, attributes in found.tags if tag == "a"]
+    assert links == [{"href": "net%20a/report.html"}]
+    for text in ("<a>&", "95.00 %", "transfer: <a>& is worse than net: -15.00 points"):
+        assert text in found.text, text
+    assert found.text.count("transfer+finetune: <a>& and net: +0.00 points") == 1
+    alone = page(results())
+    assert "other bases" not in alone.text
+
+
+def test_every_table_scrolls_in_a_box_of_its_own_and_figures_do_not_break() -> None:
+    text = make_page(compare({1.0: [results()]}), results(), {}, "")
+    assert text.count("<table>") == text.count('<div class="wide"><table>') > 1
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    rules = dict(re.findall(r"^([^{}@]+) \{ ([^{}]+) \}$", style, re.MULTILINE))
+    assert "overflow-x: auto" in rules[".wide"]
+    assert "white-space: nowrap" in rules["th, td"]
+    assert "position: sticky" in rules["th:first-child, td:first-child"]
 
 
 def test_few_images_make_an_accuracy_uncertain() -> None:

@@ -1,6 +1,7 @@
 """Pictures: what they show is checked where it is a matter of figures, the rest was looked at."""
 
 import dataclasses
+import itertools
 import os
 import shutil
 import statistics
@@ -23,8 +24,8 @@ from cifar_tl.command import train
 from cifar_tl.data.source import load_data
 from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment.findings import plots
-from cifar_tl.experiment.findings.uncertainty import spread
-from cifar_tl.experiment.folder import HistoryRow, discard
+from cifar_tl.experiment.findings.uncertainty import difference, spread
+from cifar_tl.experiment.folder import HistoryRow, discard, read_history
 from cifar_tl.experiment.stages import PICTURES, STAGES, Place
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
@@ -137,10 +138,27 @@ def test_without_matplotlib_one_line_says_how_to_get_pictures(
 
 
 def test_curves_show_every_epoch() -> None:
-    figure = plots.curves(HISTORIES["scratch"], "title")
+    figure = plots.curves(HISTORIES["scratch"], "title", "with dropout 0.2")
     lines = {line.get_label(): points(line) for line in figure.axes[1].lines}
     assert lines["validation"] == [(1, 0.65), (2, 0.9)]
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("base", "with shifts, while weights move"),  # of the tuned recipe
+        ("transfer", "with dropout 0.2 and shifts, while weights move"),
+    ],
+)
+def test_curves_name_the_dropout_of_the_run(
+    stage: str, words: str, drawn: Path, tmp_path: Path
+) -> None:
+    rows = read_history(drawn / stage / "history.csv", 2)
+    plots.save(plots.curves(rows, f"{stage} on small.npz", words), tmp_path / "expected.png")
+    expected = (tmp_path / "expected.png").read_bytes()
+    assert (drawn / stage / "curves.png").read_bytes() == expected
+    assert f"seen in training, {words};" in (drawn / stage / "results.txt").read_text()
 
 
 def test_confusion_is_in_percent_of_each_class_with_other_outputs_only_if_they_occur() -> None:
@@ -210,15 +228,20 @@ def test_a_base_that_was_not_used_is_in_no_comparison(own_classes: Path, tmp_pat
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_only_cifar10_is_compared_with_the_documented_run(drawn: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("images", "is_marked"), [(20_000, True), (80, False), (19_999, False)])
+def test_only_the_documented_images_are_compared_with_the_documented_run(
+    images: int, is_marked: bool, drawn: Path, tmp_path: Path
+) -> None:
     shutil.copytree(drawn, tmp_path / "runs")
-    before, after = drawn / "comparison.png", tmp_path / "runs" / "comparison.png"
-    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
-    assert after.read_bytes() == before.read_bytes()
-    path = tmp_path / "runs" / "scratch" / "result.json"
-    path.write_text(path.read_text().replace('"dog"', '"wolf"'))
-    plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
-    assert after.read_bytes() != before.read_bytes()
+    path, picture = (tmp_path / "runs" / name for name in ("scratch/result.json", "comparison.png"))
+    text = path.read_text().replace('"images_train": 80', f'"images_train": {images}')
+    drawings = []
+    for name in ("dog", "wolf"):  # no title has the names: only the mark can make a difference
+        path.write_text(text.replace('"dog"', f'"{name}"'))
+        plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
+        drawings.append(picture.read_bytes())
+    assert (drawings[0] != drawings[1]) is is_marked
+    assert (drawings[0] == (drawn / "comparison.png").read_bytes()) is (images == 80)
 
 
 def test_several_seeds_are_a_mean_with_its_spread() -> None:
@@ -237,13 +260,22 @@ def test_several_seeds_are_a_mean_with_its_spread() -> None:
     assert max(float(band[:, 1].max()) for band in bands) == pytest.approx(0.8 + deviation)
 
 
-def test_several_sizes_are_points_with_their_spread() -> None:
-    def size(images: int, **accuracies: list[float]) -> dict[str, Any]:
-        ways = zip(("transfer", "transfer+finetune", "scratch"), accuracies.values(), strict=True)
-        spreads = {way: {"val_accuracy": spread(values)._asdict()} for way, values in ways}
-        return {"images_train": images, "ways": spreads}
+def size(images: int, *accuracies: list[float]) -> dict[str, Any]:
+    """What `compare` says of a number of images, of the ways transfer, finetune and scratch."""
+    ways = dict(zip(("transfer", "transfer+finetune", "scratch"), accuracies, strict=True))
+    return {
+        "images_train": images,
+        "ways": {way: {"val_accuracy": spread(values)._asdict()} for way, values in ways.items()},
+        "differences": [
+            {"way": way, "other": other, "val_accuracy": found._asdict()}
+            for way, other in itertools.combinations(ways, 2)
+            for found in [difference(ways[way], ways[other], 1000)]
+        ],
+    }
 
-    sizes = [size(200, a=[0.7, 0.8], b=[0.7, 0.7], c=[0.5, 0.5]), size(2000, a=[0.9], b=[1], c=[0])]
+
+def test_several_sizes_are_points_with_their_spread() -> None:
+    sizes = [size(200, [0.7, 0.8], [0.7, 0.7], [0.5, 0.5]), size(2000, [0.9], [1], [0])]
     figure = plots.images(sizes, "title")
     lines = [points(line) for line in figure.axes[0].lines]
     assert [(200, 0.75), (2000, 0.9)] in lines
@@ -251,9 +283,26 @@ def test_several_sizes_are_points_with_their_spread() -> None:
     assert "2,000" in texts(figure)
 
 
+def test_the_title_over_several_sizes_follows_from_the_results() -> None:
+    ahead, behind = size(50, [0.8], [0.7], [0.6]), size(1000, [0.7], [0.75], [0.9])
+    finetuned, level = size(200, [0.6], [0.9], [0.8]), size(500, [0.7], [0.71], [0.7])
+    for sizes, title in (
+        ([ahead, finetuned], "Transfer is better than scratch with every number of images"),
+        ([behind, level, finetuned, ahead], "Transfer is better than scratch with 200, 50 images"),
+        ([behind, behind], "Transfer is worse than scratch with every number of images"),
+        ([level, level], "Transfer is nowhere clearly better than scratch"),
+        ([level, behind], "Transfer is nowhere clearly better than scratch"),
+    ):
+        assert plots.images(sizes, "mine").axes[0].get_title() == f"{title}\nmine"
+    many = [{**ahead, "images_train": 10_000 * number} for number in range(1, 20)]
+    lines = plots.images([*many, behind], "mine").axes[0].get_title().splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 80
+
+
 def test_long_histories_have_no_markers() -> None:
     rows = [dataclasses.replace(HISTORIES["scratch"][0], epoch=n) for n in range(1, 41)]
-    for line in plots.curves(rows, "title").axes[0].lines:
+    for line in plots.curves(rows, "title", "with dropout 0.2").axes[0].lines:
         assert line.get_marker() == ""
 
 
@@ -305,6 +354,65 @@ def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:
     figure = plots.confusion(counts, half, "title")
     assert len(figure.axes[0].get_xticks()) == len(figure.axes[0].get_yticks()) + 1 == 41
     plots.save(figure, tmp_path / "confusion.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "eighth"),
+    [
+        (
+            [f"{number} is the number of this kind of flower" for number in range(30)],
+            "7 is the number of \u2026",
+        ),
+        (
+            [f"photographs of the kind of flower number {number}" for number in range(30)],
+            "photographs of th\u2026 7",
+        ),
+        (
+            [f"photographs of the flower {number} as seen in the field" for number in range(30)],
+            "\u2026s of the flower 7 \u2026",
+        ),
+        (
+            [f"kind {number // 6} of flower, of {number % 6} leaves" for number in range(30)],
+            "kind 1 of f\u20261 leaves",
+        ),
+        (["a" * length for length in range(1, 31)], "aaaaaaaa"),
+        (
+            [f"{30 * '-'}{number // 6}{30 * '-'}{number % 6}{30 * '-'}" for number in range(30)],
+            f"{16 * '-'}\u2026 #8",
+        ),
+    ],
+)
+def test_names_that_begin_alike_stay_different_in_every_picture(
+    names: list[str], eighth: str
+) -> None:
+    outputs = Outputs(tuple(range(30)), tuple(names), 30)
+    figure = plots.confusion(torch.eye(30).tolist(), outputs, "title")
+    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        shown = [label.get_text() for label in labels]
+        assert len(set(shown)) == 30
+        assert max(map(len, shown)) <= 20
+        assert shown[7] == eighth
+    images = torch.zeros(30, 3, 32, 32, dtype=torch.uint8)
+    labels_of_all = torch.arange(30)
+    figure = plots.samples(lambda chosen: images[chosen], labels_of_all, torch.eye(30), names, "x")
+    captions = {text.get_text().partition("true: ")[2] for text in figure.axes[0].texts}
+    assert len(captions) == 30
+    figure.draw_without_rendering()  # now the captions have places
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for box, right in itertools.pairwise(boxes):
+        assert box.x1 < right.x0 or box.y0 > right.y1  # not over the next one, or in another row
+
+
+def test_where_numbers_are_left_out_a_scale_says_what_the_colours_mean(tmp_path: Path) -> None:
+    for many, axes in ((20, 1), (21, 2)):
+        names = tuple(map(str, range(many)))
+        outputs = Outputs(tuple(range(many)), names, many)
+        figure = plots.confusion((4 * torch.eye(many)).tolist(), outputs, "title")
+        plots.save(figure, tmp_path / "confusion.png")
+        assert len(figure.axes) == axes
+        assert ("100" in [text.get_text() for text in figure.axes[0].texts]) is (axes == 1)
+    assert figure.axes[1].get_ylabel() == "percent"
+    assert figure.axes[1].get_ylim() == (0, 100)
 
 
 def test_names_may_hold_dollar_signs_and_any_script(

@@ -1,7 +1,14 @@
+import pytest
 import torch
 
-from cifar_tl.experiment.findings.layers import layers
-from cifar_tl.experiment.findings.results import class_lines, epoch_line, results_text, summary
+from cifar_tl.experiment.findings.layers import dropout_rate, layers
+from cifar_tl.experiment.findings.results import (
+    class_lines,
+    epoch_line,
+    results_text,
+    summary,
+    training_words,
+)
 from cifar_tl.freezing import transfer_model
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
@@ -39,6 +46,27 @@ def test_results_show_layers_epochs_times_and_what_the_model_knows() -> None:
     assert "Total time 20.0 s" in text
     assert "has 10 outputs, but knows only the 2 classes above" in text
     assert "torch: 2.15.0" in text
+
+
+@pytest.mark.parametrize(
+    ("dropout", "shift", "layer", "words"),
+    [
+        (0.0, 0, "Dropout 0.0", "while weights move"),
+        (0.0, 2, "Dropout 0.0", "with shifts, while weights move"),
+        (0.2, 0, "Dropout 0.2", "with dropout 0.2, while weights move"),
+        (None, 1, "Dropout 0.42", "with dropout 0.42 and shifts, while weights move"),
+    ],
+)
+def test_results_say_what_the_run_trained_with(
+    dropout: float | None, shift: int, layer: str, words: str
+) -> None:
+    result = make_result("transfer", 0.8, 20.0) | {"dropout": dropout, "shift": shift}
+    model = transfer_model(CifarNet(5))
+    text = results_text(result, [RECORD], layers(model, dropout), Outputs((5, 6), ("a", "b"), 10))
+    assert f" {layer} " in text
+    assert text.count("Dropout") == 1
+    assert f"figures are those seen in training, {words}; times" in text
+    assert training_words(result, dropout_rate(model, dropout)) == words
 
 
 def test_lines_hold_the_figures() -> None:

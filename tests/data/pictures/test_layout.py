@@ -1,0 +1,236 @@
+import re
+import shlex
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cifar_tl.command import evaluate, train
+from cifar_tl.data.cifar10 import download_cifar10
+from cifar_tl.data.pictures.find import find_classes
+from cifar_tl.data.source import kind_of, load_data
+from cifar_tl.errors import DataError, DataWarning, MissingDataError
+from tests.data.test_class_folders import add_image
+
+COLOURS = {"daisy": "white", "rose": "red", "tulip": "yellow"}
+
+
+def add_classes(folder: Path, names: tuple[str, ...] = tuple(COLOURS), images: int = 5) -> None:
+    """Writes images of classes, all of them different."""
+    for row, name in enumerate(names):
+        for number in range(images):
+            add_image(folder / name / f"{number}.png", f"#{row + 1:x}{number:x}7f{row}{number}")
+
+
+def refusal(source: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Types ``train`` with a source that is no source, and returns the line that refuses it."""
+    before = sorted(Path().rglob("*"))
+    assert train.main(["--data", source]) in (1, 2)
+    output, errors = capsys.readouterr()
+    assert output == ""
+    (line,) = errors.splitlines()
+    assert "download" not in line
+    new = set(Path().rglob("*")).difference(before)
+    assert new <= {Path("runs")}
+    return line
+
+
+def suggested(line: str) -> str:
+    """Returns the source in the command at the end of a line."""
+    words = shlex.split(line[line.rindex("cifar-tl train") :])
+    return words[words.index("--data") + 1]
+
+
+def test_folders_of_classes_alone_are_split_as_those_in_train_are() -> None:
+    add_classes(Path("bare"))
+    add_classes(Path("parted/train"))
+    Path("bare/empty").mkdir()
+    with pytest.warns(DataWarning) as warned:
+        bare = load_data("bare")
+    parted = load_data("parted")
+    (note,) = (str(warning.message) for warning in warned)
+    assert note == (
+        "bare has no folder train: its 3 folders with images are the classes, and the last 20 % "
+        "of each validate; without images, so no class: empty"
+    )
+    assert bare.notes == (note,)
+    assert (bare.name, bare.class_names, parted.notes) == ("bare", tuple(COLOURS), ())
+    for part, files in bare.files.items():
+        names = [Path(file).relative_to("bare") for file in files]
+        assert names == [Path(file).relative_to("parted/train") for file in parted.files[part]]
+    assert bare.own_classes
+    assert (len(bare.train.labels), len(bare.test.labels)) == (12, 0)
+
+
+def test_the_command_trains_on_folders_of_classes_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add_classes(Path("flowers"))
+    assert train.main(["--data", "flowers", "--stage", "transfer", "--epochs", "1"]) == 0
+    assert "flowers has no folder train: its 3 folders with images" in capsys.readouterr().err
+    assert Path("runs/flowers/transfer/model.pt").exists()
+
+
+@pytest.mark.parametrize("part", ["train", "Train", "test", "VALID", "validation", "training"])
+def test_a_class_that_is_called_as_a_part_is_asked_about(
+    part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_classes(Path("things"), ("cars", part, "ship"))
+    line = refusal("things", capsys)
+    assert f"things holds cars, ship and {part}, and {part} can be read in two ways: if" in line
+    assert f"rename it, such as {part} to {part}s; if {part} is a part of the data, move" in line
+    Path("things", part).rename(Path("things", f"{part}s"))
+    assert len(find_classes(Path("things")).images["train"]) == 3
+
+
+def test_training_images_beside_other_folders_stay_a_part(tmp_path: Path) -> None:
+    add_classes(tmp_path / "train")
+    add_classes(tmp_path / "more", ("fig", "oak"))
+    found = find_classes(tmp_path)
+    assert list(found.images["train"]) == list(COLOURS)
+    assert found.notes == [
+        f"images in {tmp_path / 'more'} are not used: what is used is in train, val, test"
+    ]
+
+
+def test_parts_of_another_name_are_renamed_by_the_command_in_the_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("Train", "Validation", "test"):
+        add_classes(Path("my flowers") / name)
+    line = refusal("my flowers", capsys)
+    assert "holds Train and Validation, which must be called train and val: rename with" in line
+    (command,) = re.findall("`(.*)`", line)
+    subprocess.run(["sh", "-c", command], check=True)
+    assert suggested(line) == "my flowers"
+    assert kind_of("my flowers").own_classes
+    assert sorted(find_classes(Path("my flowers")).images) == ["test", "train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "typed", "meant"),
+    [
+        ("flowers/flowers/train", "flowers", "flowers/flowers"),
+        ("flowers/flower_photos", "flowers", "flowers/flower_photos"),
+        ("flowers/a/b", "flowers", "flowers/a/b"),
+        ("Flowers", "flowers", "Flowers"),
+        ("Flowers/train", "flowers", "Flowers"),
+        ("flowers/train", "flowrs", "flowers"),
+        ("flowers/train", "flowers/train/daisy", "flowers"),
+        ("flowers/train", "flowers/train/daisy/0.png", "flowers"),
+        ("flowers", "flowers/daisy/0.png", "flowers"),
+    ],
+)
+def test_a_source_beside_the_right_one_names_it(
+    classes: str, typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_classes(Path(classes))
+    line = refusal(typed, capsys)
+    assert meant in line.partition("cifar-tl train --data")[0]
+    assert suggested(line) == meant
+    assert kind_of(meant).own_classes
+
+
+def test_one_class_alone_names_both_ways_out(capsys: pytest.CaptureFixture[str]) -> None:
+    add_classes(Path("flowers"))
+    line = refusal("flowers/daisy", capsys)
+    assert "if it is one class of flowers, name that; else move them into flowers/daisy/CLA" in line
+
+
+def test_a_part_is_not_taken_for_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    add_classes(Path("flowers/train"))
+    assert kind_of("flowers/train").own_classes
+    find_classes(Path("flowers/train"))
+    add_classes(Path("flowers/val"))
+    line = refusal("flowers/train", capsys)
+    assert "flowers/train is one part of the data, beside val: name flowers" in line
+    assert suggested(line) == "flowers"
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["a/0.png", "a/1.png"], "d holds only one class, a: there must be two or more"),
+        (["0.png", "1.png"], "d holds 2 images and no folders for classes: move them into d/CLASS"),
+        (["a/train/x/0.png", "b/train/x/0.png"], "d holds a and b, which are sets of images of"),
+        (["val/x/0.png", "val/y/0.png"], "d holds val, but no train: put the training images into"),
+        (["train/x/0.png", "training/x/0.png"], "holds no classes|only one class"),
+        (["Train/x/0.png", "training/x/0.png"], "two of these are the same part: keep one"),
+    ],
+)
+def test_other_layouts_are_named(
+    images: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in images:
+        add_image(Path("d", image), "red")
+    assert re.search(message, refusal("d", capsys))
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("d").mkdir()
+    Path("d/train").touch()
+    assert "d/train is a file, not a folder: train must hold" in refusal("d", capsys)
+
+
+@pytest.mark.parametrize(
+    ("inside", "source"),
+    [
+        ("daisy", "flowers"),
+        ("train/daisy", "flowers"),
+        ("flowers/train/daisy", "flowers/flowers"),
+        ("flower_photos/daisy", "flowers/flower_photos"),
+    ],
+)
+def test_a_zip_names_the_command_that_unpacks_it_and_the_next(
+    inside: str, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    above = Path("all", inside).parent
+    add_classes(above)
+    Path(above, "LICENSE").touch()
+    with zipfile.ZipFile("flowers.zip", "w") as archive:
+        for path in sorted(Path("all").rglob("*")):
+            archive.write(path, path.relative_to("all"))
+    shutil.rmtree("all")
+    line = refusal("flowers.zip", capsys)
+    (command,) = re.findall("`(.*)`", line)
+    assert suggested(line) == source
+    subprocess.run(["sh", "-c", command.replace("python", "python3", 1)], check=True)
+    assert len(find_classes(Path(source)).images["train"]) == 3
+
+
+def test_a_damaged_zip_and_one_in_a_folder_are_named_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("d").mkdir()
+    Path("d/flowers.zip").write_bytes(b"no archive")
+    for source in ("d", "d/flowers.zip"):
+        line = refusal(source, capsys)
+        assert "unpack it with `python -m zipfile -e d/flowers.zip d/flowers`" in line
+        assert suggested(line) == "d/flowers"
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar_notes.txt", "cifar.tgz", "my-cifar10.jpg", "cifar10 b.tgz"]
+)
+def test_a_name_with_cifar_in_it_starts_no_download(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_classes(Path("d"), ("only",))
+    Path("d", name).touch()
+    assert "d holds only one class, only" in refusal("d", capsys)
+    with pytest.raises(DataError, match="d holds only one class") as error:
+        load_data("d")
+    assert not isinstance(error.value, MissingDataError)
+    with pytest.raises(DataError, match=r"d holds other things, .*nothing is downloaded into it"):
+        download_cifar10("d")
+    assert evaluate.main(["cifar10", "--data", "d"]) == 2
+    assert "--data d holds only one class" in capsys.readouterr().err
+
+
+def test_classes_beside_such_a_name_are_read() -> None:
+    add_classes(Path("d"))
+    Path("d/cifar_notes.txt").touch()
+    assert list(find_classes(Path("d")).images["train"]) == list(COLOURS)
+    assert kind_of("d").own_classes
