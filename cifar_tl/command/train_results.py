@@ -116,13 +116,18 @@ def say_spreads(experiments: Sequence[Experiment]) -> None:
     from cifar_tl.experiment.findings.uncertainty import spread
 
     accuracies: dict[tuple[str, float], list[float]] = {}
+    means: dict[tuple[str, float], list[float]] = {}  # where classes are unequal
     for _, results in experiments:
         for stage, result in results.items():
             key = (stage, result["train_fraction"])
             accuracies.setdefault(key, []).append(result["val_accuracy"])
+            if "val_balanced_accuracy" in result:
+                means.setdefault(key, []).append(result["val_balanced_accuracy"])
     for (stage, fraction), values in accuracies.items():
         of = "" if fraction == 1 else f" on {100 * fraction:.6g} % of its images"
         found = percent(spread(values)._asdict())
+        if of_classes := means.get((stage, fraction)):
+            found += f", mean over classes {percent(spread(of_classes)._asdict())}"
         say(f"{stage}{of}: validation accuracy {found}, of {count(len(values), 'seed')}")
 
 
@@ -168,8 +173,10 @@ def has_matplotlib() -> bool:
 
 def next_command(experiments: Sequence[Experiment]) -> str:
     """Writes the command that asks the model with the best validation accuracy."""
+    from cifar_tl.experiment.findings.unequal import deciding_accuracy
+
     accuracies = {
-        place.of(stage) / MODEL: result["val_accuracy"]
+        place.of(stage) / MODEL: deciding_accuracy(result)
         for place, results in experiments
         for stage, result in results.items()
     }
