@@ -4,14 +4,15 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cifar_tl.checkpoint import load_model
 from cifar_tl.data.examples import Data
-from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import RunError
 from cifar_tl.evaluation import evaluate
@@ -23,18 +24,20 @@ RECIPE = dataclasses.replace(SMALL, epochs=10)
 
 
 def write_pictures(folder: Path, **counts: int) -> None:
-    """Writes so many training images of each class, a quarter more to validate, and 20 to test."""
-    images, labels, _, _ = draw_shapes(3000, 0)
-    for label, (name, count) in enumerate(counts.items(), start=5):
-        of_class = images[labels == label]
+    """Writes so many training images of each class, a quarter more to validate, and 20 to test.
+
+    The images are plain and noisy. Those of the first class are brighter on average, but not all.
+    """
+    generator = np.random.default_rng(0)
+    for (name, count), brightness in zip(counts.items(), (150, 110), strict=True):
         numbers = {"train": count, "val": (count + 3) // 4, "test": 20}
-        start = 0
         for part, number in numbers.items():
             (folder / part / name).mkdir(parents=True)
-            for place, image in enumerate(of_class[start : start + number]):
-                path = folder / part / name / f"{place:03}.png"
-                Image.fromarray(image.transpose(1, 2, 0)).save(path)
-            start += number
+            ranks = (np.arange(number) + 0.5) / number
+            for place, rank in enumerate(ranks):
+                level = NormalDist(brightness, 20).inv_cdf(rank)
+                pixels = generator.normal(level, 5, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{place:03}.png")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_the_figures_are_those_of_the_model(
 
 def test_training_for_the_mean_finds_the_small_class(both: dict[str, Any]) -> None:
     even, off = (result_of(both[balance][0]) for balance in ("even", "off"))
-    assert even["test_balanced_accuracy"] > off["test_balanced_accuracy"] + 0.05
+    assert off["test_balanced_accuracy"] < 0.75 < even["test_balanced_accuracy"]
 
 
 def test_a_line_has_the_counts_from_three_times_on(both: dict[str, Any], tmp_path: Path) -> None:
