@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, overload
 
 Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
+ClassBalance = Literal["off", "even"]  # unequal classes count as they are, or all the same
 Precision = Literal["float32", "bf16", "auto"]
 FirstLayer = Literal["random", "whitened", "separated"]
 

@@ -6,16 +6,25 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from cifar_tl.balance import are_unequal, balanced_accuracy, logit_offsets
 from cifar_tl.checks import Loss, check_examples, check_logits, check_views
 from cifar_tl.distributed import average_gradients, check_same, copy_from_first, largest, share
 from cifar_tl.errors import TrainingError
-from cifar_tl.evaluation import Metrics, compute_metrics, evaluate, mean_loss
+from cifar_tl.evaluation import (
+    Metrics,
+    compute_metrics,
+    confusion_matrix,
+    evaluate,
+    extract_features,
+    mean_loss,
+)
 from cifar_tl.machine import autocast, choose_precision, to_device_if_it_fits
 from cifar_tl.muon import Muon
 from cifar_tl.progress import with_bar
@@ -33,7 +42,9 @@ class EpochRecord:
 
     Losses are means over examples, accuracies are fractions. The training figures are collected
     during the epoch, with dropout and while the weights move. The validation figures are from the
-    end of the epoch. They are nan without validation data.
+    end of the epoch. They are nan without validation data. The balanced accuracy is the mean over
+    classes. It is nan unless the training classes are unequal (`are_unequal`)
+    and the loss is cross-entropy.
     """
 
     epoch: int
@@ -43,6 +54,7 @@ class EpochRecord:
     val_accuracy: float
     seconds_train: float
     seconds_validation: float
+    val_balanced_accuracy: float = field(default=math.nan, kw_only=True)
 
 
 def fit(
@@ -57,6 +69,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     loss: Loss | None = None,
     transform: Transform | None = None,
+    balanced: bool = False,
     records: Sequence[EpochRecord] = (),
     on_epoch: Callable[[EpochRecord], object] | None = None,
     keep_best: bool = False,
@@ -92,9 +105,13 @@ def fit(
             ``CrossEntropyLoss(weight=..., reduction="none")``. None: cross-entropy.
         transform: Changes each training batch, ``(inputs, targets) -> (inputs, targets)``, such as
             a random augmentation.
+        balanced: Aim at the mean over classes, if some have many more examples than others: add
+            `logit_offsets` to the logits in training. The labels must be classes.
         records: The records of earlier epochs.
         on_epoch: Called with each new record. If it returns True, the training ends.
         keep_best: End with the weights that validated best in this call, not with the last ones.
+            If the training classes are unequal, the balanced accuracy decides, but not with a
+            ``loss`` of your own.
         progress: Text before a progress bar on standard error. None: no bar.
         group: Processes that share the work, such as ``torch.distributed.group.WORLD``. All pass
             the same arguments. Each computes its part of every batch, so that the result is that of
@@ -107,7 +124,8 @@ def fit(
     Raises:
         ValueError: If shapes, labels or the optimizer do not fit, or if the processes of a group
             have different examples, recipes, seeds or numbers of records.
-        TypeError: If something is not a tensor, or labels are not integers.
+        TypeError: If something is not a tensor, or labels are not integers. With a ``loss`` of
+            your own they must be integers if ``balanced``.
         TrainingError: If losses or weights are no longer finite numbers.
     """
     labels = check_views(views, labels, loss)
@@ -117,6 +135,11 @@ def fit(
         val_labels = check_examples(val_inputs, val_labels, loss, "validation inputs")
     elif keep_best:
         raise ValueError("keep_best needs validation inputs and labels")
+    is_unequal = loss is None and are_unequal(labels)
+    if balanced and (labels.ndim != 1 or labels.is_floating_point()):
+        raise TypeError(
+            "balanced needs labels that are classes, integers (N,): leave it out with other targets"
+        )
     _check_trainable(module, optimizer)
     device = next(module.parameters()).device
     views, labels = to_device_if_it_fits(views, device), labels.to(device)
@@ -126,7 +149,7 @@ def fit(
     if optimizer is None:
         optimizer = make_optimizer(module, plan)
     training = _Training(
-        module, views, labels, plan, seed, device, optimizer, loss, transform, group
+        module, views, labels, plan, seed, device, optimizer, loss, transform, balanced, group
     )
     records = list(records)
     best, best_accuracy = None, -1.0
@@ -138,6 +161,7 @@ def fit(
             validation_labels=val_labels,
             recipe=plan,
             seed=seed,
+            balanced=balanced,
             epochs_done=len(records),
         )
         copy_from_first(module, group)
@@ -147,17 +171,16 @@ def fit(
             start = time.perf_counter()
             train = _train_epoch(training, epoch, bar)
             trained = time.perf_counter()
-            val = Metrics(math.nan, math.nan)
-            if val_inputs is not None:
-                with autocast(plan.precision, device):
-                    val = evaluate(module, val_inputs, val_labels, loss=loss, group=group)
+            val, mean_of_classes = _validate(training, val_inputs, val_labels, is_unequal)
+            seconds = (trained - start, time.perf_counter() - trained)
             record = EpochRecord(
-                epoch, *train, *val, trained - start, time.perf_counter() - trained
+                epoch, *train, *val, *seconds, val_balanced_accuracy=mean_of_classes
             )
             _check_finite(module, record, plan, validated=val_inputs is not None)
             records.append(record)
-            if keep_best and record.val_accuracy > best_accuracy:
-                best, best_accuracy = copy.deepcopy(module.state_dict()), record.val_accuracy
+            accuracy = mean_of_classes if is_unequal else record.val_accuracy
+            if keep_best and accuracy > best_accuracy:
+                best, best_accuracy = copy.deepcopy(module.state_dict()), accuracy
             ended = on_epoch(record) if on_epoch is not None else None
             ended = ended is True or (hasattr(ended, "dtype") and bool(ended))  # numpy's, torch's
             if largest(ended, device, group):  # one process ends it for all
@@ -255,6 +278,7 @@ class _Training:
     optimizer: torch.optim.Optimizer
     loss: Loss | None
     transform: Transform | None
+    balanced: bool
     group: "ProcessGroup | None"
 
 
@@ -264,6 +288,7 @@ def _train_epoch(training: _Training, epoch: int, bar: str | None) -> Metrics:
     optimizer, loss, group = training.optimizer, training.loss, training.group
     steps = math.ceil(len(training.labels) / plan.batch_size)
     outputs, top = [], None if loss is not None else int(training.labels.max())
+    offsets = logit_offsets(training.labels) if training.balanced else None
     module.train()
     with seeded(derive_seed(training.seed, epoch), device), _peaks(optimizer):
         batches = with_bar(_batches(training, epoch), bar, steps)
@@ -279,7 +304,7 @@ def _train_epoch(training: _Training, epoch: int, bar: str | None) -> Metrics:
                 with autocast(plan.precision, device):
                     logits = module(inputs)
                     check_logits(logits, top)
-                    batch_loss = mean_loss(loss, logits, targets)
+                    batch_loss = mean_loss(loss, _with_offsets(logits, offsets), targets)
                 batch_loss.backward()
                 outputs.append((batch_loss.detach(), logits.detach(), targets))
             if group is not None:
@@ -288,6 +313,28 @@ def _train_epoch(training: _Training, epoch: int, bar: str | None) -> Metrics:
     if group is not None:
         copy_from_first(module, group)  # what layers count by themselves, such as running means
     return compute_metrics(outputs, group, device)
+
+
+def _with_offsets(logits: Tensor, offsets: Tensor | None) -> Tensor:
+    """Adds offsets to the logits. Outputs beyond the last class have none."""
+    if offsets is None:
+        return logits
+    return logits + functional.pad(offsets, (0, logits.shape[1] - len(offsets)))
+
+
+def _validate(
+    training: _Training, inputs: Tensor | None, labels: Tensor | None, by_class: bool
+) -> tuple[Metrics, float]:
+    """Computes loss, accuracy and, if wanted, balanced accuracy. What is not computed is nan."""
+    module, loss, group = training.module, training.loss, training.group
+    if inputs is None:
+        return Metrics(math.nan, math.nan), math.nan
+    with autocast(training.plan.precision, training.device):
+        if not by_class:
+            return evaluate(module, inputs, labels, loss=loss, group=group), math.nan
+        logits = extract_features(module, inputs, group=group)  # once for both
+        metrics = evaluate(nn.Identity(), logits, labels, loss=loss)
+        return metrics, balanced_accuracy(confusion_matrix(nn.Identity(), logits, labels))
 
 
 def _check_finite(module: nn.Module, record: EpochRecord, plan: Plan, *, validated: bool) -> None:

@@ -66,6 +66,7 @@ def measure(options: argparse.Namespace) -> int:
     """Measures and prints."""
     from torch import nn
 
+    from cifar_tl.balance import are_unequal, balanced_accuracy
     from cifar_tl.checkpoint import read_named_model
     from cifar_tl.data.source import load_data
     from cifar_tl.evaluation import confusion_matrix, evaluate
@@ -86,10 +87,17 @@ def measure(options: argparse.Namespace) -> int:
     precision = settings.get("precision", "float32")  # as it was judged
     logits = logits_of(model, pictures, precision, progress=shows_progress())
     metrics = evaluate(nn.Identity(), logits, labels)
-    confusion = confusion_matrix(nn.Identity(), logits, labels)[list(outputs.columns)].tolist()
+    counts = confusion_matrix(nn.Identity(), logits, labels)
+    confusion = counts[list(outputs.columns)].tolist()
+    if are_unequal(labels):
+        most = int(counts.sum(1).max()) / len(labels)
+        beside = f", mean over classes {balanced_accuracy(counts):.2%}, always the most frequent "
+        beside += f"class of these {most:.2%}"
+    else:
+        beside = ""
     say(
         f"{options.model} on {count(len(labels), f'{options.split} image')} of {data.name}: "
-        f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}\n"
+        f"accuracy {metrics.accuracy:.2%}{beside}, loss {metrics.loss:.4f}\n"
     )
     say("\n".join(class_lines(confusion, outputs)))
     return 0

@@ -122,6 +122,7 @@ def run_all(
         recipe=choose_recipe(options),
         output_dir=options.output_dir,
         device=device,
+        class_balance=options.class_balance,
         seed_folder=separate,
         keep_features=options.feature_cache,
         seconds_reading=seconds_reading,

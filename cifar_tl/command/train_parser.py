@@ -35,6 +35,7 @@ from cifar_tl.recipe import (
     RECIPES,
     STAGES_WITH_VALUES,
     TUNED,
+    ClassBalance,
     Precision,
     Recipe,
 )
@@ -180,6 +181,14 @@ def _add_recipe_options(parser: Parser) -> None:
         action=argparse.BooleanOptionalAction,
         help="train on mirror images, too (default: tuned does where they show the same class, as "
         "with CIFAR-10, and not with classes of your own)",
+    )
+    add(
+        "--class-balance",
+        choices=get_args(ClassBalance),
+        default="even",
+        help="even: if the largest class has more than 1.5 times as many training images as the "
+        "smallest, training aims at the mean over classes; off: at the plain accuracy (default: "
+        "%(default)s)",
     )
     add(
         "--dropout",

@@ -160,13 +160,18 @@ def say_spreads(experiments: Sequence[Experiment]) -> None:
     from cifar_tl.experiment.findings.uncertainty import spread
 
     accuracies: dict[tuple[str, float], list[float]] = {}
+    means: dict[tuple[str, float], list[float]] = {}  # where classes are unequal
     for _, results in experiments:
         for stage, result in results.items():
             key = (stage, result["train_fraction"])
             accuracies.setdefault(key, []).append(result["val_accuracy"])
+            if "val_balanced_accuracy" in result:
+                means.setdefault(key, []).append(result["val_balanced_accuracy"])
     for (stage, fraction), values in accuracies.items():
         of = "" if fraction == 1 else f" on {100 * fraction:.6g} % of its images"
         found = percent(spread(values)._asdict())
+        if of_classes := means.get((stage, fraction)):
+            found += f", mean over classes {percent(spread(of_classes)._asdict())}"
         say(f"{stage}{of}: validation accuracy {found}, of {count(len(values), 'seed')}")
 
 
@@ -214,32 +219,39 @@ def next_step(experiments: Sequence[Experiment]) -> str:
     """Says which command asks a model about a picture.
 
     The models are those of the most images. The best one has the highest validation accuracy, in
-    the mean of the seeds. Others may not differ clearly from it: then the one that took the fewest
+    the mean of the seeds. Where classes are unequal, it is the mean over classes. Others may not differ clearly from it: then the one that took the fewest
     seconds serves as well. Of several seeds, it is the model of the first.
     """
     from cifar_tl.experiment.findings.comparison import way_seconds
     from cifar_tl.experiment.findings.uncertainty import difference
+    from cifar_tl.experiment.findings.unequal import deciding_accuracy
 
     most = max(place.train_fraction for place, _ in experiments)
-    runs: dict[Path, dict[Path, tuple[float, float]]] = {}  # of each model, by folder of a seed
+    runs: dict[Path, dict[Path, tuple[Any, ...]]] = {}  # of each model, by folder of a seed
     for place, results in experiments:
         for stage, result in results.items() if place.train_fraction == most else ():
-            figures = (result["val_accuracy"], way_seconds(stage, results))
+            figures = (
+                deciding_accuracy(result),
+                way_seconds(stage, results),
+                result.get("val_balanced_interval"),
+            )
             runs.setdefault(place._replace(seed=None).of(stage), {})[place.of(stage)] = figures
     images = next(iter(experiments[0][1].values()))["images_validation"]
-    accuracies, seconds = (
+    accuracies, seconds, intervals = (
         {
             model: [figures[place] for figures in of_seeds.values()]
             for model, of_seeds in runs.items()
         }
-        for place in (0, 1)
+        for place in range(3)
     )
+
+    def differ(model: Path, other: Path) -> bool:
+        pair = (intervals[model][0], intervals[other][0])
+        of_means = None if None in pair else pair
+        return difference(accuracies[model], accuracies[other], images, of_means).is_clear
+
     best = max(accuracies, key=lambda model: statistics.mean(accuracies[model]))
-    equals = [
-        model
-        for model, values in accuracies.items()
-        if model == best or not difference(accuracies[best], values, images).is_clear
-    ]
+    equals = [model for model in accuracies if model == best or not differ(best, model)]
     cheapest = min(equals, key=lambda model: statistics.mean(seconds[model]))
     path = shlex.quote(str(next(iter(runs[cheapest])) / MODEL))
     why = f" (of {len(equals)} models without a clear difference, the fastest to train)"

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -312,6 +313,9 @@ def _write_pair(json_path: Path, text_path: Path, content: dict[str, Any], text:
 def _write_history(path: Path, rows: Sequence[HistoryRow]) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(field.name for field in dataclasses.fields(HistoryRow))
-    writer.writerows(dataclasses.astuple(row) for row in rows)
+    names = [field.name for field in dataclasses.fields(HistoryRow)]
+    if all(math.isnan(row.val_balanced_accuracy) for row in rows):  # the classes are equal
+        names.remove("val_balanced_accuracy")
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
     write_atomically(path, buffer.getvalue().encode("ascii"))

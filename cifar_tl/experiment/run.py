@@ -8,12 +8,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cifar_tl.backbone import Backbone, Network
+from cifar_tl.balance import are_unequal
 from cifar_tl.data.classes import listed
 from cifar_tl.data.examples import (
     Data,
@@ -35,6 +36,7 @@ from cifar_tl.experiment.findings.results import (
     is_shown,
     results_text,
 )
+from cifar_tl.experiment.findings.unequal import counts_line, unequal_figures
 from cifar_tl.experiment.folder import History, RunFolder
 from cifar_tl.experiment.parents import Parent, load_parent
 from cifar_tl.experiment.settings import plan_values, run_settings
@@ -52,7 +54,7 @@ from cifar_tl.machine import (
 from cifar_tl.names import count, printable
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
-from cifar_tl.recipe import Plan, Recipe
+from cifar_tl.recipe import ClassBalance, Plan, Recipe
 from cifar_tl.tail import Tail, find_tail, unfreeze_tail
 from cifar_tl.training import EpochRecord, Transform, derive_seed, fit, make_optimizer, seeded
 
@@ -70,6 +72,7 @@ def run_stage(
     device: str = "cpu",
     base: str | Path | Backbone | None = None,
     train_fraction: float = 1.0,
+    class_balance: ClassBalance = "even",
     seed_folder: bool = False,
     keep_features: bool = True,
     seconds_reading: float = 0.0,
@@ -99,6 +102,8 @@ def run_stage(
             classes of your own. Finetune takes the `Backbone` from whose transfer it goes on.
         train_fraction: The part of the training images of the new classes, the first of each
             class. Base always has all of its images.
+        class_balance: ``"even"``: if the training classes are unequal, training aims at the mean
+            over classes (`logit_offsets`). ``"off"``: at the plain accuracy.
         seed_folder: Keep the files one folder below, in ``seed-N``.
         keep_features: Keep the frozen features of a `Backbone` in files, for other seeds and for a
             run that goes on: ``output_dir / data.name / features``. Files know the weights and the
@@ -115,7 +120,7 @@ def run_stage(
 
     Raises:
         ValueError: If there is no such stage, or not for these data, or the fraction is not above
-            0 and at most 1, or not 1 for base.
+            0 and at most 1, or not 1 for base, or there is no such class balance.
         RunError: If the stage that it starts from is missing or damaged, or the folder holds
             another run or a damaged one.
         LockedError: If another process is at work in the folder.
@@ -123,7 +128,7 @@ def run_stage(
         OSError: If a file cannot be written.
     """
     start, on = time.perf_counter() - seconds_reading, torch.device(device)
-    _check(stage, data, train_fraction)
+    _check(stage, data, train_fraction, class_balance)
     outputs = _outputs(stage, data)
     seed_of_folder = int(seed) if seed_folder else None
     backbone = base.name if isinstance(base, Backbone) else None
@@ -132,8 +137,10 @@ def run_stage(
     digest = parent.digest if parent else None
     plan = _plan(stage, data, recipe, train_fraction, on, parent)
     tail = _tail(stage, parent)
-    named = _backbone_settings(parent, tail)
-    settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest, named)
+    is_unequal = are_unequal(_training_labels(stage, data, train_fraction))
+    evenly = is_unequal and class_balance == "even"
+    others = _backbone_settings(parent, tail) | ({"class_balance": "even"} if evenly else {})
+    settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest, others)
     folder = RunFolder(place.of(stage), settings)
     with held(folder, group) as (writes, finished):
         if finished is not None:
@@ -150,6 +157,8 @@ def run_stage(
         saved = part if isinstance(model, Backbone) else model  # it is large, and elsewhere
         history = folder.resume(saved, optimizer, now, start)
         log(f"{stage}: {_announcement(plan, parent, images, outputs, history)}")
+        if line := counts_line(_class_counts(images.train.labels, outputs), evenly=evenly):
+            log(f"{stage}: {line}")
 
         keep = place.folder / FEATURES if keep_features else None
         bar = f"{stage} features" if progress else None
@@ -182,6 +191,7 @@ def run_stage(
                 seed=derive_seed(settings["seed"], stage),
                 optimizer=optimizer,
                 transform=_augmentation(plan),
+                balanced=evenly,
                 records=history.rows,
                 on_epoch=on_epoch,
                 progress=stage if progress else None,
@@ -191,6 +201,12 @@ def run_stage(
             labels = images.validation.labels
             confusion = confusion_matrix(part, seen.validation, labels, group=group)
             tested = _test_figures(seen.tested, seen.test, images.test.labels, group)
+            if is_unequal:
+                has_test = len(images.test.labels) > 0
+                of_test = (seen.tested, seen.test, images.test.labels)
+                test_confusion = confusion_matrix(*of_test, group=group) if has_test else None
+                both = {"val": confusion, "test": test_confusion}
+                tested |= unequal_figures(images.train.labels, both)
         result = {
             **plan_values(plan),
             **settings,
@@ -228,7 +244,10 @@ class _Inputs(NamedTuple):
     cost: Cost = Cost(0.0)  # of features
 
 
-def _check(stage: str, data: Data, train_fraction: float) -> None:
+def _check(stage: str, data: Data, train_fraction: float, class_balance: str) -> None:
+    if class_balance not in get_args(ClassBalance):
+        known = " or ".join(get_args(ClassBalance))
+        raise ValueError(f"class_balance must be {known}, not {class_balance!r}")
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
     learns = STAGES[stage].learns
@@ -316,8 +335,20 @@ def _backbone_description(model: Network) -> dict[str, Any]:
 
 def num_training_images(stage: str, data: Data, train_fraction: float) -> int:
     """Counts the images that a stage trains on."""
+    return len(_training_labels(stage, data, train_fraction))
+
+
+def _training_labels(stage: str, data: Data, train_fraction: float) -> Tensor:
+    """Lists the labels of the images that a stage trains on: ``(N,)`` int64."""
     rows, _ = data.train_and_validation_rows(stage_classes(stage, data))
-    return len(prefix_rows(data.train.labels[rows], train_fraction))
+    labels = data.train.labels[rows]
+    return labels[prefix_rows(labels, train_fraction)]
+
+
+def _class_counts(labels: Tensor, outputs: Outputs) -> dict[str, int]:
+    """Counts the examples of each class by its name. ``labels`` are numbers of outputs."""
+    counts = labels.bincount(minlength=outputs.size).tolist()
+    return {name: counts[column] for column, name in outputs.named.items()}
 
 
 def _outputs(stage: str, data: Data) -> Outputs:
@@ -443,7 +474,7 @@ def _announcement(
 
 def _test_figures(
     module: nn.Module, inputs: Tensor, labels: Tensor, group: "ProcessGroup | None"
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """Measures the model on the test images, once. Without images the figures are None."""
     found = evaluate(module, inputs, labels, group=group) if len(labels) else None
     return {

@@ -18,6 +18,9 @@ _WORDS = {  # of settings that say nothing to a person
     "fingerprint": "other data",
 }
 
+# What settings that lack a value mean by it: older runs, and values that change nothing.
+OLDER = {**NEUTRAL, "fit": "crop", "class_balance": "off"}
+
 
 def plan_values(plan: Plan) -> dict[str, Any]:
     """Lists the values of a plan under the names that files give them."""
@@ -35,13 +38,14 @@ def run_settings(
     seed: int,
     train_fraction: float,
     parent_digest: str | None,
-    backbone: Mapping[str, Any],
+    others: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Collects all that decides the outcome of a stage, as plain values.
 
     Values of the plan that change nothing are left out. ``parent_digest`` is the SHA-256 of the
-    ``model.pt`` that the stage starts from. ``backbone`` names a pretrained network, and says how
-    pictures become its images. For the documented network it is empty.
+    ``model.pt`` that the stage starts from. ``others`` names a pretrained network, and says how
+    pictures become its images. It also has ``class_balance``, if training aims at the mean over
+    unequal classes.
     """
     values = plan_values(plan)
     settings = {
@@ -57,7 +61,7 @@ def run_settings(
         "seed": seed,
         "train_fraction": train_fraction,
         **data.reading,
-        **backbone,
+        **others,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
     return plain
@@ -65,7 +69,7 @@ def run_settings(
 
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises a `RunError` if a folder holds a run with other settings than the wanted ones."""
-    found, wanted = ({**NEUTRAL, "fit": "crop", **side} for side in (found, wanted))
+    found, wanted = ({**OLDER, **side} for side in (found, wanted))
     names = dict.fromkeys([*wanted, *found])  # a setting that only one side has counts, too
     differences = [name for name in names if found.get(name) != wanted.get(name)]
     if not differences:

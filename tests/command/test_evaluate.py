@@ -2,8 +2,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cifar_tl.command.evaluate import main
 from cifar_tl.data.source import load_data
@@ -97,3 +99,23 @@ def test_own_classes_may_have_no_test_images(
     output = capsys.readouterr().out
     assert f"on 8 validation images of own: accuracy {result['val_accuracy']:.2%}" in output
     assert "cedar tree" in output
+
+
+def test_unequal_images_have_their_mean_over_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generator = np.random.default_rng(0)
+    for name, number in (("defect", 6), ("good", 20)):
+        Path("parts/train", name).mkdir(parents=True)
+        for place in range(number):
+            pixels = generator.integers(256, size=(32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"parts/train/{name}/{place:02}.png")
+    recipe = dataclasses.replace(TUNED, epochs=1, batch_size=20)
+    result = run_stage("scratch", load_data("parts"), recipe, output_dir="runs")
+    arguments = ["runs/parts/scratch/model.pt", "--data", "parts", "--split", "validation"]
+    assert main(arguments) == 0
+    mean, most = result["val_balanced_accuracy"], result["val_majority"]
+    assert (
+        f"accuracy {result['val_accuracy']:.2%}, mean over classes {mean:.2%}, always the most "
+        f"frequent class of these {most:.2%}, loss"
+    ) in capsys.readouterr().out

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cifar_tl.checkpoint import save_model
-from cifar_tl.command.predict import main
+from cifar_tl.command.predict import main, newest_own_model
 from cifar_tl.network import CifarNet
 from tests.forked import one_line
 
@@ -109,3 +109,13 @@ def test_an_address_is_no_file(
     ):
         assert main(arguments) == 2
         assert f": {address} is an address: download it first" in one_line(capsys.readouterr().err)
+
+
+def test_the_hint_goes_by_the_mean_over_unequal_classes(tmp_path: Path) -> None:
+    for stage, accuracy, mean in (("transfer", 0.9, 0.8), ("scratch", 0.97, 0.5)):
+        folder = tmp_path / "runs" / "parts" / stage
+        folder.mkdir(parents=True)
+        save_model(folder / "model.pt", CifarNet(2), {})
+        result = {"reading_rules": 1, "val_accuracy": accuracy, "val_balanced_accuracy": mean}
+        (folder / "result.json").write_text(json.dumps(result))
+    assert newest_own_model(tmp_path / "runs") == tmp_path / "runs/parts/transfer/model.pt"

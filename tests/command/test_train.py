@@ -196,6 +196,48 @@ def test_own_classes_from_a_base_model_to_a_prediction(
     assert sum(line.partition(": ")[2].startswith("ash ") for line in lines) > len(lines) / 2
 
 
+def test_unequal_classes_are_said_and_the_mean_over_classes_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second class cannot be told from the first: both are noise."""
+    generator = np.random.default_rng(0)
+    for name, number in (("good", 60), ("defect", 5)):
+        (tmp_path / "parts/train" / name).mkdir(parents=True)
+        for place in range(number):
+            pixels = generator.integers(256, size=(32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"parts/train/{name}/{place:02}.png")
+    own = ["--data", "parts", "--epochs", "2", "--finetune-epochs", "1"]
+    assert main([*own, "--class-balance", "off"]) == 0
+    output = capsys.readouterr().out
+    for stage in ("transfer", "finetune", "scratch"):
+        line = f"{stage}: unequal classes: good 48, defect 4 training images; training aims at the "
+        assert f"{line}plain accuracy" in output
+        found = result(f"runs/parts/{stage}/result.json")
+        assert found["val_majority"] == pytest.approx(12 / 13)
+        (good, defect), mean = found["val_class_accuracies"][::-1], found["val_balanced_accuracy"]
+        assert mean == (good + defect) / 2
+        said = f"validation accuracy {found['val_accuracy']:.2%} ("
+        assert said in output
+        assert f", mean over classes {mean:.2%} (" in output
+        predicted = sum(row[0] for row in found["val_confusion"])
+        line = next(x for x in output.splitlines() if x.startswith(f"{stage} on parts"))
+        assert ("; never predicted: defect;" in line) is (predicted == 0)
+    assert "always the most frequent class 92.31%" in output
+    means = {
+        stage: result(f"runs/parts/{stage}/result.json")["val_balanced_accuracy"]
+        for stage in ("transfer", "finetune", "scratch")
+    }
+    best = max(means, key=lambda stage: means[stage])
+    assert output.splitlines()[-1].endswith(f"--model runs/parts/{best}/model.pt")
+    assert "by class is the mean over classes, and it decides" in output
+    assert main(own) == 1
+    errors = one_line(capsys.readouterr().err)
+    assert "settings (class_balance off there, even now)" in errors
+    assert main(remedy(errors)) == 0
+    output = capsys.readouterr().out
+    assert "training aims at the mean over classes" in output
+
+
 def test_deep_pictures_are_asked_about_as_they_were_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

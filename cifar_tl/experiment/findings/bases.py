@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifar_tl.experiment.findings.comparison import (
-    ACCURACIES,
+    deciding,
+    differences,
+    majority_lines,
+    mean_columns,
     percent,
     points,
     seed_words,
@@ -13,7 +16,6 @@ from cifar_tl.experiment.findings.comparison import (
     with_deviation,
 )
 from cifar_tl.experiment.findings.results import table
-from cifar_tl.experiment.findings.uncertainty import difference
 from cifar_tl.names import printable
 
 VERSION = 1  # of what `compare_bases` returns
@@ -45,7 +47,6 @@ def compare_bases(comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
 def _size(of_bases: Mapping[str, Mapping[str, Any]], first: Mapping[str, Any]) -> dict[str, Any]:
     one = next(iter(of_bases.values()))
-    images = {"val_accuracy": first["images_validation"], "test_accuracy": first["images_test"]}
     ways = {
         base: [way for way in size["ways"] if way != first["control"]]
         for base, size in of_bases.items()
@@ -62,23 +63,13 @@ def _size(of_bases: Mapping[str, Mapping[str, Any]], first: Mapping[str, Any]) -
                 "way": way,
                 "base": base,
                 "other": other,
-                **{
-                    key: _difference(of_bases[base], of_bases[other], way, key, images[key])
-                    for key in ACCURACIES
-                },
+                **differences(of_bases[base]["seeds"], way, of_bases[other]["seeds"], way, first),
             }
             for way in dict.fromkeys(itertools.chain(*ways.values()))
             for base, other in itertools.combinations(of_bases, 2)
             if way in ways[base] and way in ways[other]  # a network may have no finetune
         ],
     }
-
-
-def _difference(
-    size: Mapping[str, Any], other: Mapping[str, Any], way: str, key: str, num_images: int
-) -> dict[str, Any] | None:
-    values, others = ([seed["ways"][way][key] for seed in each["seeds"]] for each in (size, other))
-    return None if None in values else difference(values, others, num_images)._asdict()
 
 
 def bases_text(found: Mapping[str, Any]) -> str:
@@ -91,7 +82,7 @@ def bases_text(found: Mapping[str, Any]) -> str:
             "",
             f"## {size_words(size)}, {seeds}",
             "",
-            *table(base_rows(found, size), "<<>>>"),
+            *table(rows := base_rows(found, size), "<<" + ">" * (len(rows[0]) - 2)),
             "",
         ]
         lines += base_sentences(found, size)
@@ -100,12 +91,15 @@ def bases_text(found: Mapping[str, Any]) -> str:
 
 def base_rows(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
     """Lists the figures of each base and way, and of the control, below a head."""
-    rows = [["base", "way", "validation", "test", "total s"]]
+    means = mean_columns([size["control"]])
+    rows = [["base", "way", "validation", "test", *means, "total s"]]
     ways = [(base, way, each) for base, of in size["bases"].items() for way, each in of.items()]
     for base, way, each in [*ways, ("none", found["control"], size["control"])]:
         test = percent(each["test_accuracy"]) if each["test_accuracy"] else "-"
         seconds = with_deviation(each["seconds"], 1)
-        rows.append([printable(base), way, percent(each["val_accuracy"]), test, seconds])
+        of_classes = [percent(mean) if (mean := each.get(key)) else "-" for key in means.values()]
+        accuracy = percent(each["val_accuracy"])
+        rows.append([printable(base), way, accuracy, test, *of_classes, seconds])
     return rows
 
 
@@ -116,7 +110,7 @@ def base_sentences(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[st
 
 def _sentence(found: Mapping[str, Any], size: Mapping[str, Any], each: Mapping[str, Any]) -> str:
     """Says that a base is better or worse only where it is clear."""
-    of_validation, seeds = each["val_accuracy"], len(size["seeds"])
+    (of_validation, of_test, what), seeds = deciding(each), len(size["seeds"])
     words = "is better than" if of_validation["mean"] > 0 else "is worse than"
     unclear = ""
     if not of_validation["is_clear"]:
@@ -124,9 +118,9 @@ def _sentence(found: Mapping[str, Any], size: Mapping[str, Any], each: Mapping[s
         words, unclear = "and", f": {judges} show no clear difference"
     line = f"{each['way']}: {printable(each['base'])} {words} {printable(each['other'])}: "
     line += f"{points(of_validation)} of validation accuracy"
-    if each["test_accuracy"]:
-        line += f", {points(each['test_accuracy'])} of test accuracy"
-    return f"{line}{unclear}."
+    if of_test:
+        line += f", {points(of_test)} of test accuracy"
+    return f"{line}{what}{unclear}."
 
 
 def base_legend(found: Mapping[str, Any]) -> list[str]:
@@ -135,4 +129,5 @@ def base_legend(found: Mapping[str, Any]) -> list[str]:
         f"{found['images_validation']:,} validation images of the new classes judge.",
         "total s: of all stages of the way, with reading and with the features of the base. Times "
         "compare only if nothing else ran on the machine.",
+        *majority_lines({found["control"]: found["sizes"][-1]["control"]}),
     ]

@@ -2,16 +2,19 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cifar_tl.experiment.findings.results import source_words, table
 from cifar_tl.experiment.findings.uncertainty import difference, spread
+from cifar_tl.experiment.findings.unequal import deciding_accuracy
 from cifar_tl.experiment.stages import STAGES, control, way_name, way_to
 from cifar_tl.names import printable
 
 VERSION = 2  # of what `compare` returns; 1 had one shape for one run and another for several
 ACCURACIES = ("val_accuracy", "test_accuracy")
+BALANCED = ("val_balanced_accuracy", "test_balanced_accuracy")  # where classes are unequal
+MAJORITY = ("val_majority", "test_majority")  # likewise
 
 Results = Mapping[str, Mapping[str, Any]]  # the content of ``result.json`` of each stage
 
@@ -65,7 +68,11 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
 
     def spreads(group: str) -> dict[str, Any]:
         return {
-            name: {key: _spread([seed[group][name][key] for seed in seeds]) for key in figures}
+            name: {
+                key: _spread([seed[group][name].get(key) for seed in seeds])
+                for key in figures
+                if not key.endswith("_interval")
+            }
             for name, figures in seeds[0][group].items()
         }
 
@@ -85,10 +92,7 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
             {
                 "way": way,
                 "other": other,
-                **{
-                    key: _difference(seeds, way, other, key, first[f"images_{images}"])
-                    for key, images in zip(ACCURACIES, ("validation", "test"), strict=True)
-                },
+                **differences(seeds, way, seeds, other, first),
             }
             for way, other in itertools.combinations(ways, 2)
         ],
@@ -98,7 +102,8 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
 def _stage(result: Mapping[str, Any]) -> dict[str, Any]:
     seconds = result["seconds_train"] + result["seconds_validation"]
     return {
-        **{key: result[key] for key in (*ACCURACIES, "epochs")},
+        **_accuracies(result),
+        "epochs": result["epochs"],
         "seconds_per_epoch": seconds / result["epochs"],
         "seconds_total": result["seconds_total"],
         "parameters_trainable": result["parameters_trainable"],
@@ -108,7 +113,7 @@ def _stage(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _way(stage: str, results: Results) -> dict[str, Any]:
     return {
-        **{key: results[stage][key] for key in ACCURACIES},
+        **_accuracies(results[stage]),
         "seconds": way_seconds(stage, results),
     }
 
@@ -119,6 +124,13 @@ def way_seconds(stage: str, results: Results) -> float:
     seconds = sum(result["seconds_total"] for result in way)
     # The data are read once, however many stages follow.
     return float(seconds - sum(result.get("seconds_reading", 0.0) for result in way[1:]))
+
+
+def _accuracies(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes the accuracies of a result, and where classes are unequal what stands beside them."""
+    intervals = [key.replace("_accuracy", "_interval") for key in BALANCED]
+    others = [key for key in (*BALANCED, *intervals, *MAJORITY) if key in result]
+    return {key: result[key] for key in (*ACCURACIES, *others)}
 
 
 def _savings(saved: float, seconds_base: float | None) -> dict[str, Any]:
@@ -139,11 +151,36 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
     return spread(known)._asdict() if len(known) == len(values) else None  # no test images
 
 
-def _difference(
-    seeds: Sequence[Mapping[str, Any]], way: str, other: str, key: str, num_images: int
-) -> dict[str, Any] | None:
-    values, others = ([seed["ways"][name][key] for seed in seeds] for name in (way, other))
-    return None if None in values else difference(values, others, num_images)._asdict()
+def differences(
+    seeds: Sequence[Mapping[str, Any]],
+    way: str,
+    other_seeds: Sequence[Mapping[str, Any]],
+    other: str,
+    images: Mapping[str, Any],
+) -> dict[str, dict[str, Any] | None]:
+    """Compares each accuracy of two ways, seed by seed.
+
+    Args:
+        seeds: The entries of `compare` for each seed.
+        way: A way in them.
+        other_seeds: Those of the other way. They may be of another base.
+        other: The other way.
+        images: ``images_validation`` and ``images_test``.
+    """
+    pairs = [
+        (one["ways"][way], its["ways"][other]) for one, its in zip(seeds, other_seeds, strict=True)
+    ]
+    found: dict[str, dict[str, Any] | None] = {}
+    for key in (*ACCURACIES, *BALANCED):
+        if key in BALANCED and not all(key in each for pair in pairs for each in pair):
+            continue
+        values, others = zip(*((one[key], its[key]) for one, its in pairs), strict=True)
+        number = images["images_validation" if key.startswith("val") else "images_test"]
+        interval = key.replace("_accuracy", "_interval")
+        intervals = (pairs[0][0][interval], pairs[0][1][interval]) if key in BALANCED else None
+        is_tested = None not in values
+        found[key] = difference(values, others, number, intervals)._asdict() if is_tested else None
+    return found
 
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
@@ -158,7 +195,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
             "",
             f"## {size_words(size)}",
             "",
-            *table(stage_rows(size), "<>>>>>>>"),
+            *table(rows := stage_rows(size), "<" + ">" * (len(rows[0]) - 1)),
             "",
             *itertools.chain(*way_sentences(comparison, size)),
             *notes(size),
@@ -183,20 +220,40 @@ def size_words(size: Mapping[str, Any]) -> str:
 
 def stage_rows(size: Mapping[str, Any]) -> list[list[str]]:
     """Lists the figures of each stage, below a head."""
-    columns = "stage,validation,test,epochs,s/epoch,total s,trainable,frozen"
-    rows = [columns.split(",")]
+    means = mean_columns(size["stages"].values())
+    columns = "epochs,s/epoch,total s,trainable,frozen"
+    rows = [["stage", "validation", "test", *means, *columns.split(",")]]
     for stage, found in size["stages"].items():
         rows.append(
             [
                 stage,
                 percent(found["val_accuracy"]),
                 percent(found["test_accuracy"]) if found["test_accuracy"] else "-",
+                *(percent(mean) if (mean := found.get(key)) else "-" for key in means.values()),
                 *(f"{found['epochs']['mean']:.6g}", with_deviation(found["seconds_per_epoch"], 2)),
                 with_deviation(found["seconds_total"], 1),
                 *(f"{found[f'parameters_{key}']['mean']:,.0f}" for key in ("trainable", "frozen")),
             ]
         )
     return rows
+
+
+def mean_columns(figures: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Names the columns of the means over classes, and their figures, if classes are unequal."""
+    if not any(BALANCED[0] in found for found in figures):
+        return {}
+    return dict(zip(("validation by class", "test by class"), BALANCED, strict=True))
+
+
+def deciding(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None, str]:
+    """Returns the validation and test figures that decide, and the words for them.
+
+    They are the means over classes where classes are unequal, and plain accuracies elsewhere.
+    """
+    keys, words = ACCURACIES, ""
+    if found.get(BALANCED[0]):
+        keys, words = BALANCED, " (mean over classes)"
+    return found[keys[0]], found[keys[1]], words
 
 
 def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
@@ -219,7 +276,7 @@ def _accuracy_line(
     comparison: Mapping[str, Any], size: Mapping[str, Any], found: Mapping[str, Any]
 ) -> str:
     """Says that a way is better or worse only where it is clear."""
-    of_validation, seeds = found["val_accuracy"], len(size["seeds"])
+    (of_validation, of_test, what), seeds = deciding(found), len(size["seeds"])
     words = "is better than" if of_validation["mean"] > 0 else "is worse than"
     unclear = ""
     if not of_validation["is_clear"]:
@@ -228,9 +285,9 @@ def _accuracy_line(
     line = (
         f"{found['way']} {words} {found['other']}: {points(of_validation)} of validation accuracy"
     )
-    if found["test_accuracy"]:
-        line += f", {points(found['test_accuracy'])} of test accuracy"
-    return f"{line}{unclear}."
+    if of_test:
+        line += f", {points(of_test)} of test accuracy"
+    return f"{line}{what}{unclear}."
 
 
 def _time_line(way: Mapping[str, Any], control: str) -> str:
@@ -261,9 +318,10 @@ def notes(size: Mapping[str, Any]) -> list[str]:
 
 def seed_rows(size: Mapping[str, Any]) -> list[list[str]]:
     """Lists the validation accuracies of each seed, below a head."""
-    rows = [["validation by seed", *size["stages"]]]
+    is_unequal = bool(mean_columns(size["stages"].values()))
+    rows = [["validation by seed" + (", by class" if is_unequal else ""), *size["stages"]]]
     for seed in size["seeds"]:
-        accuracies = [found["val_accuracy"] for found in seed["stages"].values()]
+        accuracies = [deciding_accuracy(found) for found in seed["stages"].values()]
         rows.append([str(seed["seed"]), *(f"{accuracy:.2%}" for accuracy in accuracies)])
     return rows
 
@@ -274,6 +332,7 @@ def legend(comparison: Mapping[str, Any]) -> list[str]:
         f"{comparison['images_validation']:,} validation images of the new classes judge.",
         "s/epoch: training, validation. total s: also reading, frozen features, testing, saving.",
         "Times compare only if nothing else ran on the machine.",
+        *majority_lines(comparison["sizes"][-1]["ways"]),
     ]
     if backbone := comparison["backbone"]:
         lines.append(
@@ -292,6 +351,19 @@ def legend(comparison: Mapping[str, Any]) -> list[str]:
     if len(comparison["sizes"][0]["seeds"]) > 1:
         lines.append("+-: of figures the standard deviation, of differences the standard error.")
     return lines
+
+
+def majority_lines(ways: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Says what always saying the most frequent class gives, if classes are unequal."""
+    found = [way for way in ways.values() if way.get(MAJORITY[0])]
+    if not found:
+        return []
+    val, test = (found[0][key] for key in MAJORITY)
+    tested = f", {percent(test)} of the test images" if test else ""
+    return [
+        "Classes are unequal: by class is the mean over classes, and it decides. Always saying the "
+        f"most frequent class is right for {percent(val)} of the validation images{tested}.",
+    ]
 
 
 def percent(found: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from cifar_tl.experiment.findings.results import (
     learning_words,
     recipe_line,
 )
+from cifar_tl.experiment.findings.unequal import beside
 from cifar_tl.experiment.stages import STAGES, control, takes_base
 from cifar_tl.names import count, printable
 from cifar_tl.outputs import outputs_of
@@ -170,8 +171,8 @@ def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes])
         did = f"The {STAGES[stage].parent} model goes on: {learning_words(result)}."
     return [
         f"<h2>{_text(stage)}</h2>\n<p>{_text(did)} Seed {result['seed']}: "
-        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}"
-        + ("" if tested is None else f", test accuracy {tested:.2%}")
+        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}{beside(result, 'val')}"
+        + ("" if tested is None else f", test accuracy {tested:.2%}{beside(result, 'test')}")
         + f", {result['seconds_total']:.1f} s in all.</p>\n",
         _table(class_rows(result["val_confusion"], outputs)),
         _paragraphs(["; ".join(confused_lines(result["val_confusion"], outputs))]),

@@ -30,6 +30,7 @@ from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked, write_atomically
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
+from cifar_tl.experiment.findings.comparison import deciding as deciding_figures
 from cifar_tl.experiment.findings.layers import dropout_rate
 from cifar_tl.experiment.findings.results import training_words
 from cifar_tl.experiment.folder import HistoryRow, read_history
@@ -45,6 +46,7 @@ DOCUMENTED_IMAGES = 20_000
 SAMPLES = (5, 8)  # rows and columns
 SHOWN = 112  # pixels, of a picture that a pretrained network sees
 MOST_NUMBERS = 20  # classes: numbers in a larger confusion matrix could not be read
+MEAN = " (mean over unequal classes)"
 DOTS_PER_INCH = 120
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
@@ -122,6 +124,17 @@ def draw_images(folder: Path) -> None:
         save(figure, folder / stages.COMPARISON_PICTURES[1])
 
 
+def deciding(record: EpochRecord) -> float:
+    """Returns the validation accuracy that decides: the mean over classes if they are unequal."""
+    mean = record.val_balanced_accuracy
+    return record.val_accuracy if math.isnan(mean) else mean
+
+
+def deciding_words(records: Sequence[EpochRecord]) -> str:
+    """Says in a label that `deciding` gives means over classes."""
+    return "" if all(math.isnan(record.val_balanced_accuracy) for record in records) else MEAN
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG file, whole or not at all."""
     buffer = io.BytesIO()
@@ -149,11 +162,13 @@ def curves(records: Sequence[EpochRecord], title: str, seen: str) -> Figure:
             style["marker"] = ""
         style["linestyle"] = "--" if part == "train" else "-"
         losses = [getattr(record, f"{part}_loss") for record in records]
-        accuracies = [getattr(record, f"{part}_accuracy") for record in records]
+        accuracies = [
+            record.train_accuracy if part == "train" else deciding(record) for record in records
+        ]
         axes[0].plot(epochs, losses, label=name, **style)
         axes[1].plot(epochs, accuracies, label=name, **style)
     axes[0].set_ylabel("loss (cross-entropy)")
-    label_accuracy(axes[1], "accuracy")
+    label_accuracy(axes[1], f"accuracy{deciding_words(records)}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     for ax in axes:
         ax.set_xlabel("epoch")
@@ -298,9 +313,7 @@ def comparison(
         rows = _mean(of_seeds)
         before = [ways[other][-1] for other in stages.way_to(stage)[-2:-1]]
         start = before[0][0] - seconds_reading if before else 0.0
-        ways[stage] = before + [
-            (row.seconds_total_so_far + start, row.val_accuracy) for row in rows
-        ]
+        ways[stage] = before + [(row.seconds_total_so_far + start, deciding(row)) for row in rows]
     names = {stage: stages.way_name(stage) for stage in ways}
     styles: dict[str, dict[str, Any]] = {}
     for stage, points in ways.items():
@@ -331,7 +344,8 @@ def comparison(
     if documented:
         _mark_documented(ax)
     ax.set_xlabel("seconds to the end of each epoch, from the start, reading and features included")
-    label_accuracy(ax, "validation accuracy, new classes")
+    every = [row for of_seeds in histories.values() for rows in of_seeds for row in rows]
+    label_accuracy(ax, f"validation accuracy, new classes{deciding_words(every)}")
     ax.set_title(f"What transfer saves and costs: {title}")
     plain(ax)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -361,7 +375,7 @@ def _draw_spread(
     if len(histories) == 1:
         return ""
     spreads = [
-        statistics.stdev(row.val_accuracy for row in rows) for rows in zip(*histories, strict=True)
+        statistics.stdev(deciding(row) for row in rows) for rows in zip(*histories, strict=True)
     ]
     own = points[-len(spreads) :]  # the first may be the end of the stage before it
     seconds = [second for second, _ in own]
@@ -385,7 +399,8 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
     for stage in stages.STAGES:
         if (way := stages.way_name(stage)) not in sizes[0]["ways"]:
             continue
-        found = [size["ways"][way]["val_accuracy"] for size in sizes]
+        figures = [size["ways"][way] for size in sizes]
+        found = [each.get("val_balanced_accuracy") or each["val_accuracy"] for each in figures]
         spreads = [accuracy["deviation"] or 0 for accuracy in found]
         means = [accuracy["mean"] for accuracy in found]
         ax.errorbar(numbers, means, spreads, label=way, capsize=3, **_style(stage))
@@ -393,7 +408,8 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
     ax.set_xticks(numbers, [f"{number:,}" for number in numbers])
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_xlabel("labelled training images of the new classes (logarithmic)")
-    label_accuracy(ax, "validation accuracy")
+    is_mean = any("val_balanced_accuracy" in way for way in sizes[0]["ways"].values())
+    label_accuracy(ax, f"validation accuracy{MEAN if is_mean else ''}")
     ax.set_title(f"{_headline(sizes)}\n{title}", fontsize="medium")
     ax.legend(frameon=False, loc="lower right")
     plain(ax)
@@ -405,9 +421,10 @@ def _headline(sizes: Sequence[Mapping[str, Any]]) -> str:
     control = stages.way_name(stages.control())
     clear = [
         [
-            found["val_accuracy"]["mean"]
+            of_validation["mean"]
             for found in size["differences"]
-            if found["other"] == control and found["val_accuracy"]["is_clear"]
+            for of_validation, *_ in (deciding_figures(found),)
+            if found["other"] == control and of_validation["is_clear"]
         ]
         for size in sizes
     ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cifar_tl.experiment.findings.layers import Layer
 from cifar_tl.experiment.findings.uncertainty import wilson_interval
+from cifar_tl.experiment.findings.unequal import beside, never_predicted
 from cifar_tl.names import numbered, printable
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import Recipe
@@ -68,6 +69,13 @@ class StageResult(TypedDict, total=False):
     val_most_confused: list[tuple[str, str, float]]
     test_accuracy: float | None
     test_loss: float | None
+    class_balance: str  # only where training aimed at the mean over unequal classes
+    val_balanced_accuracy: float  # this and the next five: only where classes are unequal
+    val_balanced_interval: list[float]
+    val_majority: float
+    test_balanced_accuracy: float | None
+    test_balanced_interval: list[float] | None
+    test_majority: float | None
     seconds_train: float
     seconds_validation: float
     seconds_features: float
@@ -79,11 +87,13 @@ class StageResult(TypedDict, total=False):
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """Says in one line what happened in an epoch."""
+    mean = record.val_balanced_accuracy
     return (
         f"epoch {record.epoch:{len(str(epochs))}}/{epochs}"
         f"  training: loss {record.train_loss:.4f}, accuracy {record.train_accuracy:7.2%}"
         f"  validation: loss {record.val_loss:.4f}, accuracy {record.val_accuracy:7.2%}"
-        f"  {record.seconds_train:.2f} s + {record.seconds_validation:.2f} s"
+        + ("" if math.isnan(mean) else f", mean over classes {mean:7.2%}")
+        + f"  {record.seconds_train:.2f} s + {record.seconds_validation:.2f} s"
     )
 
 
@@ -96,10 +106,12 @@ def summary(result: Mapping[str, Any]) -> str:
     """Says in one line what came out of a stage, from its ``result.json``."""
     accuracy = result["test_accuracy"]
     tested = "no test images" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    missing = never_predicted(result)
     return (
         f"{result['stage']} on {printable(result['data'])}: "
-        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}, "
-        f"{tested}, {result['seconds_total']:.1f} s in all"
+        f"validation accuracy {result['val_accuracy']:.2%}{doubt(result)}{beside(result, 'val')}, "
+        f"{tested}{beside(result, 'test')}, {result['seconds_total']:.1f} s in all"
+        + (f"; never predicted: {', '.join(missing)}" if missing else "")
     )
 
 
@@ -155,6 +167,7 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
         recipe_line(result),
         f"Seed {result['seed']}",
+        *(["Training aimed at the mean over classes"] if "class_balance" in result else []),
         *_where_it_started(result),
         f"Classes {numbered(classes)}",
         f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
@@ -222,8 +235,12 @@ def _what_came_out(result: Mapping[str, Any], outputs: Outputs) -> list[str]:
                 f"{f'{name}:':12}accuracy {accuracy:.2%}, loss {result[f'{key}_loss']:.4f}; "
                 f"so many images leave {low:.1%} to {high:.1%} possible (*)"
             )
+            if words := beside(result, key):
+                lines.append(f"{'':12}{words.removeprefix(', ')} (*)")
     lines.append("(*) the interval of 95 % of Wilson (1927), for other images of the same kind")
     lines += ["", *class_lines(result["val_confusion"], outputs)]
+    if missing := never_predicted(result):
+        lines.append(f"Never predicted: {', '.join(missing)}")
     if outputs.untrained:
         lines.append(
             f"The model has {outputs.size} outputs, but knows only the {len(outputs.classes)} "

@@ -3,13 +3,15 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 Z = 1.96  # of the normal distribution, for intervals that hold in 95 % of cases
 
 # Of Student's t distribution, two-sided, 95 %, for 1 to 9 degrees of freedom.
 # Student 1908, "The probable error of a mean".
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+Interval: TypeAlias = tuple[float, float]  # its lower and its upper end
 
 
 class Spread(NamedTuple):
@@ -35,20 +37,32 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.mean(values), deviation, list(values))
 
 
-def difference(values: Sequence[float], others: Sequence[float], num_images: int) -> Difference:
+def difference(
+    values: Sequence[float],
+    others: Sequence[float],
+    num_images: int,
+    intervals: tuple[Interval, Interval] | None = None,
+) -> Difference:
     """Compares accuracies seed by seed: Student's paired test.
 
-    One seed has no spread. Then `accuracy_difference_is_clear` decides.
+    One seed has no spread. Then `difference_is_clear` decides.
 
     Args:
         values: The accuracy of each seed, a fraction.
         others: Those that they are compared with, of the same seeds.
         num_images: How many images each accuracy was measured on.
+        intervals: Of the two accuracies of one seed, if they are means over classes. None: those
+            of Wilson.
     """
     found = [value - other for value, other in zip(values, others, strict=True)]
     mean = statistics.mean(found)
     if len(found) == 1:
-        is_clear = accuracy_difference_is_clear(values[0], others[0], num_images)
+        pair = (values[0], others[0])
+        is_clear = (
+            accuracy_difference_is_clear(*pair, num_images)
+            if intervals is None
+            else difference_is_clear(*pair, *intervals)
+        )
         return Difference(mean, None, found, is_clear)
     error = statistics.stdev(found) / math.sqrt(len(found))
     return Difference(mean, error, found, abs(mean) > student_quantile(len(found) - 1) * error)
@@ -69,7 +83,7 @@ def student_quantile(degrees: int) -> float:
     return z + first / degrees + second / degrees**2 + third / degrees**3
 
 
-def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
+def wilson_interval(accuracy: float, num_images: int) -> Interval:
     """Computes the 95 % interval of an accuracy that was measured on a number of images.
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference", Journal of
@@ -81,14 +95,38 @@ def wilson_interval(accuracy: float, num_images: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def balanced_interval(correct: Sequence[int], images: Sequence[int]) -> Interval:
+    """Computes the 95 % interval of a balanced accuracy from the intervals of the classes.
+
+    Zou and Donner 2008, "Construction of confidence limits about effect measures: A general
+    approach", Statistics in Medicine 27.
+
+    Args:
+        correct: The number of correct predictions in each class.
+        images: The number of images of each class. Classes without images do not count.
+    """
+    classes = [(right / of, of) for right, of in zip(correct, images, strict=True) if of]
+    mean = statistics.mean(accuracy for accuracy, _ in classes)
+    found = [(accuracy, *wilson_interval(accuracy, of)) for accuracy, of in classes]
+    down = math.hypot(*(accuracy - low for accuracy, low, _ in found)) / len(found)
+    up = math.hypot(*(high - accuracy for accuracy, _, high in found)) / len(found)
+    return max(0.0, mean - down), min(1.0, mean + up)
+
+
 def accuracy_difference_is_clear(accuracy: float, other: float, num_images: int) -> bool:
-    """Returns whether two accuracies differ with 95 % confidence.
+    """Returns whether two accuracies on so many images differ with 95 % confidence."""
+    intervals = (wilson_interval(accuracy, num_images), wilson_interval(other, num_images))
+    return difference_is_clear(accuracy, other, *intervals)
+
+
+def difference_is_clear(
+    accuracy: float, other: float, interval: Interval, other_interval: Interval
+) -> bool:
+    """Returns whether two accuracies differ with 95 % confidence, from their intervals.
 
     Newcombe 1998, "Interval estimation for the difference between independent proportions",
     Statistics in Medicine 17, method 10. It is rather too careful: both models are judged by the
     same images, and their common answers are not used.
     """
-    high, low = max(accuracy, other), min(accuracy, other)
-    down = high - wilson_interval(high, num_images)[0]
-    up = wilson_interval(low, num_images)[1] - low
-    return high - low > math.hypot(down, up)
+    (low, its), (high, those) = sorted([(accuracy, interval), (other, other_interval)])
+    return high - low > math.hypot(high - those[0], its[1] - low)

@@ -161,6 +161,21 @@ def test_curves_name_the_dropout_of_the_run(
     assert f"seen in training, {words};" in (drawn / stage / "results.txt").read_text()
 
 
+def test_where_classes_are_unequal_the_mean_over_classes_is_drawn() -> None:
+    rows = {
+        stage: [dataclasses.replace(row, val_balanced_accuracy=0.5) for row in rows]
+        for stage, rows in HISTORIES.items()
+    }
+    figure = plots.curves(rows["scratch"], "title", "while weights move")
+    lines = {line.get_label(): points(line) for line in figure.axes[1].lines}
+    assert lines["validation"] == [(1, 0.5), (2, 0.5)]
+    assert "accuracy (mean over unequal classes)" in texts(figure)
+    figure = plots.comparison({stage: [each] for stage, each in rows.items()}, None, "title")
+    assert "scratch: 50.0% in 20 s" in {str(line.get_label()) for line in figure.axes[0].lines}
+    assert "new classes (mean over unequal classes)" in texts(figure)
+    assert "unequal" not in texts(plots.curves(HISTORIES["scratch"], "title", "while weights move"))
+
+
 def test_confusion_is_in_percent_of_each_class_with_other_outputs_only_if_they_occur() -> None:
     outputs = Outputs((2, 3), ("dog", "frog"), 4)
     figure = plots.confusion([[0, 0, 3, 1], [0, 0, 0, 8]], outputs, "title")

@@ -1,0 +1,46 @@
+"""Unequal classes: when classes are unequal, an accuracy and a training that are fair then."""
+
+from torch import Tensor
+
+UNEQUAL = 1.5  # the largest class has more than so many times the images of the smallest
+
+
+def are_unequal(labels: Tensor) -> bool:
+    """Returns whether the classes that occur among labels ``(N,)`` are unequal.
+
+    They are if the largest one has more than 1.5 times as many examples as the smallest one.
+    """
+    if not len(labels):
+        return False
+    counts = labels.unique(return_counts=True)[1]
+    return int(counts.max()) > UNEQUAL * int(counts.min())
+
+
+def balanced_accuracy(confusion: Tensor) -> float:
+    """Computes the mean of the accuracies of the classes: balanced accuracy.
+
+    It is that of scikit-learn: classes without examples do not count.
+
+    Args:
+        confusion: ``(K, K)`` counts from `confusion_matrix`: a row for each true class.
+    """
+    images = confusion.sum(1)
+    occurs = images > 0
+    return float((confusion.diagonal()[occurs].double() / images[occurs]).mean())
+
+
+def logit_offsets(labels: Tensor) -> Tensor:
+    """Computes what balanced training adds to the logits: ``log(n / n of the largest class)``.
+
+    To say a large class is then no gain by itself: the loss aims at the mean over classes. Menon et
+    al. 2020, "Long-tail learning via logit adjustment". Predictions are made without the offsets.
+
+    Args:
+        labels: ``(N,)`` integers from 0.
+
+    Returns:
+        ``(largest label + 1,)`` float32 on the device of the labels. Classes without examples have
+        0: training then learns never to say them.
+    """
+    counts = labels.cpu().bincount()
+    return (counts / counts.max()).where(counts > 0, 1.0).log().to(labels.device)
