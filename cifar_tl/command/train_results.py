@@ -219,8 +219,9 @@ def next_step(experiments: Sequence[Experiment]) -> str:
     """Says which command asks a model about a picture.
 
     The models are those of the most images. The best one has the highest validation accuracy, in
-    the mean of the seeds. Where classes are unequal, it is the mean over classes. Others may not differ clearly from it: then the one that took the fewest
-    seconds serves as well. Of several seeds, it is the model of the first.
+    the mean of the seeds. Where classes are unequal, it is the mean over classes. Others may not
+    differ clearly from it: then the one that took the fewest seconds serves as well. Of several
+    seeds, it is the model of the first.
     """
     from cifar_tl.experiment.findings.comparison import way_seconds
     from cifar_tl.experiment.findings.uncertainty import difference

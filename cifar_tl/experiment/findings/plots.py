@@ -30,7 +30,6 @@ from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked, write_atomically
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
-from cifar_tl.experiment.findings.comparison import deciding as deciding_figures
 from cifar_tl.experiment.findings.layers import dropout_rate
 from cifar_tl.experiment.findings.results import training_words
 from cifar_tl.experiment.folder import HistoryRow, read_history
@@ -423,7 +422,7 @@ def _headline(sizes: Sequence[Mapping[str, Any]]) -> str:
         [
             of_validation["mean"]
             for found in size["differences"]
-            for of_validation, *_ in (deciding_figures(found),)
+            for of_validation in (found.get("val_balanced_accuracy") or found["val_accuracy"],)
             if found["other"] == control and of_validation["is_clear"]
         ]
         for size in sizes
