@@ -76,3 +76,19 @@ def test_models_of_fewer_images_are_not_named() -> None:
 def test_one_stage_alone_is_named() -> None:
     alone = {"finetune": results(0.8, 0.9, 0.8)["finetune"]}
     assert next_step([(PLACE, alone)]) == f"Try it: {START}/finetune/model.pt"
+
+
+def test_where_classes_are_unequal_the_mean_over_classes_decides() -> None:
+    found = results(0.90, 0.93, 0.97)
+    for stage, mean, width in (
+        ("transfer", 0.6, 0.01),
+        ("finetune", 0.8, 0.01),
+        ("scratch", 0.5, 1),
+    ):
+        found[stage]["val_balanced_accuracy"] = mean
+        found[stage]["val_balanced_interval"] = [max(0.0, mean - width), min(1.0, mean + width)]
+    two = {stage: found[stage] for stage in ("transfer", "finetune")}
+    assert next_step([(PLACE, two)]) == f"Try it: {START}/finetune/model.pt"
+    said = next_step([(PLACE, found)])  # scratch is judged by too few images of a class
+    assert said.startswith("Try it (of 2 models without")
+    assert said.endswith(f"{START}/finetune/model.pt")
