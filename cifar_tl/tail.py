@@ -26,7 +26,14 @@ class Tail(nn.Module):
         shape: The shape of the map of one image.
         part: Its part of the network's multiplications, from 0 to 1.
         layers: Those that can learn.
+        network: The network's code, with what stands for the first layers.
     """
+
+    first: str
+    shape: tuple[int, ...]
+    part: float
+    layers: list[nn.Module]
+    network: nn.Module
 
     def __init__(self, network: nn.Module, listened: "_Listened", first: "_Call") -> None:
         super().__init__()

@@ -19,7 +19,7 @@ _WORDS = {  # of settings that say nothing to a person
 }
 
 # What settings that lack a value mean by it: older runs, and values that change nothing.
-OLDER = {**NEUTRAL, "fit": "crop", "class_balance": "off"}
+OLDER: dict[str, Any] = {**NEUTRAL, "fit": "crop", "class_balance": "off"}
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:

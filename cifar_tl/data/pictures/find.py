@@ -13,7 +13,7 @@ from cifar_tl.names import count
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "val", "test")  # folders with a folder for each class
 # What people call these folders. Capital letters do not count.
-LIKE_PARTS = {
+LIKE_PARTS: dict[str, str] = {
     name: part
     for part, names in {
         TRAIN: (TRAIN, "training"),
