@@ -12,8 +12,8 @@ process of its own, and they take turns:
 - timm: the whole network, four epochs with timm's training transforms and AdamW.
 - the plain loop: a new last layer on the frozen network, which runs in each of ten epochs.
 
-A second number for fastai and timm would be that of a tuned program: these are what their
-documentation shows first. Seconds and memory are of the process. For Linux and macOS.
+fastai and timm run as their documentation shows them first. Nobody has tuned them. Seconds and
+memory are those of the process. For Linux and macOS.
 """
 
 import argparse

@@ -32,8 +32,9 @@ def balanced_accuracy(confusion: Tensor) -> float:
 def logit_offsets(labels: Tensor) -> Tensor:
     """Computes what balanced training adds to the logits: ``log(n / n of the largest class)``.
 
-    To say a large class is then no gain by itself: the loss aims at the mean over classes. Menon et
-    al. 2020, "Long-tail learning via logit adjustment". Predictions are made without the offsets.
+    Without them, a network lowers its loss if it names a large class more often. With them, this
+    gains nothing. So the loss aims at the mean over classes. Menon et al. 2020, "Long-tail learning
+    via logit adjustment". Predictions are made without the offsets.
 
     Args:
         labels: ``(N,)`` integers from 0.

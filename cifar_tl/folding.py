@@ -8,38 +8,37 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cifar_tl.checks import same_outputs
+from cifar_tl.evaluation import evaluating
+
 
 def folded(network: nn.Module, image_size: int) -> nn.Module:
     """Makes a copy of a network for inference, in which convolutions do what batch norms did.
 
     In evaluation mode a batch norm multiplies and adds fixed numbers. The convolution before it can
-    do this as well. Which one is before which, one image tells.
+    do this as well. One image goes through the network and shows which convolution that is.
 
     Args:
         network: It takes images ``(N, 3, image_size, image_size)``. It does not change.
         image_size: Their height and width in pixels.
 
     Returns:
-        The copy, in evaluation mode. If there is nothing to fold, or if the copy would compute
-        something else, it is the network itself.
+        The copy, in evaluation mode. Or the network itself, if there is nothing to fold, or if the
+        copy computes something else.
     """
     device = next((parameter.device for parameter in network.parameters()), None)
     images = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    modes = {layer: layer.training for layer in network.modules()}
-    with torch.no_grad():
-        network.eval()
+    with evaluating(network), torch.no_grad():
         pairs, expected = _pairs(network, images.to(device))
+        if not pairs:
+            return network
         # deepcopy takes what is in the memo instead of a copy.
         memo: dict[int, Any] = {}
         for convolution, norm in pairs:
             memo[id(convolution)] = fuse_conv_bn_eval(convolution, norm)
             memo[id(norm)] = _after(norm)
-        result = copy.deepcopy(network, memo) if pairs else network
-        found = result(images.to(device))
-    for layer, mode in modes.items():
-        layer.training = mode
-    rounding = 1e-3 * float(expected.abs().max())
-    return result if torch.allclose(found, expected, rtol=0, atol=rounding) else network
+        result = copy.deepcopy(network, memo)
+        return result if same_outputs(result(images.to(device)), expected) else network
 
 
 def _pairs(network: nn.Module, images: Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], Tensor]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from cifar_tl.checks import same_outputs
+from cifar_tl.evaluation import evaluating
 from cifar_tl.freezing import freeze, unfreeze
 
 LARGEST_PART = 0.25  # of a network's multiplications
@@ -115,8 +117,8 @@ class _Listened(NamedTuple):
 def find_tail(network: nn.Module, image_size: int, part: float = LARGEST_PART) -> Tail | None:
     """Finds the largest tail that has at most a part of a network's multiplications.
 
-    It tries layer after layer of those that have weights, and compares: the tail must compute what
-    the network computes.
+    It tries the layers that have weights, one after the other. The first tail is taken that
+    computes what the network computes.
 
     Args:
         network: It takes images ``(N, 3, image_size, image_size)``.
@@ -128,9 +130,8 @@ def find_tail(network: nn.Module, image_size: int, part: float = LARGEST_PART) -
     """
     device = next(network.parameters()).device
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    training = network.training
-    with torch.no_grad():
-        listened = _listen(network.eval(), images.to(device))
+    with evaluating(network), torch.no_grad():
+        listened = _listen(network, images.to(device))
         for call in sorted(listened.calls, key=lambda call: call.begin):
             if call.shape is None or call.before < (1 - part) * listened.total:
                 continue
@@ -138,9 +139,7 @@ def find_tail(network: nn.Module, image_size: int, part: float = LARGEST_PART) -
                 continue
             tail = Tail(network, listened, call)
             if _agrees(tail, network, listened):
-                network.train(training)
                 return tail
-    network.train(training)
     return None
 
 
@@ -182,13 +181,11 @@ def _learns(layer: nn.Module) -> bool:
 
 def _agrees(tail: Tail, network: nn.Module, listened: _Listened) -> bool:
     """Returns whether a tail computes of maps what the network computes of the images."""
-    wanted = listened.outputs
     try:
         found = tail(maps_of(network, tail, listened.images))
     except Exception:  # the code between the layers can raise anything about zeros
         return False
-    rounding = 1e-3 * float(wanted.abs().max())  # memory may be in another order
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0, atol=rounding)
+    return same_outputs(found, listened.outputs)
 
 
 class _ReachedError(Exception):

@@ -1,8 +1,9 @@
 """What frozen layers compute of pictures, kept in files: each picture goes through them once.
 
-It is the features, or if the last layers learn, too, the maps that these take. Pictures come a
-batch at a time, and only features stay. A file holds those of up to 256 images. It is sealed, so an
-interrupted pass goes on after the last file. Other seeds, fractions and stages read the same files.
+These are features. If the last layers learn, too, these are the maps that those layers take.
+Pictures come a batch at a time, and only features or maps stay. A file holds those of up to 256
+images. It is sealed, so an interrupted pass goes on after the last file. Other seeds, fractions and
+stages read the same files.
 """
 
 import contextlib
@@ -100,7 +101,7 @@ class Frozen(NamedTuple):
 
     network: Network  # it computes on its device
     precision: Precision
-    tail: Tail | None = None  # the last layers, if they learn; then their maps are computed
+    tail: Tail | None = None  # the last layers, if they learn. None: features, else maps
 
     def function(self) -> Callable[[Tensor], Tensor]:
         """Makes the function that computes the features or the maps ``(N, ...)`` of images."""
@@ -372,13 +373,13 @@ def _room(shape: Sequence[int], folder: Path | None) -> Tensor:
 
 def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
     """Computes the features of some files. Threads read pictures while the network computes."""
+    if not chunks:  # no bar, and no folding, for nothing
+        return
     frozen, spans = work.frozen, [work.span(chunk) for chunk in chunks]
     model, device = frozen.network, frozen.network.mean.device
     stream = work.pictures.stream([place for span in spans for place in span], model.frame)
     batches = with_bar(stream, work.bar, sum(math.ceil(len(span) / BATCH) for span in spans))
     in_turn = iter(batches)
-    if not chunks:
-        return
     compute = frozen.function()
     with contextlib.closing(stream), evaluating(model):
         for chunk, span in zip(chunks, spans, strict=True):

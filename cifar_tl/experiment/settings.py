@@ -18,7 +18,7 @@ _WORDS = {  # of settings that say nothing to a person
     "fingerprint": "other data",
 }
 
-# What settings that lack a value mean by it: older runs, and values that change nothing.
+# Settings leave out values that change nothing, and older runs have fewer. These are meant then.
 OLDER: dict[str, Any] = {**NEUTRAL, "fit": "crop", "class_balance": "off"}
 
 

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifar_tl.experiment.findings.comparison import (
-    deciding,
+    difference_line,
     differences,
     majority_lines,
     mean_columns,
     percent,
-    points,
     seed_words,
     size_words,
     with_deviation,
@@ -105,22 +104,11 @@ def base_rows(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[st
 
 def base_sentences(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[str]:
     """Says in plain words which base is better than which, way by way."""
-    return [_sentence(found, size, each) for each in size["differences"]]
-
-
-def _sentence(found: Mapping[str, Any], size: Mapping[str, Any], each: Mapping[str, Any]) -> str:
-    """Says that a base is better or worse only where it is clear."""
-    (of_validation, of_test, what), seeds = deciding(each), len(size["seeds"])
-    words = "is better than" if of_validation["mean"] > 0 else "is worse than"
-    unclear = ""
-    if not of_validation["is_clear"]:
-        judges = f"{seeds} seeds" if seeds > 1 else f"{found['images_validation']:,} images"
-        words, unclear = "and", f": {judges} show no clear difference"
-    line = f"{each['way']}: {printable(each['base'])} {words} {printable(each['other'])}: "
-    line += f"{points(of_validation)} of validation accuracy"
-    if of_test:
-        line += f", {points(of_test)} of test accuracy"
-    return f"{line}{what}{unclear}."
+    lines = []
+    for each in size["differences"]:
+        base, other = (printable(each[name]) for name in ("base", "other"))
+        lines.append(f"{each['way']}: {difference_line(found, size, each, base, other)}")
+    return lines
 
 
 def base_legend(found: Mapping[str, Any]) -> list[str]:

@@ -261,7 +261,7 @@ def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> lis
     control = comparison["control"]
     return [
         [
-            _accuracy_line(comparison, size, found),
+            difference_line(comparison, size, found, found["way"], found["other"]),
             *(
                 [_time_line(size["ways"][found["way"]], control)]
                 if found["other"] == control
@@ -272,19 +272,29 @@ def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> lis
     ]
 
 
-def _accuracy_line(
-    comparison: Mapping[str, Any], size: Mapping[str, Any], found: Mapping[str, Any]
+def difference_line(
+    comparison: Mapping[str, Any],
+    size: Mapping[str, Any],
+    found: Mapping[str, Any],
+    this: str,
+    other: str,
 ) -> str:
-    """Says that a way is better or worse only where it is clear."""
+    """Says that one is better or worse than another only where it is clear.
+
+    Args:
+        comparison: It has the number of validation images.
+        size: It has the seeds.
+        found: The differences, from `differences`.
+        this: The name of the one.
+        other: The name of the other.
+    """
     (of_validation, of_test, what), seeds = deciding(found), len(size["seeds"])
     words = "is better than" if of_validation["mean"] > 0 else "is worse than"
     unclear = ""
     if not of_validation["is_clear"]:
         judges = f"{seeds} seeds" if seeds > 1 else f"{comparison['images_validation']:,} images"
         words, unclear = "and", f": {judges} show no clear difference"
-    line = (
-        f"{found['way']} {words} {found['other']}: {points(of_validation)} of validation accuracy"
-    )
+    line = f"{this} {words} {other}: {points(of_validation)} of validation accuracy"
     if of_test:
         line += f", {points(of_test)} of test accuracy"
     return f"{line}{what}{unclear}."
