@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from cifar_tl.command.arguments import check_source
 from cifar_tl.command.console import UsageError
-from cifar_tl.command.train_parser import ALL, OWN_VALUES, flag, naming_commands, write_command
+from cifar_tl.command.train_parser import (
+    ALL,
+    NOT_OF_MAPS,
+    OWN_VALUES,
+    flag,
+    naming_commands,
+    write_command,
+)
 from cifar_tl.data.classes import choose_classes, split_suffix
 from cifar_tl.data.source import DEFAULT_SOURCE, check_early, kind_of, lacks_cifar10, results_name
 from cifar_tl.errors import DataError
@@ -64,6 +71,12 @@ def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
             )
     if not bases:
         return
+    on_maps = networks and options.stage != ALL and STAGES[options.stage].recipe == "finetune"
+    if given := [name for name in NOT_OF_MAPS if on_maps and getattr(options, name) is not None]:
+        raise UsageError(
+            f"{flag(given[0])} is for stages that learn from images: {options.stage} from a "
+            "pretrained network learns from maps, so leave it out"
+        )
     if options.weights is not None and len(networks) > 1:
         raise UsageError(f"--weights is for one network: {networks[0]} and {networks[1]} are two")
     if len(bases) - len(networks) > 1:

@@ -50,6 +50,9 @@ SEEDS: dict[str, Any] = {"metavar": "N", "type": partial(whole_number, low=1, hi
 # torch.set_num_threads(100000) crashes the process.
 THREADS: dict[str, Any] = {"metavar": "N", "type": partial(whole_number, low=1, high=256)}
 
+# Values that finetune of a pretrained network does not take: it learns from maps, not from images.
+NOT_OF_MAPS = ("dropout", "shift")
+
 # The stages' own values in a recipe: ("transfer", "lr") is the field and the option transfer_lr.
 OWN_VALUES = [
     (stage, field.name.removeprefix(f"{stage}_"))
@@ -261,8 +264,11 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
     elif stage != ALL and not takes_base(stage) and not any(map(is_backbone, values["base"] or ())):
         values["base"] = None
     squares = not kind_of(values["data"] or DEFAULT_SOURCE, values["labels"]).own_classes
-    if squares and not any(map(is_backbone, values["base"] or ())):
+    has_network = any(map(is_backbone, values["base"] or ()))
+    if squares and not has_network:
         values["fit"] = None
+    if has_network and group == "finetune":
+        values |= dict.fromkeys(NOT_OF_MAPS)
     words = []
     for action in make_parser()._actions:
         value = values.get(action.dest, action.default)

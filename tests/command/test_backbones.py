@@ -23,6 +23,8 @@ from torchvision.models import get_model, get_model_weights
 from cifar_tl.checkpoint import load_checkpoint, load_model, save_model
 from cifar_tl.command import evaluate, export, predict
 from cifar_tl.command.train import main
+from cifar_tl.command.train_arguments import check_arguments
+from cifar_tl.command.train_parser import ALL, make_parser, write_command
 from cifar_tl.data.pictures.read import read_image
 from cifar_tl.frame import CIFAR_MEAN, cifar_frame
 from cifar_tl.published import load_backbone
@@ -249,6 +251,14 @@ def test_export_writes_what_computes_the_same(capsys: pytest.CaptureFixture[str]
         (["--base", NAME, "--weights", "cut.pth"], "cut.pth is damaged, or holds more than t"),
         (["--base", "alexnet"], "does not hold the weights of alexnet: "),
         (["--base", f"{NAME},cifar10,x"], "there is no file and no network x: "),
+        (
+            ["--base", NAME, "--stage", "finetune", "--dropout", "0.5"],
+            "--dropout is for stages that learn from images: finetune from a pretrained network le",
+        ),
+        (
+            ["--base", NAME, "--stage", "finetune", "--shift", "2"],
+            "--shift is for stages that learn from images: finetune from a pretrained network lear",
+        ),
         (["--base", "cifar10,cifar5"], "two of these are the documented network, and their res"),
         (["--base", f"{NAME},{NAME}"], f"--base: names a base twice: '{NAME},{NAME}'"),
         (["--base", f"{NAME},"], "--base: has an empty name"),
@@ -437,3 +447,12 @@ def test_the_documented_network_sees_pictures_in_another_fit_too(
     assert errors.endswith("--fit pad --threads 1 --precision float32 --restart\n")
     wide = read_image("flowers/train/rose/1.png", frame=cifar_frame("pad"))  # 240 x 300
     assert wide[:, 16, 0].tolist() == list(CIFAR_MEAN)
+
+
+def test_a_command_for_finetune_alone_has_no_option_that_it_would_refuse() -> None:
+    words = ["--data", "shapes", "--base", NAME, "--dropout", "0.5", "--shift", "2"]
+    options = make_parser().parse_args(words)
+    for stage, kept in (("finetune", False), ("scratch", True), (ALL, True)):
+        command = write_command(options, stage=stage)
+        assert ("--dropout 0.5" in command) is ("--shift 2" in command) is kept
+        check_arguments(make_parser().parse_args(shlex.split(command.partition(" train ")[2])))
