@@ -99,7 +99,7 @@ def run_stage(
         device: Where to compute, as torch names it.
         base: Another base model for transfer: a file, or the name of one that comes with the
             package, or a `Backbone`. None: the model of the stage base, or ``"cifar10"`` for
-            classes of your own. Finetune takes the `Backbone` from whose transfer it goes on.
+            classes of your own. For finetune: the `Backbone` of the transfer that it goes on from.
         train_fraction: The part of the training images of the new classes, the first of each
             class. Base always has all of its images.
         class_balance: ``"even"``: if the training classes are unequal, training aims at the mean
