@@ -22,6 +22,7 @@ from cifar_tl.freezing import last_layer
 from cifar_tl.pretrained import PRETRAINED
 
 TIMM = "timm/"  # before the names of timm's networks
+FRESH = "fresh"  # instead of the name of weights: random ones
 
 # Torchvision makes these in another way for published weights: without side outputs, and with a
 # change of the normalised images.
@@ -61,7 +62,7 @@ def load_backbone(
             ``timm/``.
         weights: A file with its ``state_dict``: ``torch.save`` or safetensors wrote it. Or the name
             of published weights, such as ``"IMAGENET1K_V1"``. None: the default ones. Published
-            weights are downloaded once.
+            weights are downloaded once. `FRESH`: random ones, drawn by torch's global generator.
         fit: What happens to a picture that is no square: see `Frame`. ``"crop"``: as published.
         progress: Show a bar on standard error while weights are downloaded.
 
@@ -75,7 +76,7 @@ def load_backbone(
         BackboneError: If there is no such network or no such weights, or the file does not fit.
     """
     load = _load_timm if name.startswith(TIMM) else _load_torchvision
-    with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
+    with torch.random.fork_rng([]):  # random weights leave no trace
         network, preset, source = load(name, weights, progress=progress)
     try:
         return Backbone(
@@ -145,13 +146,17 @@ def _load_torchvision(
     chosen, file = published.DEFAULT, None
     if str(weights) in published.__members__:
         chosen = published[str(weights)]
-    elif weights is not None:
-        file = Path(weights)
+    elif weights not in (None, FRESH):
+        file = Path(str(weights))
         if not file.is_file():
             names = ", ".join(published.__members__)
             raise BackboneError(
                 f"there is no file {file}, and {name} has no such weights, but {names}"
             )
+    if weights == FRESH:
+        preset = _torchvision_preset(chosen.transforms())
+        network = make_network(name, preset.frame.size)
+        return network, preset, {"weights": FRESH, "preset": chosen.name}
     path = file or _download(name, chosen, progress=progress)
     state, digest = read_state(path)
     if file is not None:
@@ -221,7 +226,7 @@ def _load_timm(
     network = _create_timm(name, pretrained=weights is None)
     config = timm.data.resolve_model_data_config(network)
     published = getattr(network, "pretrained_cfg", {})
-    source: dict[str, Any] = {}
+    source: dict[str, Any] = {"weights": FRESH}
     if weights is None:
         digest = hashlib.sha256()
         for tensor in network.state_dict().values():
@@ -230,7 +235,7 @@ def _load_timm(
         where = published.get("hf_hub_id") or published.get("url") or ""
         source = {"weights": f"timm's {where}", "sha256_of_tensors": digest.hexdigest()}
         source["licence"] = TIMM_LICENCE + (f": {licence}" if licence else "")
-    else:
+    elif weights != FRESH:
         path = Path(weights)
         if not path.is_file():
             raise BackboneError(f"there is no file {path}: name a file with the weights of {name}")

@@ -489,3 +489,21 @@ def test_a_network_of_timm_without_a_last_layer_is_one_already() -> None:
     assert model.num_features == network.num_features == 192
     images = torch.randint(256, (1, 3, 224, 224)).byte()
     torch.testing.assert_close(model(images), network((images / 255 - model.mean) / model.std))
+
+
+def test_fresh_weights_follow_torchs_generator_and_need_no_file(hub: Path) -> None:
+    def fresh(seed: int) -> tuple[dict[str, torch.Tensor], float]:
+        torch.manual_seed(seed)
+        base = load_backbone(NAME, "fresh")
+        assert base.source == {"weights": "fresh", "preset": "IMAGENET1K_V1"}
+        assert base.frame == Frame(224, resize=256)
+        return base.state_dict(), float(torch.rand(1))
+
+    (first, after), (again, _), (other, _) = fresh(0), fresh(0), fresh(1)
+    torch.manual_seed(0)
+    assert after == float(torch.rand(1))  # the caller's generator is as before
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not torch.equal(
+        first["features.features.0.0.weight"], other["features.features.0.0.weight"]
+    )
+    assert not hub.exists()

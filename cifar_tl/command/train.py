@@ -25,7 +25,7 @@ from cifar_tl.command.train_parser import make_parser, naming_commands, write_co
 from cifar_tl.command.train_results import Experiment, draw_stage, show
 from cifar_tl.data.source import OFFICIAL, SHAPES
 from cifar_tl.errors import BackboneError, DownloadError, MissingDataError, TailError, TrainingError
-from cifar_tl.experiment.stages import STAGES, stage_classes, takes_base
+from cifar_tl.experiment.stages import STAGES, control, stage_classes, takes_base
 from cifar_tl.frame import Fit
 from cifar_tl.names import count, printable
 from cifar_tl.pretrained import is_backbone
@@ -187,7 +187,8 @@ def run_one(
 
     fraction = job.place.train_fraction if STAGES[stage].learns == "new" else 1.0
     try:
-        return run(stage, seed=job.seed, base=base_for(stage, base), train_fraction=fraction)
+        base = base_for(stage, base, job)
+        return run(stage, seed=job.seed, base=base, train_fraction=fraction)
     except TrainingError as error:
         recipe = choose_recipe(job.options)
         lr = getattr(recipe, f"{STAGES[stage].recipe}_lr", recipe.lr)
@@ -197,8 +198,13 @@ def run_one(
         raise TrainingError(f"{error}: {better}") from error
 
 
-def base_for(stage: str, base: "Base") -> "Base":
-    """Returns the base that a stage gets: a transfer any, what goes on from it a network."""
+def base_for(stage: str, base: "Base", job: Job) -> "Base":
+    """Returns the base that a stage gets: a transfer any, what goes on from it a network.
+
+    The control gets one if it alone runs: the network with fresh weights of the job's seed.
+    """
+    if STAGES[stage].control and job.place.control_is_backbone and job.base is not None:
+        return load_network(job.base.as_posix(), job.options, lambda _: None)
     goes_on = STAGES[stage].parent is not None and not isinstance(base, Path)
     return base if takes_base(stage) or goes_on else None
 
@@ -222,14 +228,22 @@ def load_bases(options: argparse.Namespace, log: Log) -> "Bases":
 
 
 def load_network(name: str, options: argparse.Namespace, log: Log) -> "Backbone":
-    """Loads a pretrained network with its weights, and says where they are from."""
-    from cifar_tl.published import load_backbone
+    """Loads a pretrained network with its weights, and says where they are from.
 
+    For the control its weights are fresh, and of the seed.
+    """
+    import torch
+
+    from cifar_tl.published import FRESH, load_backbone
+    from cifar_tl.training import derive_seed, seeded
+
+    weights = FRESH if options.stage == control() else options.weights
     fit: Fit = options.fit or "crop"
     try:
-        if options.weights is None:
+        if weights is None:
             log(f"base: {name}; its weights are downloaded if they are not there")
-        base = load_backbone(name, options.weights, fit=fit, progress=shows_bars(options))
+        with seeded(derive_seed(options.seed, FRESH), torch.device("cpu")):
+            base = load_backbone(name, weights, fit=fit, progress=shows_bars(options))
     except BackboneError as error:
         raise UsageError(str(error)) from error
     source = base.source
@@ -335,7 +349,7 @@ def prepare_folders(
 
     def empty() -> None:
         for job in jobs:  # delete nothing that could not be made anew
-            load_parent(stages[0], job.place, data, base_for(stages[0], bases[job.base]))
+            load_parent(stages[0], job.place, data, base_for(stages[0], bases[job.base], job))
         if group is None or writes_in(top, group):
             comparisons = {job.place.comparison for job in jobs}
             discard((top, *comparisons) if len(comparisons) > 1 else comparisons, folders)

@@ -23,7 +23,7 @@ from cifar_tl.data.classes import choose_classes, split_suffix
 from cifar_tl.data.source import DEFAULT_SOURCE, check_early, kind_of, lacks_cifar10, results_name
 from cifar_tl.errors import DataError
 from cifar_tl.experiment.parents import read_parent
-from cifar_tl.experiment.stages import STAGES, Place, takes_base, way_to
+from cifar_tl.experiment.stages import STAGES, Place, control, takes_base, way_to
 from cifar_tl.pretrained import is_backbone, is_pretrained
 from cifar_tl.recipe import RECIPES, Recipe
 
@@ -84,11 +84,13 @@ def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
             f"--base {','.join(map(str, bases))}: two of these are the documented network, and "
             "their results would be in the same folders: try them in two --output-dir"
         )
-    serves = all(way_to(stage) and STAGES[stage].parent for stage in stages)  # one stage
-    if not any(map(takes_base, stages)) and not (networks == list(bases) and serves):
+    serves = networks == list(bases) and all(way_to(stage) for stage in stages)
+    if stages[0] == "base" or not (serves or any(map(takes_base, stages))):
         raise UsageError("--base names the base model of a transfer: add --stage transfer")
-    if stages[0] == "base":
-        raise UsageError("--base names the base model of a transfer: add --stage transfer")
+    if options.weights is not None and options.stage == control():
+        raise UsageError(
+            f"--weights is for stages that start from them: leave it out for {control()}"
+        )
     for base in bases:
         if not is_backbone(base) and not is_pretrained(base) and not base.is_file():
             raise UsageError(f"--base {base}: there is no such file")
@@ -199,7 +201,13 @@ def list_jobs(options: argparse.Namespace, data_name: str) -> list[Job]:
             if not is_backbone(base):
                 alone |= {"weights": None, "feature_cache": True}
             backbone = base.as_posix() if base is not None and is_backbone(base) else None
-            place = Place(options.output_dir / data_name, fraction, seed_of_folder, backbone)
+            place = Place(
+                options.output_dir / data_name,
+                fraction,
+                seed_of_folder,
+                backbone,
+                control_is_backbone=options.stage == control(),
+            )
             jobs.append(Job(seed, base, place, argparse.Namespace(**vars(options) | alone)))
     return jobs
 

@@ -132,7 +132,8 @@ def _add_class_options(parser: Parser) -> None:
         type=bases,
         help=f"another base model for transfer: {MODEL_HELP}; or a pretrained network: the name of "
         "one of torchvision's classification models, such as mobilenet_v3_small, or timm/NAME "
-        f"(default for classes of your own: {DEFAULT_MODEL}); with commas, several are compared",
+        f"(default for classes of your own: {DEFAULT_MODEL}); with commas, several are compared; "
+        "with --stage scratch, that network learns from fresh weights",
     )
     add(
         "--weights",
@@ -259,7 +260,8 @@ def write_command(options: argparse.Namespace, **changes: Any) -> str:
     values |= changes
     if stage != ALL and STAGES[stage].learns == "base":
         values["train_fraction"] = (1.0,)
-    if stage != ALL and STAGES[stage].parent is None:
+    trains_network = stage == options.stage and any(map(is_backbone, options.base or ()))
+    if stage != ALL and STAGES[stage].parent is None and not trains_network:
         values |= {"base": None, "weights": None, "feature_cache": True}
     elif stage != ALL and not takes_base(stage) and not any(map(is_backbone, values["base"] or ())):
         values["base"] = None

@@ -1,6 +1,7 @@
 """What frozen layers compute of pictures, kept in files: each picture goes through them once.
 
-These are features. If the last layers learn, too, these are the maps that those layers take.
+These are features. If the last layers learn, too, these are the maps that those layers take. If all
+layers learn, these are the images themselves, in the size of the network.
 Pictures come a batch at a time, and only features or maps stay. A file holds those of up to 256
 images. It is sealed, so an interrupted pass goes on after the last file. Other seeds, fractions and
 stages read the same files.
@@ -17,7 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,10 +103,13 @@ class Frozen(NamedTuple):
     network: Network  # it computes on its device
     precision: Precision
     tail: Tail | None = None  # the last layers, if they learn. None: features, else maps
+    nothing: bool = False  # all layers learn: it computes nothing of the images
 
     def function(self) -> Callable[[Tensor], Tensor]:
         """Makes the function that computes the features or the maps ``(N, ...)`` of images."""
         network, tail = self.network, self.tail
+        if self.nothing:
+            return lambda images: images
         features = folded(network.features, network.image_size)
         if tail is None:
             return lambda images: features(network.preprocess(images))
@@ -113,14 +117,24 @@ class Frozen(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the features or of the map of one image."""
+        """The shape of what it computes of one image."""
+        if self.nothing:
+            return (3, self.network.image_size, self.network.image_size)
         return (self.network.num_features,) if self.tail is None else self.tail.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what it computes."""
+        return torch.uint8 if self.nothing else torch.float32
 
     def depends_on(self, data: Data, classes: Sequence[int]) -> dict[str, Any]:
         """Lists all that decides what it computes of an image, as plain values."""
+        images = {"fingerprint": data.fingerprint, "classes": list(classes)}
+        reading = {"pillow": PIL.__version__, **data.reading, **data.software}
+        if self.nothing:
+            return {**images, "frame": asdict(self.network.frame), **reading}
         return {
-            "fingerprint": data.fingerprint,
-            "classes": list(classes),
+            **images,
             "network": self.network.describe()["network"],
             "weights_and_preprocessing": digest_of(self.network),
             "precision": self.precision,
@@ -129,9 +143,7 @@ class Frozen(NamedTuple):
             "device": self.network.mean.device.type,
             "torch": str(torch.__version__),
             "torchvision": importlib.metadata.version("torchvision"),
-            "pillow": PIL.__version__,
-            **data.reading,
-            **data.software,
+            **reading,
             **({} if self.tail is None else {"maps_before": self.tail.first}),
         }
 
@@ -282,7 +294,8 @@ class Pass:
     @property
     def in_file(self) -> int:
         """How many images a file holds."""
-        fitting = int(FILE_SIZE / (4 * math.prod(self.frozen.shape))) // BATCH * BATCH
+        bytes_of_one = self.frozen.dtype.itemsize * math.prod(self.frozen.shape)
+        fitting = int(FILE_SIZE / bytes_of_one) // BATCH * BATCH
         return max(BATCH, min(MOST_IN_FILE, fitting))
 
     def span(self, chunk: int) -> range:
@@ -319,7 +332,8 @@ def frozen_features(work: Pass, wanted: Tensor) -> Found:
     """
     numbers, group = wanted // work.in_file, work.group
     chunks: list[int] = numbers.unique().tolist()
-    features = _room((len(work.versions), len(wanted), *work.frozen.shape), work.kept.folder)
+    shape = (len(work.versions), len(wanted), *work.frozen.shape)
+    features = _room(shape, work.frozen.dtype, work.kept.folder)
 
     def take(chunk: int, content: Chunk) -> None:
         places = wanted[numbers == chunk] % work.in_file
@@ -356,11 +370,11 @@ def frozen_features(work: Pass, wanted: Tensor) -> Found:
     return Found(features, sum(found[chunk].seconds for chunk in chunks if chunk not in missing))
 
 
-def _room(shape: Sequence[int], folder: Path | None) -> Tensor:
+def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None) -> Tensor:
     """Makes a tensor: in memory, or if it is large, in a file that vanishes with it."""
-    num_bytes = 4 * math.prod(shape)
+    num_bytes = dtype.itemsize * math.prod(shape)
     if num_bytes <= IN_MEMORY:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=dtype)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -368,7 +382,7 @@ def _room(shape: Sequence[int], folder: Path | None) -> Tensor:
             file.write(bytes(min(2**20, num_bytes - start)))
         file.flush()
         mapped = mmap.mmap(file.fileno(), num_bytes)
-    return torch.frombuffer(mapped, dtype=torch.float32).view(*shape)
+    return torch.frombuffer(mapped, dtype=dtype).view(*shape)
 
 
 def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
@@ -389,7 +403,7 @@ def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
                 for images in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
                     images = images.to(device)
                     outputs = [compute(change(images, v)) for v in work.versions]
-                    parts.append(torch.stack(outputs).float().cpu())
+                    parts.append(torch.stack(outputs).to(frozen.dtype).cpu())
             made = Chunk(torch.cat(parts, 1), time.perf_counter() - start)
             with contextlib.nullcontext() if work.group is None else work.kept.locked():
                 _write(work, chunk, made)
@@ -414,7 +428,7 @@ def _read(work: Pass, chunk: int) -> Chunk | None:
     try:
         content = load_checkpoint(path)
         features, seconds = content["features"], float(content["seconds"])
-        if features.shape != shape or features.dtype != torch.float32:
+        if features.shape != shape or features.dtype != work.frozen.dtype:
             raise TypeError
         if content["place"] != _place(path):
             raise ValueError

@@ -30,7 +30,8 @@ def load_parent(
     """Loads the model that a stage starts from: ``base``, or that of the stage before it.
 
     A `Backbone` is taken as it is. Its classes are not compared with those of the data. A stage
-    that goes on from another stage's model of that network checks that it is of this network.
+    that goes on from another stage's model of that network checks that it is of this network. The
+    control trains all of a `Backbone`: its weights should be fresh.
 
     Returns:
         The model. None: the stage starts from fresh weights.
@@ -46,14 +47,14 @@ def load_parent(
 
     backbone = base if isinstance(base, Backbone) else None
     file = None if isinstance(base, Backbone) else base
+    if backbone is not None and (takes_base(stage) or STAGES[stage].control):
+        return Parent(backbone, backbone.name, digest_of(backbone))
     if STAGES[stage].parent is None or (file is not None and not takes_base(stage)):
         if base is None:
             return None
         raise ValueError(f"only a transfer takes another base model, not {stage}")
     if file is not None and not isinstance(file, str | Path):
         raise TypeError("base is a file, a name or a Backbone: save_model makes a file")
-    if backbone is not None and takes_base(stage):
-        return Parent(backbone, backbone.name, digest_of(backbone))
     path, content, remedy = read_parent(stage, place, file, own_classes=data.own_classes)
     module = None if backbone is None else backbone.features
     try:

@@ -100,6 +100,8 @@ def run_stage(
         base: Another base model for transfer: a file, or the name of one that comes with the
             package, or a `Backbone`. None: the model of the stage base, or ``"cifar10"`` for
             classes of your own. For finetune: the `Backbone` of the transfer that it goes on from.
+            For scratch: None, or a `Backbone` with fresh weights, which then trains instead of the
+            documented network.
         train_fraction: The part of the training images of the new classes, the first of each
             class. Base always has all of its images.
         class_balance: ``"even"``: if the training classes are unequal, training aims at the mean
@@ -132,7 +134,13 @@ def run_stage(
     outputs = _outputs(stage, data)
     seed_of_folder = int(seed) if seed_folder else None
     backbone = base.name if isinstance(base, Backbone) else None
-    place = Place(Path(output_dir) / data.name, float(train_fraction), seed_of_folder, backbone)
+    place = Place(
+        Path(output_dir) / data.name,
+        float(train_fraction),
+        seed_of_folder,
+        backbone,
+        control_is_backbone=True,
+    )
     parent = load_parent(stage, place, data, base)
     digest = parent.digest if parent else None
     plan = _plan(stage, data, recipe, train_fraction, on, parent)
@@ -156,21 +164,24 @@ def run_stage(
         now = {**surroundings(device, processes), **data.software}
         saved = part if isinstance(model, Backbone) else model  # it is large, and elsewhere
         history = folder.resume(saved, optimizer, now, start)
-        log(f"{stage}: {_announcement(plan, parent, images, outputs, history)}")
+        log(f"{stage}: {_announcement(stage, plan, parent, images, outputs, history)}")
         if line := counts_line(_class_counts(images.train.labels, outputs), evenly=evenly):
             log(f"{stage}: {line}")
 
         keep = place.folder / FEATURES if keep_features else None
         bar = f"{stage} features" if progress else None
-        frozen = Frozen(model, plan.precision, tail)
+        frozen = Frozen(model, plan.precision, tail, nothing=part is model)
         seen = _inputs(frozen, part, data, images, outputs, plan, keep, bar, group)
         if seen.cost.note:
             # Features that were kept cost their time once, and count in every run that uses them.
             before = 0.0 if history.rows else seen.cost.seconds_before
             history.seconds_features += seen.cost.seconds + before
             history.start -= before
-            log(f"{stage}: frozen features of all these images {seen.cost.note}")
-        if tail is not None and not history.rows:
+            what = (
+                "frozen features of all these images" if part is not model else "all these images"
+            )
+            log(f"{stage}: {what} {seen.cost.note}")
+        if isinstance(model, Backbone) and STAGES[stage].trains != HEAD and not history.rows:
             log(f"{stage}: {_outlook(part, seen.views, plan, tail)}")
 
         def on_epoch(record: EpochRecord) -> None:
@@ -272,9 +283,12 @@ def _plan(
     if isinstance(recipe, Plan):
         raise TypeError("a stage makes its plan itself: give the recipe, such as TUNED")
     num_images = num_training_images(stage, data, train_fraction)
-    if parent and isinstance(parent.model, Backbone):
+    of_backbone = parent is not None and isinstance(parent.model, Backbone)
+    if of_backbone and not STAGES[stage].control:
         recipe = recipe.for_backbone()
     plan = recipe.for_stage(STAGES[stage].recipe, num_images, mirror=data.mirror)
+    if of_backbone:  # its preprocessing and its first layer are its own
+        plan = dataclasses.replace(plan, normalize=None, first_layer=None)
     return dataclasses.replace(plan, precision=choose_precision(plan.precision, device))
 
 
@@ -288,7 +302,9 @@ def _backbone_settings(parent: Parent | None, tail: Tail | None) -> dict[str, An
 
 def _tail(stage: str, parent: Parent | None) -> Tail | None:
     """Finds the last layers of a pretrained network, for a stage that trains more than a head."""
-    if parent is None or not isinstance(parent.model, Backbone) or STAGES[stage].trains == HEAD:
+    if parent is None or not isinstance(parent.model, Backbone):
+        return None
+    if STAGES[stage].trains == HEAD or STAGES[stage].control:
         return None
     if (tail := find_tail(parent.model.features, parent.model.image_size)) is not None:
         return tail
@@ -305,7 +321,7 @@ def _learning_part(stage: str, model: Network, tail: Tail | None) -> nn.Module:
     return model.classifier if STAGES[stage].trains == HEAD else model
 
 
-def _outlook(part: nn.Module, views: Tensor, plan: Plan, tail: Tail) -> str:
+def _outlook(part: nn.Module, views: Tensor, plan: Plan, tail: Tail | None) -> str:
     """Says what learns, and about how long it will take: two steps tell, which change nothing."""
     device = next(part.parameters()).device
     batch = views[0, : plan.batch_size].to(device)
@@ -318,10 +334,11 @@ def _outlook(part: nn.Module, views: Tensor, plan: Plan, tail: Tail) -> str:
     part.zero_grad()
     steps = plan.epochs * math.ceil(views.shape[1] / plan.batch_size)
     minutes = seconds * steps / 60
-    return (
-        f"the layers from {tail.first} on learn, {tail.part:.0%} of the network's work; the epochs "
-        f"take about {f'{minutes:.0f} min' if minutes >= 2 else f'{60 * minutes:.0f} s'}"
-    )
+    learning = "all layers learn"
+    if tail is not None:
+        learning = f"the layers from {tail.first} on learn, {tail.part:.0%} of the network's work"
+    about = f"{minutes:.0f} min" if minutes >= 2 else f"{60 * minutes:.0f} s"
+    return f"{learning}; the epochs take about {about}"
 
 
 def _backbone_description(model: Network) -> dict[str, Any]:
@@ -392,7 +409,7 @@ def _starting_model(
                 whiten_first_layer(model, train.images)
             return model
         started = parent.model
-        if takes_base(stage):
+        if takes_base(stage) or STAGES[stage].control:
             started = transfer_model(started, outputs.size)
             if not isinstance(started, Backbone):
                 started.frame = data.frame  # these pictures' fit: the base saw others
@@ -460,13 +477,19 @@ def _augmentation(plan: Plan) -> Transform | None:
 
 
 def _announcement(
-    plan: Plan, parent: Parent | None, images: _Examples, outputs: Outputs, history: History
+    stage: str,
+    plan: Plan,
+    parent: Parent | None,
+    images: _Examples,
+    outputs: Outputs,
+    history: History,
 ) -> str:
     done = len(history.rows)
+    start = ", from" if STAGES[stage].parent else ", network"
     return (
         f"{len(images.train.labels):,} training and {len(images.validation.labels):,} validation "
         f"images of classes {listed(outputs.classes)}"
-        + (f", from {printable(parent.path)}" if parent else "")
+        + (f"{start} {printable(parent.path)}" if parent else "")
         + f", {count(plan.epochs, 'epoch')}"
         + (f", going on after epoch {done}" if done else "")
     )

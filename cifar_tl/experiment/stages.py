@@ -102,6 +102,7 @@ class Place(NamedTuple):
     train_fraction: float = 1.0
     seed: int | None = None  # None: there is one seed only
     backbone: str | None = None  # the pretrained network that is the base, if it is one
+    control_is_backbone: bool = False  # the control is that network, too, from fresh weights
 
     @property
     def comparison(self) -> Path:
@@ -111,9 +112,11 @@ class Place(NamedTuple):
     def of(self, stage: str) -> Path:
         """Returns the folder of a stage. Base has all images, so no fraction is in its name.
 
-        Stages that start from a pretrained network have folders below its name.
+        Stages that start from a pretrained network have folders below its name. A control that
+        trains this network has, too.
         """
-        above = self.folder if STAGES[stage].parent is None else self.comparison
+        is_of_backbone = STAGES[stage].parent is not None or self.control_is_backbone
+        above = self.comparison if is_of_backbone else self.folder
         folder = above / stage
         if self.train_fraction != 1 and STAGES[stage].learns == "new":
             folder /= f"fraction-{self.train_fraction}"

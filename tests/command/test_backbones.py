@@ -265,7 +265,11 @@ def test_export_writes_what_computes_the_same(capsys: pytest.CaptureFixture[str]
         (["--base", f"{NAME},alexnet", "--weights", "w.pth"], "--weights is for one network: mo"),
         (["--base", f"{NAME},none/x.pt"], "--base none/x.pt: there is no such file"),
         (["--base", f"{NAME},cifar10", "--stage", "finetune"], "of a transfer: add --stage tran"),
-        (["--base", NAME, "--stage", "scratch"], "a transfer: add --stage transfer"),
+        (["--base", f"{NAME},cifar10", "--stage", "scratch"], "a transfer: add --stage transfer"),
+        (
+            ["--base", NAME, "--stage", "scratch", "--weights", "w.pth"],
+            "--weights is for stages that start from them: leave it out for scratch",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_is_one_line_and_exit_code_2(
@@ -456,3 +460,33 @@ def test_a_command_for_finetune_alone_has_no_option_that_it_would_refuse() -> No
         command = write_command(options, stage=stage)
         assert ("--dropout 0.5" in command) is ("--shift 2" in command) is kept
         check_arguments(make_parser().parse_args(shlex.split(command.partition(" train ")[2])))
+
+
+def test_scratch_of_the_network_itself_downloads_nothing(
+    trained: tuple[Path, str],
+    flowers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", "hub")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shutil.copytree(trained[0] / "scratch", "runs/flowers/scratch")
+    documented = Path("runs/flowers/scratch/model.pt").read_bytes()
+    options = ["--data", str(flowers), "--base", NAME, "--stage", "scratch", "--seeds", "2"]
+    assert main([*options, *OPTIONS]) == 0
+    output = capsys.readouterr().out
+    assert f"base: {NAME}, weights fresh, images of 224 pixels" in output
+    assert output.count("all layers learn; the epochs take about") == 2
+    assert not Path("hub").exists()
+    assert Path("runs/flowers/scratch/model.pt").read_bytes() == documented
+    results = [
+        json.loads(Path(f"runs/flowers/{NAME}/scratch/seed-{n}/result.json").read_text())
+        for n in (0, 1)
+    ]
+    assert [result["backbone_source"]["weights"] for result in results] == ["fresh", "fresh"]
+    assert results[0]["parent"] != results[1]["parent"]  # each seed has weights of its own
+    assert main([*options, *OPTIONS]) == 0  # the same weights again: it is the same run
+    assert capsys.readouterr().out.count("finished before, in") == 2
+    command = write_command(make_parser().parse_args(options), restart=True)
+    assert f"--base {NAME}" in command
+    check_arguments(make_parser().parse_args(shlex.split(command.partition(" train ")[2])))

@@ -191,9 +191,10 @@ def _where_it_started(result: Mapping[str, Any]) -> list[str]:
     if "backbone" not in result:
         return parent
     source = result["backbone_source"]
+    start = "From the pretrained network" if result["parent_stage"] else "All of the network"
     return [
         *([*parent, f"  {learning_words(result)}"] if "learns_from" in result else []),
-        f"From the pretrained network {printable(result['backbone'])}, fit {result['fit']}",
+        f"{start} {printable(result['backbone'])}, fit {result['fit']}",
         *(f"  {name}: {printable(str(value))}" for name, value in source.items()),
         *(f"  {name}: {value}" for name, value in result["backbone_preprocessing"].items()),
     ]

@@ -1,0 +1,108 @@
+"""Scratch of somebody else's network: all of it learns, from images in its own size."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_tl.checkpoint import load_checkpoint
+from cifar_tl.data.examples import Data
+from cifar_tl.evaluation import evaluate
+from cifar_tl.experiment import features
+from cifar_tl.experiment.features import pictures_of
+from cifar_tl.experiment.findings.results import StageResult
+from cifar_tl.experiment.run import run_stage
+from tests.experiment.test_features import interrupt
+from tests.experiment.test_pretrained_finetune import PLAIN, deep, of
+
+RUN = Path("drawn.npz/Deep/scratch")
+
+
+def scratch(data: Data, **values: Any) -> StageResult:
+    values = {"output_dir": "runs", "base": deep(), **values}
+    return run_stage("scratch", data, dataclasses.replace(PLAIN, epochs=2), **values)
+
+
+@pytest.fixture(scope="session")
+def whole(drawn_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted."""
+    output_dir = tmp_path_factory.mktemp("whole")
+    scratch(drawn_data, output_dir=output_dir)
+    return output_dir
+
+
+def test_all_layers_learn_and_its_batch_norms_count(whole: Path) -> None:
+    before, after = deep().state_dict(), of(whole / RUN / "model.pt").state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {"mean", "std"}
+    result = json.loads((whole / RUN / "result.json").read_text())
+    assert result["parameters_trainable"] == result["parameters_total"]
+    assert (result["backbone"], result["parent_stage"]) == ("Deep", None)
+    assert "learns_from" not in result
+    assert "All of the network Deep, fit crop" in (whole / RUN / "results.txt").read_text()
+
+
+def test_the_base_and_the_documented_control_are_not_touched(drawn_data: Data) -> None:
+    base = deep()
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    scratch(drawn_data, base=base)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+    documented = scratch(drawn_data, base=None)
+    assert "backbone" not in documented
+    assert {path.parent for path in Path("runs").rglob("result.json")} == {
+        "runs" / RUN,
+        Path("runs/drawn.npz/scratch"),
+    }
+
+
+def test_its_figures_are_those_of_its_model_on_the_pictures(drawn_data: Data, whole: Path) -> None:
+    result = json.loads((whole / RUN / "result.json").read_text())
+    model = of(whole / RUN / "model.pt")
+    _, *parts = pictures_of(drawn_data, drawn_data.new_classes)
+    for key, pictures in zip(("val", "test"), parts, strict=True):
+        images = torch.cat(list(pictures.stream(range(len(pictures.rows)), model.frame)))
+        found = evaluate(model, images, pictures.examples().labels)
+        assert found.accuracy == result[f"{key}_accuracy"]
+        assert found.loss == pytest.approx(result[f"{key}_loss"], rel=1e-5)
+
+
+def test_images_are_kept_as_bytes_for_other_seeds_and_weights(
+    drawn_data: Data, whole: Path
+) -> None:
+    (file, *_) = sorted((whole / "drawn.npz/features").rglob("train-*.pt"))
+    kept = load_checkpoint(file)["features"]
+    assert kept.dtype == torch.uint8
+    assert kept.shape == (1, 256, 3, 40, 40)
+    shutil.copytree(whole / "drawn.npz/features", "runs/drawn.npz/features")
+    lines: list[str] = []
+    scratch(drawn_data, base=deep(1), seed=1, log=lines.append)
+    assert any("computing what was there before took" in line for line in lines)
+    assert len(list(Path("runs/drawn.npz/features").iterdir())) == 1
+
+
+@pytest.mark.parametrize("when", ["in the images", "after an epoch"])
+def test_interrupted_it_goes_on_to_the_same_bytes(
+    drawn_data: Data, whole: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if when == "after an epoch" and "epoch 1" in line:
+            interrupt()
+
+    with monkeypatch.context() as patch:
+        if when == "in the images":
+            patch.setattr(features, "_write", lambda *_: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            scratch(drawn_data, log=log)
+    assert sum("all layers learn; the epochs take about" in line for line in lines) == (
+        when == "after an epoch"
+    )
+    scratch(drawn_data)
+    for name in ("model.pt", "last.pt"):
+        assert ("runs" / RUN / name).read_bytes() == (whole / RUN / name).read_bytes()
