@@ -36,6 +36,7 @@ ARCHIVES = (".tar.gz", ".tgz")  # how an archive of CIFAR-10 ends
 BATCHES = "cifar-10-batches-py"  # the folder in it
 BATCH = "data_batch_1"  # a file in that folder
 BATCHES_100 = "cifar-100-python"  # the folder in the archive of CIFAR-100
+COARSE = "coarse"  # as labels of CIFAR-100: its 20 superclasses
 # A browser may have called the archive `cifar-10-python (1).tar.gz`.
 _ARCHIVE = re.compile(r"cifar-?(10|100)(-python)?( ?\(\d+\))?(\.tar\.gz|\.tgz)", re.IGNORECASE)
 
@@ -127,7 +128,7 @@ def load_data(
               80 % train, the last 20 % validate.
         labels: For a folder of image files: the CSV file in which their classes are, such as
             ``"train.csv"``, or ``"train.csv:image,breed"`` with the names of its columns. Default:
-            the folders are the classes.
+            the folders are the classes. For CIFAR-100: ``"coarse"`` for its 20 superclasses.
         base_classes: The classes that a base model learns, by name or number:
             ``["cat", "deer", 5]``, ``"cat,deer,dog"`` or ``"all"``. Default: all that are not new.
             Classes of your own are not divided: all of them are base classes and new classes.
@@ -204,6 +205,9 @@ def kind_of(source: str | Path, labels: str | None = None) -> Kind:
         DataError: If there is none.
     """
     if labels is not None:
+        if labels == COARSE and _holds_cifar100(Path(source)):
+            cifar100 = next(kind for kind in KINDS if kind.module == "cifar100")
+            return cifar100._replace(results=lambda _: f"cifar100-{COARSE}")
         if Path(source).exists() and not Path(source).is_dir():
             raise DataError(
                 f"{source} is no folder: labels in a file are for a folder with image files"
@@ -227,10 +231,11 @@ def check_early(source: str | Path, labels: str | None = None) -> None:
     Raises:
         DataError: If something is wrong.
     """
-    if labels is None:
-        kind_of(source).check(Path(source))
-    else:
+    kind = kind_of(source, labels)
+    if labels is not None and kind.check is find_classes:
         find_labelled(Path(source), labels)
+    else:
+        kind.check(Path(source))
 
 
 def results_name(source: str | Path, labels: str | None = None) -> str:

@@ -13,7 +13,8 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.pictures.read import read_image
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DataWarning
-from cifar_tl.frame import Fit, cifar_frame
+from cifar_tl.experiment.features import pictures_of
+from cifar_tl.frame import Fit, Frame, cifar_frame
 from tests.conftest import Malicious
 
 
@@ -296,7 +297,10 @@ def test_images_of_any_size_are_seen_as_files_are(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         data = load_data(tmp_path / "a.npz", fit=fit)
-    line = f"a.npz: images of {size[0]}x{size[1]} pixels are scaled to 32x32"
+    line = (
+        f"a.npz: images of {size[0]}x{size[1]} pixels are scaled to 32x32, and for a pretrained "
+        "network to its own size"
+    )
     assert [str(w.message).partition(f"{tmp_path}/")[2] for w in warned] == (
         [] if size[:2] == (32, 32) else [line]
     )
@@ -328,6 +332,35 @@ def test_the_layout_of_medmnist_is_read(
     arrays["val_images"][0, 0, 0] ^= 1
     np.savez(tmp_path / "b.npz", **arrays)
     assert load_data(tmp_path / "b.npz").fingerprint != data.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_two_classes_are_all_for_base_or_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **drawn((28, 28), 2))
+    with pytest.raises(DataError, match=r"only 2 classes \(0 0, 1 1\), and base and new classes need"):
+        load_data(tmp_path / "a.npz")
+    data = load_data(tmp_path / "a.npz", base_classes="all")
+    assert (data.base_classes, data.new_classes) == ((0, 1), ())
+
+
+@pytest.mark.parametrize("size", [(80, 64, 3), (28, 28), (50, 40, 1)])
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_a_network_of_another_size_sees_all_pixels(
+    tmp_path: Path, size: tuple[int, ...], fit: Fit
+) -> None:
+    """They are not scaled to 32 first."""
+    arrays = drawn(size, 4, "medmnist")
+    np.savez(tmp_path / "a.npz", **arrays)
+    data = load_data(tmp_path / "a.npz", fit=fit)
+    frame = Frame(40, 44 if fit == "crop" else None, fit=fit)
+    for part, pictures in zip(("train", "val", "test"), pictures_of(data, (1, 3)), strict=True):
+        rows = np.isin(arrays[f"{part}_labels"][:, 0], (1, 3)).nonzero()[0]
+        seen = torch.cat(list(pictures.stream(range(len(rows)), frame)))
+        assert len(seen) == len(rows) > 0
+        for row, image in zip(rows, seen, strict=True):
+            Image.fromarray(arrays[f"{part}_images"][row].squeeze()).save(tmp_path / "a.png")
+            assert torch.equal(image, read_image(tmp_path / "a.png", frame=frame))
 
 
 @pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
