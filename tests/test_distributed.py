@@ -117,7 +117,8 @@ def balanced(group):
         recipe = Recipe(name="own", optimizer="sgd", lr=0.05, batch_size=5, epochs=3)
         records = fit(module, inputs[None, :23], labels, inputs[23:], val_labels, recipe,
                       group=group, balanced=balanced)
-        results.append([weights(module), [[r.train_loss, r.val_balanced_accuracy] for r in records]])
+        figures = [[r.train_loss, r.val_balanced_accuracy] for r in records]
+        results.append([weights(module), figures])
     return results
 """
 

@@ -134,6 +134,8 @@ def load_data(
             Classes of your own are not divided: all of them are base classes and new classes.
         new_classes: The classes that the other stages learn. Default: all that are not base
             classes. If both are missing, the first half is for base: 0-4 of ten, as documented.
+            ``"all"``, and by default if there are fewer than four: all are classes of your own, and
+            a base comes from elsewhere.
         white: What a trained model takes for white in images of more than 8 bits, see
             `read_image`. Default: the images tell.
         fit: What happens to an image file that is no square: see `Frame`.
@@ -167,10 +169,13 @@ def load_data(
         base, new = choose_classes(names, *chosen)
         name += split_suffix(base, new, len(names))
         if not is_chosen and len(names) != 10:
-            notes += (
-                f"{source} has {len(names)} classes: base learns {listed(base)}, the other stages "
-                f"learn {listed(new)}; base classes and new classes can be chosen",
+            which = (
+                "all are new, and the base model is of other data"
+                if base == new
+                else f"base learns {listed(base)}, the other stages learn {listed(new)}; base "
+                "classes and new classes can be chosen"
             )
+            notes += (f"{source} has {len(names)} classes: {which}",)
     data = replace(data, name=name, base_classes=base, new_classes=new, notes=notes)
     if not kind.own_classes:
         check_classes(str(source), data)
@@ -216,12 +221,12 @@ def kind_of(source: str | Path, labels: str | None = None) -> Kind:
     for kind in KINDS:
         if kind.recognizes(source):
             return kind
-    if error := explain_file(Path(source)):
-        raise error
-    if str(source).endswith(ARCHIVES):
+    if official_archive(path := Path(source)) == "10":
         raise DataError(
-            f"{source}: unpack it, or if it is CIFAR-10's, name the folder in which it is"
+            f"{path} is CIFAR-10: name its folder, {path.parent}", data=str(path.parent)
         )
+    if error := explain_file(path):
+        raise error
     raise DataError(f"{source} is no source of images: name {SOURCES}")
 
 

@@ -101,7 +101,7 @@ def test_coarse_labels_are_the_20_superclasses(
     assert coarse.new_classes == tuple(range(10, 20))
     assert torch.equal(coarse.train.images, fine.train.images)
     assert coarse.fingerprint != fine.fingerprint
-    with pytest.raises(DataError, match="there is no file coarse.csv, here or in"):
+    with pytest.raises(DataError, match=r"there is no file coarse\.csv, here or in"):
         load_data(tmp_path, labels="coarse.csv")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cifar_tl.command import evaluate, train
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.pictures.read import read_image
 from cifar_tl.data.source import load_data
@@ -335,12 +336,31 @@ def test_the_layout_of_medmnist_is_read(
 
 
 @pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
-def test_two_classes_are_all_for_base_or_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **drawn((28, 28), 2))
-    with pytest.raises(DataError, match=r"only 2 classes \(0 0, 1 1\), and base and new classes need"):
-        load_data(tmp_path / "a.npz")
-    data = load_data(tmp_path / "a.npz", base_classes="all")
-    assert (data.base_classes, data.new_classes) == ((0, 1), ())
+def test_two_classes_are_learned_from_a_base_of_other_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the beginning to the end: there are no halves."""
+    np.savez("a.npz", **drawn((28, 28), 2))
+    data = load_data("a.npz")
+    assert data.own_classes
+    assert data.notes[-1] == "a.npz has 2 classes: all are new, and the base model is of other data"
+    assert train.main(["--data", "a.npz", "--epochs", "1"]) == 0
+    assert "from cifar10, 1 epoch" in capsys.readouterr().out
+    stages = {path.parent.name for path in Path("runs/a.npz").glob("*/model.pt")}
+    assert stages == {"transfer", "finetune", "scratch"}
+    model = Path("runs/a.npz/transfer/model.pt")
+    assert evaluate.main([str(model), "--data", "a.npz"]) == 0
+    assert "on 6 test images of a.npz" in capsys.readouterr().out
+    assert load_data("a.npz", base_classes="all").new_classes == ()
+
+
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_all_classes_may_be_new_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("a.npz", **drawn((28, 28), 4))
+    command = ["--data", "a.npz", "--new-classes", "all", "--stage", "transfer", "--epochs", "1"]
+    assert train.main(command) == 0
+    assert "classes 0-3, from cifar10, 1 epoch" in capsys.readouterr().out
+    assert Path("runs/a.npz-own/transfer/model.pt").exists()
 
 
 @pytest.mark.parametrize("size", [(80, 64, 3), (28, 28), (50, 40, 1)])
