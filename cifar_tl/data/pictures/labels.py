@@ -15,6 +15,7 @@ from cifar_tl.data.pictures.find import (
     TRAIN,
     VALIDATION,
     Classes,
+    alike,
     find_images,
     left_out,
     listed_names,
@@ -87,7 +88,7 @@ def find_labelled(folder: Path, labels: str) -> Classes:
     _check_classes(first, images)
     notes = [note for table in tables for note in _guesses(table)]
     notes += left_out(folder, _no_tables(found.others))
-    notes += unused_tables(folder, [table.path for table in tables])
+    notes += [*unused_tables(folder, [table.path for table in tables]), *alike(classes)]
     if unlabelled:
         where = listed_names([str(table.path) for table in tables])
         notes.append(

@@ -218,3 +218,12 @@ def test_the_commands_take_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(breed in output for breed in BREEDS)
     assert train.main(["--data", "shapes", "--labels", "dogs/all.csv"]) == 2
     assert "--data shapes: there is no such file or folder" in capsys.readouterr().err
+
+
+def test_labels_that_sound_alike_are_named() -> None:
+    names = add_loose("dogs", 8)
+    labels = [("Beagle", "beagle", "Pug ")[row % 3] for row in range(8)]
+    write("dogs/all.csv", [("file", "label"), *zip(names, labels, strict=True)])
+    images, notes = find_labelled(Path("dogs"), "all.csv")
+    assert list(images["train"]) == ["Beagle", "Pug", "beagle"]
+    assert notes[-1].startswith("the classes 'Beagle' and 'beagle' differ only in their spelling")

@@ -85,6 +85,25 @@ def test_a_class_that_is_called_as_a_part_is_asked_about(
     assert len(find_classes(Path("things")).images["train"]) == 3
 
 
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_results_in_the_folder_of_the_data_are_no_class(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `cd flowers; cifar-tl train --data .`, typed again."""
+    add_classes(Path("flowers"), ("daisy", "rose"))
+    monkeypatch.chdir("flowers")
+    arguments = ["--data", ".", "--stage", "transfer", "--epochs", "1"]
+    assert train.main(arguments) == 0
+    for name in ("images.png", "confusion.png"):  # as matplotlib would draw them
+        add_image(Path("runs/flowers/transfer", name), "red")
+    capsys.readouterr()
+    assert train.main(arguments) == 0
+    assert "transfer: finished before" in capsys.readouterr().out
+    assert list(find_classes(Path()).images["train"]) == ["daisy", "rose"]
+    Path("runs/flowers/transfer/result.json").unlink()  # no results of this program
+    assert list(find_classes(Path()).images["train"]) == ["daisy", "rose", "runs"]
+
+
 def test_training_images_beside_other_folders_stay_a_part(tmp_path: Path) -> None:
     add_classes(tmp_path / "train")
     add_classes(tmp_path / "more", ("fig", "oak"))
