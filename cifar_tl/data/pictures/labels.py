@@ -26,8 +26,8 @@ from cifar_tl.names import count
 
 # The usual names of the columns, the surest first. Capital letters and spaces do not count.
 FILE_COLUMNS = (
-    *("file_name", "filename", "file", "file_path", "filepath", "path"),
-    *("image_path", "image_name", "image_file", "image", "image_id", "img", "id"),
+    *("file_name", "filename", "filenames", "file", "file_path", "filepath", "path"),
+    *("image_path", "image_name", "image_file", "image", "image_id", "img", "id", "name"),
 )
 LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "category", "target"),
@@ -190,7 +190,7 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, s
     """Gives each file of a table its label.
 
     A table names files below the folder or below its own place, with their suffix or without it.
-    The name alone is enough if there is one such file.
+    The end of the path, or the name alone, is enough if there is one such file.
 
     Args:
         folder: The folder with the images.
@@ -225,18 +225,23 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, s
 
 
 def _index(folder: Path, images: Sequence[str]) -> dict[str, list[str]]:
-    """Lists the images of each name. A name with folders or a suffix goes before one without."""
+    """Lists the images of each name. A whole path or a suffix goes before a part without."""
     by_name: dict[str, list[str]] = {}
     relative = {path: PurePosixPath(Path(path).relative_to(folder).as_posix()) for path in images}
-    for name_of in (
-        str,
-        lambda path: str(path.with_suffix("")),
-        lambda path: path.name,
-        lambda path: path.stem,
+
+    def ends(path: PurePosixPath) -> list[str]:
+        return ["/".join(path.parts[first:]) for first in range(1, len(path.parts))]
+
+    for names_of in (
+        lambda path: [str(path)],
+        lambda path: [str(path.with_suffix(""))],
+        ends,
+        lambda path: ends(path.with_suffix("")),
     ):
         more = defaultdict(list)
         for path, inside in relative.items():
-            more[name_of(inside)].append(path)
+            for name in names_of(inside):
+                more[name].append(path)
         by_name = dict(more) | by_name
     return by_name
 
