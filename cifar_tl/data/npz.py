@@ -69,6 +69,7 @@ def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
         },
         software={"pillow": PIL.__version__} if sizes else {},
         frame=CIFAR_FRAME if is_square else cifar_frame(fit),
+        shorter_side=min(found["train"].images.shape[1:3]),
         originals={PARTS[part]: found[part].images for part in parts} if sizes else {},
     )
 

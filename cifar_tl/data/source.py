@@ -32,7 +32,6 @@ SHAPES = "shapes"  # the source with the built-in images, and the folder of thei
 OFFICIAL = "cifar10"  # the folder of the official data's results
 DEFAULT_SOURCE = "data"  # the folder of the official data itself
 
-ARCHIVES = (".tar.gz", ".tgz")  # how an archive of CIFAR-10 ends
 BATCHES = "cifar-10-batches-py"  # the folder in it
 BATCH = "data_batch_1"  # a file in that folder
 BATCHES_100 = "cifar-100-python"  # the folder in the archive of CIFAR-100

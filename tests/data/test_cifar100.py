@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR100
 
+from cifar_tl.command import evaluate, train
 from cifar_tl.data.source import check_early, kind_of, load_data
 from cifar_tl.errors import DataError, DataWarning
 from tests.conftest import Malicious, md5, pickle_as_python2
@@ -103,6 +104,9 @@ def test_coarse_labels_are_the_20_superclasses(
     assert coarse.fingerprint != fine.fingerprint
     with pytest.raises(DataError, match=r"there is no file coarse\.csv, here or in"):
         load_data(tmp_path, labels="coarse.csv")
+    arguments = ["--data", str(folder), "--labels", "coarse"]
+    assert train.main([*arguments, "--stage", "base", "--epochs", "1", "--quiet"]) == 0
+    assert evaluate.main(["runs/cifar100-coarse/base/model.pt", *arguments]) == 0
 
 
 @pytest.mark.parametrize("name", ["train", "test", "meta"])

@@ -4,7 +4,7 @@ Importing it imports no torch.
 """
 
 import csv
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -86,8 +86,12 @@ def find_labelled(folder: Path, labels: str) -> Classes:
         if label := known.get(path):
             images[_part(folder, path)][label].append(path)
     _check_classes(first, images)
-    notes = [note for table in tables for note in _guesses(table)]
-    notes += left_out(folder, _no_tables(found.others))
+    notes = [
+        f"{path}: the files are in the column {file!r}, the labels in {label!r}"
+        for path, _, (file, label), guessed in tables
+        if guessed
+    ]
+    notes += left_out(folder, [path for path in found.others if not path.lower().endswith(".csv")])
     notes += [*unused_tables(folder, [table.path for table in tables]), *alike(classes)]
     if unlabelled:
         where = listed_names([str(table.path) for table in tables])
@@ -149,10 +153,14 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
 
 def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
     """Splits ``train.csv:image,breed``, and finds the file: as it is named, or in the folder."""
+
+    def find(name: str) -> list[Path]:
+        return [place / name for place in (Path(), folder) if (place / name).is_file()]
+
     path, columns = labels, ""
-    if not any(_is_file(place, labels) for place in (Path(), folder)) and ":" in labels:
+    if not find(labels) and ":" in labels:
         path, _, columns = labels.rpartition(":")
-    places = [place / path for place in (Path(), folder) if _is_file(place, path)]
+    places = find(path)
     if not places:
         raise DataError(f"there is no file {path}, here or in {folder}: check the path")
     if not columns:
@@ -164,10 +172,6 @@ def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
             f"labels: {path}:file,label"
         )
     return places[0], (names[0], names[1])
-
-
-def _is_file(folder: Path, name: str) -> bool:
-    return (folder / name).is_file()
 
 
 def _guess(path: Path, names: Sequence[str], usual: Sequence[str]) -> str:
@@ -278,17 +282,3 @@ def _check_classes(table: Path, images: Mapping[str, Mapping[str, Sequence[str]]
             f"{table}: {listed_names(alone)} has one image: a class needs one to train and "
             "another to validate"
         )
-
-
-def _guesses(table: Table) -> list[str]:
-    """Returns notes about the columns that were taken, and lines without a label."""
-    file, label = table.columns
-    notes = [f"{table.path}: the files are in the column {file!r}, the labels in {label!r}"]
-    twice = sum(number - 1 for number in Counter(row.file for row in table.rows).values())
-    if twice:
-        notes.append(f"{table.path} names {count(twice, 'file')} again, with the same label")
-    return notes if table.guessed else notes[1:]
-
-
-def _no_tables(others: Sequence[str]) -> list[str]:
-    return [path for path in others if not path.lower().endswith(".csv")]
