@@ -101,6 +101,25 @@ def epochs(group):
                   Recipe(name="own", lr=0.1, batch_size=1, epochs=2), group=group)
     results.append([weights(module), [[r.train_loss, r.train_accuracy] for r in records]])
     return results
+
+def balanced(group):
+    # The rare class is in the shares of few processes: its number is that of all images.
+    if group.size() == 1:
+        group = None
+    labels = torch.tensor([0] * 20 + [1] * 3)
+    inputs, val_labels = data(33)[0], torch.tensor([0, 1] * 5)
+    results = []
+    for balanced in (True, False):
+        module = nn.Linear(5, 2)
+        with torch.no_grad():
+            module.weight.fill_(0.1)
+            module.bias.fill_(0.0)
+        recipe = Recipe(name="own", optimizer="sgd", lr=0.05, batch_size=5, epochs=3)
+        records = fit(module, inputs[None, :23], labels, inputs[23:], val_labels, recipe,
+                      group=group, balanced=balanced)
+        figures = [[r.train_loss, r.val_balanced_accuracy] for r in records]
+        results.append([weights(module), figures])
+    return results
 """
 
 
@@ -116,6 +135,17 @@ def test_any_number_of_processes_trains_as_one_does(zygote: subprocess.Popen[str
     for size in (2, 3):
         assert all(of_rank == found[size][0] for of_rank in found[size])  # to the last bit
         assert flat(found[size][0]) == pytest.approx(flat(alone), abs=1e-12)
+
+
+def test_balanced_training_counts_the_classes_of_all_processes(
+    zygote: subprocess.Popen[str],
+) -> None:
+    found = in_groups(zygote, TRAINING, "balanced", (1, 2, 3))
+    ((even, off),) = found[1]
+    assert flat(even) != pytest.approx(flat(off), abs=1e-3)
+    for size in (2, 3):
+        assert all(of_rank == found[size][0] for of_rank in found[size])
+        assert flat(found[size][0]) == pytest.approx(flat([even, off]), abs=1e-12)
 
 
 FORWARD = """

@@ -10,14 +10,15 @@ from typing import Any
 
 from cifar_tl.command.console import UsageError, called
 from cifar_tl.data.pictures.layout import explain_missing
-from cifar_tl.data.source import kind_of
+from cifar_tl.data.source import COARSE, kind_of
 from cifar_tl.errors import DataError
 from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file
 
 LABELS: dict[str, Any] = {
     "metavar": "CSV",
     "help": "the classes of the image files in SOURCE are in this file, with a column of files and "
-    "one of labels; CSV:image,breed names the columns (default: the folders are the classes)",
+    "one of labels; CSV:image,breed names the columns (default: the folders are the classes). Of "
+    f"CIFAR-100: {COARSE} for its 20 superclasses",
 }
 MODEL_HELP = f"a model.pt, or {' or '.join(PRETRAINED)}, which come with the package"
 _ADDRESS = re.compile("[a-z][a-z0-9+.-]*://", re.IGNORECASE)

@@ -105,7 +105,11 @@ def run_all(
             lambda: (load_bases(options, log), read_data(options, log)), group
         )
         check_machines(options, data, bases, device, group)
-        stages = [stage for stage in stages_to_run(options) if stage_classes(stage, data)]
+        stages = [
+            stage
+            for stage in stages_to_run(options, own_classes=data.own_classes)
+            if stage_classes(stage, data)
+        ]
         if not stages:
             raise UsageError(f"--stage {options.stage} has nothing to learn: no class is a new one")
         jobs = list_jobs(options, data.name)

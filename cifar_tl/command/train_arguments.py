@@ -19,7 +19,7 @@ from cifar_tl.command.train_parser import (
     naming_commands,
     write_command,
 )
-from cifar_tl.data.classes import choose_classes, split_suffix
+from cifar_tl.data.classes import ALL_CLASSES, choose_classes, split_suffix
 from cifar_tl.data.source import DEFAULT_SOURCE, check_early, kind_of, lacks_cifar10, results_name
 from cifar_tl.errors import DataError
 from cifar_tl.experiment.parents import read_parent
@@ -170,7 +170,8 @@ def _check_parent(options: argparse.Namespace, stage: str) -> None:
             continue  # that network is looked for later: it needs torch
         file = None if job.place.backbone else job.base
         with naming_commands(job.options):
-            read_parent(stage, job.place, file, own_classes=kind.own_classes)
+            own_classes = kind.own_classes or options.new_classes == ALL_CLASSES
+            read_parent(stage, job.place, file, own_classes=own_classes)
 
 
 def source_of(options: argparse.Namespace) -> str:
@@ -178,13 +179,19 @@ def source_of(options: argparse.Namespace) -> str:
     return options.data or DEFAULT_SOURCE
 
 
-def stages_to_run(options: argparse.Namespace) -> tuple[str, ...]:
-    """Lists the stages in their order. Classes of one's own are all new, so they need no base."""
+def stages_to_run(options: argparse.Namespace, *, own_classes: bool = False) -> tuple[str, ...]:
+    """Lists the stages in their order. Classes of one's own are all new, so they need no base.
+
+    Args:
+        options: The options.
+        own_classes: The data have turned out to have classes of the user's own.
+    """
     if options.stage != ALL:
         return (options.stage,)
     if any(map(is_backbone, options.base or ())):
         return tuple(name for name in STAGES if way_to(name))
-    own_classes = kind_of(source_of(options), options.labels).own_classes
+    own_classes |= options.new_classes == ALL_CLASSES
+    own_classes |= kind_of(source_of(options), options.labels).own_classes
     return tuple(name for name, stage in STAGES.items() if stage.learns == "new" or not own_classes)
 
 

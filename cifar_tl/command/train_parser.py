@@ -124,7 +124,8 @@ def _add_class_options(parser: Parser) -> None:
     add(
         "--new-classes",
         metavar="LIST",
-        help="the classes of the other stages, likewise (default: those not for base; 5-9 of ten)",
+        help="the classes of the other stages, likewise (default: those not for base; 5-9 of ten); "
+        "all: classes of your own, from a base model of other data",
     )
     add(
         "--base",

@@ -12,7 +12,7 @@ import torch
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.pictures.layout import other_case
-from cifar_tl.data.source import ARCHIVES, BATCH, check_cifar10, holds_cifar10
+from cifar_tl.data.source import BATCH, check_cifar10, holds_cifar10, official_archive
 from cifar_tl.disk import locked
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 
@@ -78,9 +78,7 @@ def download_cifar10(folder: str | Path, *, progress: bool = False) -> None:
     with locked(folder, wait=True):
         for partial in folder.glob(f"{CIFAR10.filename}.*.partial"):
             partial.unlink()  # of a process that was killed
-        # A browser may have called it `cifar-10-python (1).tar.gz`.
-        names = [path.name for path in folder.glob("*") if path.name.endswith(ARCHIVES)]
-        archives = [folder / name for name in sorted(names) if "cifar" in name.lower()]
+        archives = [path for path in sorted(folder.glob("*")) if official_archive(path) == "10"]
         found = [path for path in archives if check_integrity(path, CIFAR10.tgz_md5)]
         others = sorted(path.name for path in folder.glob("[!.]*"))
         if not found and others and not holds_cifar10(folder):

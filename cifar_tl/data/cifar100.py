@@ -1,4 +1,4 @@
-"""The official CIFAR-100 with its 100 fine labels, from its python archive or from its folder."""
+"""The official CIFAR-100, from its python archive or from its folder: 100 classes, or 20 coarse."""
 
 import hashlib
 import pickle
@@ -13,11 +13,12 @@ from cifar_tl.data.source import BATCHES_100, official_archive
 from cifar_tl.errors import DataError, first_line
 
 
-def read_cifar100(source: Path, **_: object) -> Data:
+def read_cifar100(source: Path, *, labels: str | None = None, **_: object) -> Data:
     """Reads the official files. The checksum of each is verified before it is unpickled.
 
     Args:
         source: The archive, the folder ``cifar-100-python``, or the folder above one of them.
+        labels: ``"coarse"``: the 20 superclasses. None: the 100 fine classes.
 
     Raises:
         DataError: If a file is missing or damaged.
@@ -34,12 +35,13 @@ def read_cifar100(source: Path, **_: object) -> Data:
                 "unpack it anew"
             )
     found = {name: pickle.loads(content, encoding="latin1") for name, content in contents.items()}
+    kind = labels or "fine"
     return Data(
-        description="CIFAR-100, fine labels",
-        class_names=tuple(found[meta["filename"]][meta["key"]]),
-        train=_examples(found["train"]),
-        test=_examples(found["test"]),
-        fingerprint=fingerprint_of(*checksums.values()),
+        description=f"CIFAR-100, {kind} labels",
+        class_names=tuple(found[meta["filename"]][f"{kind}_label_names"]),
+        train=_examples(found["train"], kind),
+        test=_examples(found["test"], kind),
+        fingerprint=fingerprint_of(*checksums.values(), *([] if labels is None else [labels])),
         mirror=True,
     )
 
@@ -69,6 +71,6 @@ def _unpack(archive: Path, names: list[str]) -> dict[str, bytes]:
     return contents
 
 
-def _examples(batch: dict[str, Any]) -> LabeledImages:
+def _examples(batch: dict[str, Any], kind: str) -> LabeledImages:
     images = np.ascontiguousarray(batch["data"].reshape(-1, 3, SIZE, SIZE))
-    return labeled_images(images, np.array(batch["fine_labels"]))
+    return labeled_images(images, np.array(batch[f"{kind}_labels"]))

@@ -40,28 +40,27 @@ def choose_classes(
         base: Names or numbers, in a list or with commas between them. If a name looks like a
             number, the name counts. ``"all"``: all classes, then none is new. Default: all that
             are not new.
-        new: Names or numbers of new classes. Default: all that are not base classes. If both are
-            missing: `halves`.
+        new: Names or numbers of new classes. ``"all"``: all classes are the user's own, and a base
+            comes from elsewhere. Default: all that are not base classes. If both are missing:
+            `halves`, or with fewer than four classes all are the user's own.
 
     Returns:
-        The base classes and the new classes, each in ascending order.
+        The base classes and the new classes, each in ascending order. Classes of the user's own
+        are all on both sides.
 
     Raises:
         DataError: If a class does not exist, is named twice or on both sides, or if a side has
             fewer than two classes.
     """
-    if base is None and new is None:
-        if len(names) < 4:
-            there_is = "there is" if len(names) == 1 else "there are"
-            raise DataError(
-                f"{there_is} only {count(len(names), 'class')} "
-                f"({_named(names, range(len(names)))}), and "
-                f"base and new classes need two each: add classes, or choose base classes "
-                f"{ALL_CLASSES}"
-            )
+    if len(names) < 2:
+        raise DataError(f"there is only {count(len(names), 'class')}: there must be two or more")
+    everything = tuple(range(len(names)))
+    if base is None and new is None and len(names) >= 4:
         return halves(len(names))
+    if base is None and (new is None or (new == ALL_CLASSES and ALL_CLASSES not in names)):
+        return everything, everything
     if base == ALL_CLASSES and ALL_CLASSES not in names:
-        base = range(len(names))
+        base = everything
         new = () if new is None else new
     numbers = {
         side: None if chosen is None else _numbers(names, side, chosen)
@@ -110,12 +109,16 @@ def split_suffix(base: Sequence[int], new: Sequence[int], num_classes: int) -> s
     """Writes how the name of a results folder ends; other classes give another ending.
 
     Returns:
-        Nothing for `halves`, ``-all`` if no class is new. Else the base classes, then the new ones:
+        Nothing for the default, ``-all`` if no class is new, ``-own`` if all classes are the user's
+        own. Else the base classes, then the new ones:
         ``-345-89`` of ten classes, ``-0to19_25-30_31`` of any other number. A long ending is
         replaced by two counts and a checksum: ``-50-50-1b4f0e98``.
     """
-    if (tuple(base), tuple(new)) == halves(num_classes):
+    is_own = tuple(base) == tuple(new)
+    if (tuple(base), tuple(new)) == halves(num_classes) or (is_own and num_classes < 4):
         return ""
+    if is_own:
+        return "-own"
     if not new:
         return f"-{ALL_CLASSES}"
     if num_classes == 10:  # one digit each

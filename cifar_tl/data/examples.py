@@ -43,7 +43,9 @@ class Data:
     frame: Frame = CIFAR_FRAME  # how pictures became these images
     # Of picture folders: the file of each row of "train", "validation" and "test".
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    shorter_side: int = 0  # of the files, in pixels: the median; 0: not known
+    # Of a .npz file with images of another size: those of each part, (N, H, W[, C]).
+    originals: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    shorter_side: int = 0  # of the pictures, in pixels: the median; 0: not known
     # The rest is from `load_data`.
     name: str = ""  # the folder of its results
     base_classes: tuple[int, ...] = ()

@@ -16,10 +16,11 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import SIZE, Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.pictures.read import READING_RULES
 from cifar_tl.errors import DataError, first_line
-from cifar_tl.frame import CIFAR_FRAME, Fit, cifar_frame, fill, scale
+from cifar_tl.frame import CIFAR_FRAME, Fit, Frame, cifar_frame, fill, scale
 
 INTEGERS = np.typecodes["AllInteger"]
 KERAS, MEDMNIST = "Keras", "MedMNIST"
+PARTS = {"train": "train", "test": "test", "val": "validation"}  # their names in `Data`
 ARRAYS = {  # the names of the images and of the labels of a part
     KERAS: ("x_{}", "y_{}"),
     MEDMNIST: ("{}_images", "{}_labels"),
@@ -36,7 +37,7 @@ def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
         arrays = {name.removesuffix(".npy") for name in archive.namelist()}
         layout = _layout(arrays)
         of_val = {name.format("val") for name in ARRAYS[layout]}
-        parts = ("train", "test", "val") if arrays & of_val else ("train", "test")
+        parts = list(PARTS) if arrays & of_val else ["train", "test"]
         names = {part: [name.format(part) for name in ARRAYS[layout]] for part in parts}
         wanted = [name for part in parts for name in names[part]]
         if absent := [name for name in wanted if name not in arrays]:
@@ -44,14 +45,14 @@ def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
         given = _read_names(path, archive) if "class_names" in arrays else None
         classes = given or _default_names(path, archive, *names["train"])
         found = {part: _read_part(path, archive, names[part], len(classes), fit) for part in parts}
-        _check_shapes(path, {names[part][0]: found[part].shape for part in parts})
+        _check_shapes(path, {names[part][0]: found[part].images.shape for part in parts})
         checksums = {part: archive.getinfo(f"{names[part][0]}.npy").CRC for part in parts}
     labels = {part: found[part].examples.labels.numpy() for part in parts}
     identity: list[Any] = [checksums["train"], checksums["test"], labels["train"], labels["test"]]
     identity += [checksums["val"], labels["val"]] if "val" in parts else []
     unused = sorted(arrays.difference(wanted, ["class_names"]))
     notes = [f"{path}: arrays that are not used: {', '.join(unused)}"] if unused else []
-    sizes = {part.shape[1:3] for part in found.values()} - {(SIZE, SIZE)}
+    sizes = {part.images.shape[1:3] for part in found.values()} - {(SIZE, SIZE)}
     is_square = all(height == width for height, width in sizes)
     return Data(
         description=f"a .npz file in the {layout} layout",
@@ -68,12 +69,14 @@ def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
         },
         software={"pillow": PIL.__version__} if sizes else {},
         frame=CIFAR_FRAME if is_square else cifar_frame(fit),
+        shorter_side=min(found["train"].images.shape[1:3]),
+        originals={PARTS[part]: found[part].images for part in parts} if sizes else {},
     )
 
 
 class _Part(NamedTuple):
     examples: LabeledImages
-    shape: tuple[int, ...]  # of the array of images
+    images: NDArray[np.uint8]  # as they are in the file
 
 
 def _layout(arrays: Set[str]) -> str:
@@ -91,7 +94,10 @@ def _scaled(path: Path, sizes: Set[tuple[int, ...]]) -> list[str]:
     if not sizes:
         return []
     ((height, width),) = sizes
-    return [f"{path}: images of {height}x{width} pixels are scaled to {SIZE}x{SIZE}"]
+    return [
+        f"{path}: images of {height}x{width} pixels are scaled to {SIZE}x{SIZE}, and for a "
+        "pretrained network to its own size"
+    ]
 
 
 @contextlib.contextmanager
@@ -162,7 +168,7 @@ def _read_part(
         )
     pixels = _to_size(images, fit).transpose(0, 3, 1, 2)
     examples = labeled_images(pixels, labels.reshape(len(images)))
-    return _Part(examples, images.shape)
+    return _Part(examples, images)
 
 
 def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -183,10 +189,19 @@ def _to_size(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
     frame = cifar_frame(fit)
     scaled = np.empty((len(images), SIZE, SIZE, 3), np.uint8)
     for number, image in enumerate(images):
-        grey = image.shape[2:] == (1,)
-        picture = Image.fromarray(image[..., 0] if grey else image).convert("RGB")
-        scaled[number] = fill(np.array(scale(picture, frame)), frame)
+        scaled[number] = to_square(image, frame)
     return scaled
+
+
+def to_square(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+    """Scales an image ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` as if it came from a file.
+
+    Returns:
+        ``(size, size, 3)``.
+    """
+    grey = image.shape[2:] == (1,)
+    picture = Image.fromarray(image[..., 0] if grey else image).convert("RGB")
+    return fill(np.array(scale(picture, frame)), frame)
 
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str, types: str, what: str) -> NDArray[Any]:

@@ -32,10 +32,10 @@ SHAPES = "shapes"  # the source with the built-in images, and the folder of thei
 OFFICIAL = "cifar10"  # the folder of the official data's results
 DEFAULT_SOURCE = "data"  # the folder of the official data itself
 
-ARCHIVES = (".tar.gz", ".tgz")  # how an archive of CIFAR-10 ends
 BATCHES = "cifar-10-batches-py"  # the folder in it
 BATCH = "data_batch_1"  # a file in that folder
 BATCHES_100 = "cifar-100-python"  # the folder in the archive of CIFAR-100
+COARSE = "coarse"  # as labels of CIFAR-100: its 20 superclasses
 # A browser may have called the archive `cifar-10-python (1).tar.gz`.
 _ARCHIVE = re.compile(r"cifar-?(10|100)(-python)?( ?\(\d+\))?(\.tar\.gz|\.tgz)", re.IGNORECASE)
 
@@ -127,12 +127,14 @@ def load_data(
               80 % train, the last 20 % validate.
         labels: For a folder of image files: the CSV file in which their classes are, such as
             ``"train.csv"``, or ``"train.csv:image,breed"`` with the names of its columns. Default:
-            the folders are the classes.
+            the folders are the classes. For CIFAR-100: ``"coarse"`` for its 20 superclasses.
         base_classes: The classes that a base model learns, by name or number:
             ``["cat", "deer", 5]``, ``"cat,deer,dog"`` or ``"all"``. Default: all that are not new.
             Classes of your own are not divided: all of them are base classes and new classes.
         new_classes: The classes that the other stages learn. Default: all that are not base
             classes. If both are missing, the first half is for base: 0-4 of ten, as documented.
+            ``"all"``, and by default if there are fewer than four: all are classes of your own, and
+            a base comes from elsewhere.
         white: What a trained model takes for white in images of more than 8 bits, see
             `read_image`. Default: the images tell.
         fit: What happens to an image file that is no square: see `Frame`.
@@ -166,10 +168,13 @@ def load_data(
         base, new = choose_classes(names, *chosen)
         name += split_suffix(base, new, len(names))
         if not is_chosen and len(names) != 10:
-            notes += (
-                f"{source} has {len(names)} classes: base learns {listed(base)}, the other stages "
-                f"learn {listed(new)}; base classes and new classes can be chosen",
+            which = (
+                "all are new, and the base model is of other data"
+                if base == new
+                else f"base learns {listed(base)}, the other stages learn {listed(new)}; base "
+                "classes and new classes can be chosen"
             )
+            notes += (f"{source} has {len(names)} classes: {which}",)
     data = replace(data, name=name, base_classes=base, new_classes=new, notes=notes)
     if not kind.own_classes:
         check_classes(str(source), data)
@@ -204,6 +209,9 @@ def kind_of(source: str | Path, labels: str | None = None) -> Kind:
         DataError: If there is none.
     """
     if labels is not None:
+        if labels == COARSE and _holds_cifar100(Path(source)):
+            cifar100 = next(kind for kind in KINDS if kind.module == "cifar100")
+            return cifar100._replace(results=lambda _: f"cifar100-{COARSE}")
         if Path(source).exists() and not Path(source).is_dir():
             raise DataError(
                 f"{source} is no folder: labels in a file are for a folder with image files"
@@ -212,12 +220,12 @@ def kind_of(source: str | Path, labels: str | None = None) -> Kind:
     for kind in KINDS:
         if kind.recognizes(source):
             return kind
-    if error := explain_file(Path(source)):
-        raise error
-    if str(source).endswith(ARCHIVES):
+    if official_archive(path := Path(source)) == "10":
         raise DataError(
-            f"{source}: unpack it, or if it is CIFAR-10's, name the folder in which it is"
+            f"{path} is CIFAR-10: name its folder, {path.parent}", data=str(path.parent)
         )
+    if error := explain_file(path):
+        raise error
     raise DataError(f"{source} is no source of images: name {SOURCES}")
 
 
@@ -227,10 +235,11 @@ def check_early(source: str | Path, labels: str | None = None) -> None:
     Raises:
         DataError: If something is wrong.
     """
-    if labels is None:
-        kind_of(source).check(Path(source))
-    else:
+    kind = kind_of(source, labels)
+    if labels is not None and kind.check is find_classes:
         find_labelled(Path(source), labels)
+    else:
+        kind.check(Path(source))
 
 
 def results_name(source: str | Path, labels: str | None = None) -> str:

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cifar_tl.backbone import Backbone, Network, digest_of
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
 from cifar_tl.data.examples import Data, LabeledImages, class_rows
+from cifar_tl.data.npz import to_square
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import Version, change, versions_of
 from cifar_tl.disk import locked, write_atomically
@@ -38,7 +38,7 @@ from cifar_tl.distributed import gather_objects
 from cifar_tl.errors import CheckpointError, RunWarning
 from cifar_tl.evaluation import evaluating, extract_features
 from cifar_tl.folding import folded
-from cifar_tl.frame import Frame, fill, scale
+from cifar_tl.frame import Frame
 from cifar_tl.machine import autocast
 from cifar_tl.names import printable
 from cifar_tl.progress import with_bar
@@ -79,9 +79,12 @@ class Pictures(NamedTuple):
             ) as batches:
                 yield from batches
             return
-        images = getattr(self.data, self.part).images
+        images = self.data.originals.get(self.part)
+        if images is None:  # they have 32 pixels
+            images = getattr(self.data, self.part).images.permute(0, 2, 3, 1).numpy()
         for batch in rows.split(BATCH):
-            yield torch.stack([_scaled(images[row], frame) for row in batch.tolist()])
+            pixels = np.stack([to_square(images[row], frame) for row in batch.tolist()])
+            yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
 def pictures_of(data: Data, classes: Iterable[int]) -> tuple[Pictures, Pictures, Pictures]:
@@ -131,6 +134,7 @@ class Frozen(NamedTuple):
         """Lists all that decides what it computes of an image, as plain values."""
         images = {"fingerprint": data.fingerprint, "classes": list(classes)}
         reading = {"pillow": PIL.__version__, **data.reading, **data.software}
+        reading |= {"scaled_from": "the file"} if data.originals else {}
         if self.nothing:
             return {**images, "frame": asdict(self.network.frame), **reading}
         return {
@@ -408,13 +412,6 @@ def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
             with contextlib.nullcontext() if work.group is None else work.kept.locked():
                 _write(work, chunk, made)
             yield chunk, made
-
-
-def _scaled(image: Tensor, frame: Frame) -> Tensor:
-    """Scales an image ``(3, H, W)`` as if it came from a file."""
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    pixels = fill(np.asarray(scale(picture, frame)), frame)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def _read(work: Pass, chunk: int) -> Chunk | None:

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR100
 
-from cifar_tl.data.source import kind_of, load_data
+from cifar_tl.command import evaluate, train
+from cifar_tl.data.source import check_early, kind_of, load_data
 from cifar_tl.errors import DataError, DataWarning
 from tests.conftest import Malicious, md5, pickle_as_python2
 
 FOLDER = "cifar-100-python"
 NAMES = [f"thing {number:02}" for number in range(100)]
+COARSE_NAMES = [f"things {number:02}" for number in range(20)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def files(
     batches: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, bytes]:
     """The official files in miniature; their checksums take the place of the official ones."""
-    meta = {"fine_label_names": NAMES, "coarse_label_names": ["a"] * 20}
+    meta = {"fine_label_names": NAMES, "coarse_label_names": COARSE_NAMES}
     contents = {name: pickle_as_python2(content) for name, content in batches.items()}
     contents["meta"] = pickle_as_python2(meta)
     monkeypatch.setattr(CIFAR100, "train_list", [["train", md5(contents["train"])]])
@@ -85,6 +87,26 @@ def test_the_first_half_is_for_base_and_a_line_says_so(
     with pytest.warns(DataWarning, match="has 100 classes: base learns 0-49, the other stages"):
         data = load_data(folder)
     assert (data.base_classes, data.new_classes) == (tuple(range(50)), tuple(range(50, 100)))
+
+
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_coarse_labels_are_the_20_superclasses(
+    tmp_path: Path, files: dict[str, bytes], batches: dict[str, dict[str, object]]
+) -> None:
+    folder = save_folder(tmp_path / FOLDER, files)
+    check_early(folder, "coarse")
+    fine, coarse = load_data(folder), load_data(folder, labels="coarse")
+    assert (coarse.name, coarse.class_names) == ("cifar100-coarse", tuple(COARSE_NAMES))
+    assert coarse.train.labels.tolist() == batches["train"]["coarse_labels"]
+    assert coarse.test.labels.tolist() == batches["test"]["coarse_labels"]
+    assert coarse.new_classes == tuple(range(10, 20))
+    assert torch.equal(coarse.train.images, fine.train.images)
+    assert coarse.fingerprint != fine.fingerprint
+    with pytest.raises(DataError, match=r"there is no file coarse\.csv, here or in"):
+        load_data(tmp_path, labels="coarse.csv")
+    arguments = ["--data", str(folder), "--labels", "coarse"]
+    assert train.main([*arguments, "--stage", "base", "--epochs", "1", "--quiet"]) == 0
+    assert evaluate.main(["runs/cifar100-coarse/base/model.pt", *arguments]) == 0
 
 
 @pytest.mark.parametrize("name", ["train", "test", "meta"])

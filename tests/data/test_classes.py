@@ -26,6 +26,7 @@ from cifar_tl.errors import DataError
         ((0, "frog"), None, ((0, 6), (1, 2, 3, 4, 5, 7, 8, 9)), "-06-12345789"),
         ("all", None, ((0, 1, 2, 3, 4, 5, 6, 7, 8, 9), ()), "-all"),
         (range(10), None, ((0, 1, 2, 3, 4, 5, 6, 7, 8, 9), ()), "-all"),
+        (None, "all", ((0, 1, 2, 3, 4, 5, 6, 7, 8, 9),) * 2, "-own"),
     ],
 )
 def test_classes_are_chosen_by_name_or_number(
@@ -76,14 +77,19 @@ def test_every_class_is_on_one_side_by_default(number: int) -> None:
     assert len(base) == number // 2
 
 
-@pytest.mark.parametrize("number", [0, 1, 3])
-def test_too_few_classes_to_divide_say_what_to_do(number: int) -> None:
-    names = ("a", "b", "c")[:number]
-    found = "1 class " if number == 1 else f"{number} classes "
-    with pytest.raises(DataError, match=f"only {found}.*or choose base classes all"):
-        choose_classes(names)
-    if number == 3:
-        assert choose_classes(names, "all") == ((0, 1, 2), ())
+@pytest.mark.parametrize(("number", "found"), [(0, "0 classes"), (1, "1 class")])
+def test_fewer_than_two_classes_are_refused(number: int, found: str) -> None:
+    for chosen in ((None, None), ("all", None), (None, "all")):
+        with pytest.raises(DataError, match=f"only {found}: there must be two or more"):
+            choose_classes(tuple("a"[:number]), *chosen)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_too_few_classes_to_divide_are_all_new(number: int) -> None:
+    everything = tuple(range(number))
+    assert choose_classes(tuple("abc"[:number])) == (everything, everything)
+    assert choose_classes(tuple("abc"[:number]), "all") == (everything, ())
+    assert split_suffix(everything, everything, number) == ""
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cifar_tl.command import evaluate, train
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.pictures.read import read_image
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DataWarning
-from cifar_tl.frame import Fit, cifar_frame
+from cifar_tl.experiment.features import pictures_of
+from cifar_tl.frame import Fit, Frame, cifar_frame
 from tests.conftest import Malicious
 
 
@@ -296,7 +298,10 @@ def test_images_of_any_size_are_seen_as_files_are(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         data = load_data(tmp_path / "a.npz", fit=fit)
-    line = f"a.npz: images of {size[0]}x{size[1]} pixels are scaled to 32x32"
+    line = (
+        f"a.npz: images of {size[0]}x{size[1]} pixels are scaled to 32x32, and for a pretrained "
+        "network to its own size"
+    )
     assert [str(w.message).partition(f"{tmp_path}/")[2] for w in warned] == (
         [] if size[:2] == (32, 32) else [line]
     )
@@ -328,6 +333,54 @@ def test_the_layout_of_medmnist_is_read(
     arrays["val_images"][0, 0, 0] ^= 1
     np.savez(tmp_path / "b.npz", **arrays)
     assert load_data(tmp_path / "b.npz").fingerprint != data.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_two_classes_are_learned_from_a_base_of_other_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the beginning to the end: there are no halves."""
+    np.savez("a.npz", **drawn((28, 28), 2))
+    data = load_data("a.npz")
+    assert data.own_classes
+    assert data.notes[-1] == "a.npz has 2 classes: all are new, and the base model is of other data"
+    assert train.main(["--data", "a.npz", "--epochs", "1"]) == 0
+    assert "from cifar10, 1 epoch" in capsys.readouterr().out
+    stages = {path.parent.name for path in Path("runs/a.npz").glob("*/model.pt")}
+    assert stages == {"transfer", "finetune", "scratch"}
+    model = Path("runs/a.npz/transfer/model.pt")
+    assert evaluate.main([str(model), "--data", "a.npz"]) == 0
+    assert "on 6 test images of a.npz" in capsys.readouterr().out
+    assert load_data("a.npz", base_classes="all").new_classes == ()
+
+
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_all_classes_may_be_new_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("a.npz", **drawn((28, 28), 4))
+    command = ["--data", "a.npz", "--new-classes", "all", "--stage", "transfer", "--epochs", "1"]
+    assert train.main(command) == 0
+    assert "classes 0-3, from cifar10, 1 epoch" in capsys.readouterr().out
+    assert Path("runs/a.npz-own/transfer/model.pt").exists()
+
+
+@pytest.mark.parametrize("size", [(80, 64, 3), (28, 28), (50, 40, 1)])
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_a_network_of_another_size_sees_all_pixels(
+    tmp_path: Path, size: tuple[int, ...], fit: Fit
+) -> None:
+    """They are not scaled to 32 first."""
+    arrays = drawn(size, 4, "medmnist")
+    np.savez(tmp_path / "a.npz", **arrays)
+    data = load_data(tmp_path / "a.npz", fit=fit)
+    frame = Frame(40, 44 if fit == "crop" else None, fit=fit)
+    for part, pictures in zip(("train", "val", "test"), pictures_of(data, (1, 3)), strict=True):
+        rows = np.isin(arrays[f"{part}_labels"][:, 0], (1, 3)).nonzero()[0]
+        seen = torch.cat(list(pictures.stream(range(len(rows)), frame)))
+        assert len(seen) == len(rows) > 0
+        for row, image in zip(rows, seen, strict=True):
+            Image.fromarray(arrays[f"{part}_images"][row].squeeze()).save(tmp_path / "a.png")
+            assert torch.equal(image, read_image(tmp_path / "a.png", frame=frame))
 
 
 @pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")

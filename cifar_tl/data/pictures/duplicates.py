@@ -41,8 +41,9 @@ def find_duplicates(images: Tensor, samples: Sequence[tuple[str, str, int]]) -> 
         if pairs:
             total = sum(where == part for where, _, _ in samples)
             lines.append(
-                f"{len(pairs)} of {total:,} {these} images are also among the {others} images, "
-                f"such as {' and '.join(pairs[0])}: the {these} accuracy says too much"
+                f"{len(pairs)} of {total:,} {these} images {'is' if len(pairs) == 1 else 'are'} "
+                f"also among the {others} images, such as {' and '.join(pairs[0])}: the {these} "
+                "accuracy says too much"
             )
     ambiguous = [group for group in twice if len({label for _, _, label in group}) > 1]
     if ambiguous:

@@ -45,6 +45,13 @@ SERVICE_FOLDERS = (
 )
 SERVICE_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r")
 
+# Folders with both files of a pair hold results of this program, and its pictures of them.
+_RESULTS = (
+    {"result.json", "results.txt"},
+    {"comparison.json", "comparison.txt"},
+    {"bases.json", "bases.txt"},
+)
+
 
 class Found(NamedTuple):
     """What is in a folder and in the folders below it."""
@@ -116,7 +123,7 @@ def _walk(top: str, entered: dict[tuple[int, int], str]) -> Iterator[tuple[str, 
 
     for root, folders, names in os.walk(top, followlinks=True, onerror=fail):
         status = os.stat(root)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in entered:
+        if (status.st_dev, status.st_ino) in entered or _has_results(names):
             folders.clear()
             continue
         entered[status.st_dev, status.st_ino] = root
@@ -126,6 +133,10 @@ def _walk(top: str, entered: dict[tuple[int, int], str]) -> Iterator[tuple[str, 
 
 def _is_service(name: str) -> bool:
     return name.startswith(".") or name.lower() in SERVICE_FOLDERS
+
+
+def _has_results(names: Sequence[str]) -> bool:
+    return any(pair <= {*names} for pair in _RESULTS)
 
 
 def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
@@ -185,7 +196,7 @@ def find_classes(folder: Path) -> Classes:
     }
     notes = [*left_out(folder, others), *(_bare(folder, classes) if bare else _unused(folder))]
     notes += [*unused_tables(folder), *_untested(images[TEST])]
-    return Classes(images, [*notes, *_nested(where[TRAIN], images[TRAIN]), *_alike(classes)])
+    return Classes(images, [*notes, *_nested(where[TRAIN], images[TRAIN]), *alike(classes)])
 
 
 def _check_alone(folder: Path) -> None:
@@ -361,6 +372,9 @@ def _holds_images(folder: Path) -> bool:
     """Looks for one image. Links are not followed, and unreadable folders are skipped."""
     known = suffixes()
     for _, names, files in os.walk(folder):
+        if _has_results(files):
+            names.clear()
+            continue
         if any(name.lower().endswith(known) and not name.startswith(".") for name in files):
             return True
         names[:] = [name for name in names if not _is_service(name)]
@@ -388,7 +402,7 @@ def _nested(train: Path, images: Mapping[str, Sequence[str]]) -> list[str]:
     return notes
 
 
-def _alike(classes: Sequence[str]) -> list[str]:
+def alike(classes: Sequence[str]) -> list[str]:
     """Returns a note about classes that a person would call the same."""
     spoken: dict[str, list[str]] = {}
     for name in classes:

@@ -4,7 +4,7 @@ Importing it imports no torch.
 """
 
 import csv
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from cifar_tl.data.pictures.find import (
     TRAIN,
     VALIDATION,
     Classes,
+    alike,
     find_images,
     left_out,
     listed_names,
@@ -25,8 +26,8 @@ from cifar_tl.names import count
 
 # The usual names of the columns, the surest first. Capital letters and spaces do not count.
 FILE_COLUMNS = (
-    *("file_name", "filename", "file", "file_path", "filepath", "path"),
-    *("image_path", "image_name", "image_file", "image", "image_id", "img", "id"),
+    *("file_name", "filename", "filenames", "file", "file_path", "filepath", "path"),
+    *("image_path", "image_name", "image_file", "image", "image_id", "img", "id", "name"),
 )
 LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "category", "target"),
@@ -85,9 +86,13 @@ def find_labelled(folder: Path, labels: str) -> Classes:
         if label := known.get(path):
             images[_part(folder, path)][label].append(path)
     _check_classes(first, images)
-    notes = [note for table in tables for note in _guesses(table)]
-    notes += left_out(folder, _no_tables(found.others))
-    notes += unused_tables(folder, [table.path for table in tables])
+    notes = [
+        f"{path}: the files are in the column {file!r}, the labels in {label!r}"
+        for path, _, (file, label), guessed in tables
+        if guessed
+    ]
+    notes += left_out(folder, [path for path in found.others if not path.lower().endswith(".csv")])
+    notes += [*unused_tables(folder, [table.path for table in tables]), *alike(classes)]
     if unlabelled:
         where = listed_names([str(table.path) for table in tables])
         notes.append(
@@ -148,10 +153,14 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
 
 def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
     """Splits ``train.csv:image,breed``, and finds the file: as it is named, or in the folder."""
+
+    def find(name: str) -> list[Path]:
+        return [place / name for place in (Path(), folder) if (place / name).is_file()]
+
     path, columns = labels, ""
-    if not any(_is_file(place, labels) for place in (Path(), folder)) and ":" in labels:
+    if not find(labels) and ":" in labels:
         path, _, columns = labels.rpartition(":")
-    places = [place / path for place in (Path(), folder) if _is_file(place, path)]
+    places = find(path)
     if not places:
         raise DataError(f"there is no file {path}, here or in {folder}: check the path")
     if not columns:
@@ -163,10 +172,6 @@ def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
             f"labels: {path}:file,label"
         )
     return places[0], (names[0], names[1])
-
-
-def _is_file(folder: Path, name: str) -> bool:
-    return (folder / name).is_file()
 
 
 def _guess(path: Path, names: Sequence[str], usual: Sequence[str]) -> str:
@@ -189,7 +194,7 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, s
     """Gives each file of a table its label.
 
     A table names files below the folder or below its own place, with their suffix or without it.
-    The name alone is enough if there is one such file.
+    The end of the path, or the name alone, is enough if there is one such file.
 
     Args:
         folder: The folder with the images.
@@ -224,18 +229,23 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, s
 
 
 def _index(folder: Path, images: Sequence[str]) -> dict[str, list[str]]:
-    """Lists the images of each name. A name with folders or a suffix goes before one without."""
+    """Lists the images of each name. A whole path or a suffix goes before a part without."""
     by_name: dict[str, list[str]] = {}
     relative = {path: PurePosixPath(Path(path).relative_to(folder).as_posix()) for path in images}
-    for name_of in (
-        str,
-        lambda path: str(path.with_suffix("")),
-        lambda path: path.name,
-        lambda path: path.stem,
+
+    def ends(path: PurePosixPath) -> list[str]:
+        return ["/".join(path.parts[first:]) for first in range(1, len(path.parts))]
+
+    for names_of in (
+        lambda path: [str(path)],
+        lambda path: [str(path.with_suffix(""))],
+        ends,
+        lambda path: ends(path.with_suffix("")),
     ):
         more = defaultdict(list)
         for path, inside in relative.items():
-            more[name_of(inside)].append(path)
+            for name in names_of(inside):
+                more[name].append(path)
         by_name = dict(more) | by_name
     return by_name
 
@@ -272,17 +282,3 @@ def _check_classes(table: Path, images: Mapping[str, Mapping[str, Sequence[str]]
             f"{table}: {listed_names(alone)} has one image: a class needs one to train and "
             "another to validate"
         )
-
-
-def _guesses(table: Table) -> list[str]:
-    """Returns notes about the columns that were taken, and lines without a label."""
-    file, label = table.columns
-    notes = [f"{table.path}: the files are in the column {file!r}, the labels in {label!r}"]
-    twice = sum(number - 1 for number in Counter(row.file for row in table.rows).values())
-    if twice:
-        notes.append(f"{table.path} names {count(twice, 'file')} again, with the same label")
-    return notes if table.guessed else notes[1:]
-
-
-def _no_tables(others: Sequence[str]) -> list[str]:
-    return [path for path in others if not path.lower().endswith(".csv")]

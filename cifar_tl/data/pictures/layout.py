@@ -3,9 +3,15 @@
 Importing it imports no torch.
 """
 
+import itertools
+import lzma
 import os
 import shlex
+import shutil
+import tarfile
 import zipfile
+import zlib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +30,13 @@ from cifar_tl.data.pictures.find import (
 )
 from cifar_tl.errors import DataError
 from cifar_tl.names import count
+
+# By the suffix of an archive, the module of Python that unpacks it.
+ARCHIVES: dict[str, str] = {
+    suffix: "zipfile" if name == "zip" else "tarfile"
+    for name, suffixes_of_format, _ in shutil.get_unpack_formats()
+    for suffix in suffixes_of_format
+} | dict.fromkeys((".7z", ".rar"), "")
 
 
 def has_classes(folder: Path) -> bool:
@@ -61,8 +74,8 @@ def explain_missing(path: Path) -> DataError:
 def explain_file(path: Path) -> DataError | None:
     """Makes the error for a file that is no source. None: there is no more to say of it."""
     suffix = path.suffix.lower()
-    if suffix == ".zip":
-        return _explain_zip(path)
+    if _archive_suffix(path):
+        return _explain_archives([path])
     above = [*path.parents][:4]  # CLASS, maybe train, and the folder of the data
     folder = next((parent for parent in above if (parent / TRAIN).is_dir()), path.parent)
     if suffix in suffixes():
@@ -81,27 +94,36 @@ def explain_file(path: Path) -> DataError | None:
     return None
 
 
-def _explain_zip(path: Path) -> DataError:
-    """Makes the error for a ZIP archive, with the command that unpacks it."""
-    target = path.with_suffix("")
-    unpack = shlex.join(["python", "-m", "zipfile", "-e", str(path), str(target)])
-    source = target.joinpath(*_top_folders(path))
+def _archive_suffix(path: Path) -> str | None:
+    """Returns the suffix of an archive, such as ``.tar.gz``. None: it is none."""
+    return next((suffix for suffix in ARCHIVES if path.name.lower().endswith(suffix)), None)
+
+
+def _explain_archives(paths: Sequence[Path]) -> DataError:
+    """Makes the error for archives, with the command that unpacks the first one."""
+    path, suffix = paths[0], _archive_suffix(paths[0])
+    assert suffix is not None
+    target = path.with_name(path.name[: -len(suffix)])
+    how, source = "unpack it", target.joinpath(*_top_folders(path))
+    if module := ARCHIVES[suffix]:
+        command = shlex.join(["python", "-m", module, "-e", str(path), str(target)])
+        how = f"unpack it with `{command}`"
+    if len(paths) > 1:
+        how, source = f"{how}, and likewise the {len(paths) - 1} beside it", path.parent
     return DataError(
-        f"{path} is an archive, which is not read: unpack it with `{unpack}`, and name {source}",
-        data=str(source),
+        f"{path} is an archive, which is not read: {how}, and name {source}", data=str(source)
     )
 
 
 def _top_folders(archive: Path) -> list[str]:
-    """Finds the folders around everything that a ZIP archive holds, down to the data."""
+    """Finds the folders around everything that an archive holds, down to the data."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            names = [PurePosixPath(name).parts for name in opened.namelist() if name[-1:] != "/"]
-    except (OSError, zipfile.BadZipFile):
+        names = [PurePosixPath(name).parts for name in _members(archive)]
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError):
         return []
     known = suffixes()
-    images = [name for name in names if name[-1].lower().endswith(known)]
-    names = [name for name in images if not name[0].startswith((".", "__MACOSX"))]
+    names = [name for name in names if name and name[-1].lower().endswith(known)]
+    names = [name for name in names if not name[0].startswith((".", "__MACOSX"))]
     top: list[str] = []
     # A folder with images is a class, and a folder with folders of classes is the data.
     while names and all(len(name) > 2 and name[0] == names[0][0] for name in names):
@@ -110,6 +132,15 @@ def _top_folders(archive: Path) -> list[str]:
         top.append(names[0][0])
         names = [name[1:] for name in names]
     return top
+
+
+def _members(archive: Path) -> list[str]:
+    """Lists the names in an archive. Of a TAR archive the first ones: all would take long."""
+    if archive.suffix.lower() == ".zip":
+        with zipfile.ZipFile(archive) as opened:
+            return opened.namelist()
+    with tarfile.open(archive) as tar:
+        return [member.name for member in itertools.islice(tar, 1000)]
 
 
 def explain_folder(folder: Path) -> DataError:
@@ -198,8 +229,8 @@ def _explain_loose(folder: Path) -> DataError:
             f"move them into {folder / 'CLASS'}, a folder for each class, and name {folder}",
             data=str(folder),
         )
-    if archives := sorted(folder.glob("*.[zZ][iI][pP]")):
-        return _explain_zip(archives[0])
+    if archives := [path for path in sorted(folder.glob("[!.]*")) if _archive_suffix(path)]:
+        return _explain_archives(archives)
     others = "".join(f" ({note})" for note in left_out(folder, found.others))
     return DataError(
         f"{folder} holds no images that are read, and no CIFAR-10{others}: your own images belong "

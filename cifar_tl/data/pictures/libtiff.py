@@ -25,7 +25,7 @@ class _Listening(threading.local):
 
 _listening = _Listening()
 _lock = threading.Lock()
-_threads = 0  # that listen now
+_listeners = 0  # threads that listen now
 _before: Any = None  # the handler that libtiff had
 
 
@@ -33,34 +33,32 @@ _before: Any = None  # the handler that libtiff had
 def damage_found() -> Iterator[list[str]]:
     """Collects the damage that libtiff finds in this thread, and prints none of it.
 
-    Other threads of the program print as before. Where libtiff is a part of Pillow that cannot be
-    reached, as on Windows, nothing is collected.
+    Other threads of the program print as before. After the last thread that listens, libtiff has
+    the handler that it had. Where libtiff is a part of Pillow that cannot be reached, as on
+    Windows, nothing is collected.
 
     Yields:
-        The names of the decoders of libtiff that found damaged pixels, such as ``Fax4Decode``. The
-        list grows while pictures are read. Damaged metadata are no damage to the picture.
+        The name of the decoder of libtiff that found damaged pixels, such as ``Fax4Decode``. The
+        list is empty until then. Damaged metadata are no damage to the picture.
     """
-    _listening.found = []
-    _count(1)
-    try:
-        yield _listening.found
-    finally:
-        _count(-1)
-        _listening.found = None
-
-
-def _count(change: int) -> None:
-    """Sets the handler for the first thread that listens, and takes it back after the last."""
-    global _threads, _before
-    set_handler = _set_handler()
+    global _listeners, _before
+    set_handler, found = _set_handler(), list[str]()
     if set_handler is None:
+        yield found
         return
     with _lock:
-        if change > 0 and _threads == 0:
+        if _listeners == 0:
             _before = set_handler(_for_libtiff)
-        _threads += change
-        if _threads == 0:
-            set_handler(_before)
+        _listeners += 1
+    try:
+        _listening.found = found
+        yield found
+    finally:
+        _listening.found = None
+        with _lock:
+            _listeners -= 1
+            if _listeners == 0:
+                set_handler(_before)
 
 
 @functools.cache
@@ -75,11 +73,12 @@ def _set_handler() -> Any:
 
 
 def _hear(module: bytes | None, text: bytes, values: int | None) -> None:
-    if _listening.found is None:
+    found = _listening.found
+    if found is None:
         if _before:
             _before(module, text, values)
-    elif module is not None and b"Decode" in module:
-        _listening.found.append(module.decode("ascii", "replace"))
+    elif not found and module is not None and b"Decode" in module:
+        found.append(module.decode("ascii", "replace"))
 
 
 _for_libtiff = _Handler(_hear)  # which must outlive its use

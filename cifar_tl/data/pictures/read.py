@@ -42,13 +42,16 @@ THREADS = min(32, cores() + 4)  # that read at a time
 
 _NO_NAME = "the picture"  # what errors call one without a name
 _DAMAGED = "it is damaged or cut off: save or download it again"
-_WORDS = {  # how errors of Pillow begin that help nobody, and what to say instead
+_WORDS = {  # how errors begin that help nobody, and what to say instead
     "decoder error": "its pixels are damaged, or coded in a way that Pillow does not know",
     "unknown pixel mode": "Pillow does not read such pixels: save it as PNG with 8 bits",
     **dict.fromkeys(
         ("cannot load this", "not identified by", "could not create decoder", "invalid literal"),
         _DAMAGED,
     ),
+    # Those of libheif.
+    "Unsupported f": "it is HEIC of a kind that is not read: save it as JPEG or PNG",
+    **dict.fromkeys(("Invalid input:", "Memory allocation error:", "Decoder plugin"), _DAMAGED),
 }
 # How Pillow stumbles over values that it did not check.
 _STUMBLED = (LookupError, ArithmeticError, TypeError, AttributeError, UnicodeError, struct.error)
@@ -419,7 +422,8 @@ def _load_plugins() -> None:
 
 def _turn(image: Image.Image, *, in_place: bool) -> Image.Image:
     """Turns an image, or a copy, as its EXIF data says. Damaged EXIF data are ignored."""
-    with damage_found() as damage:
+    is_tiff = image.format == "TIFF"
+    with damage_found() if is_tiff else contextlib.nullcontext() as damage:
         image.load()  # here, damaged pixels are an error
     if damage:
         raise ValueError(f"its pixels are damaged, says {damage[0]} of libtiff")

@@ -119,8 +119,9 @@ def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, 
     return [
         f"<p>How much does {start} help to learn new classes: {names}? Data: "
         f"{_text(comparison['data_description'])}, {scratch['images_train']:,} training, "
-        f"{scratch['images_validation']:,} validation and {scratch['images_test']:,} test images "
-        f"of the new classes. {_seeds(comparison)}</p>\n",
+        f"{scratch['images_validation']:,} validation and "
+        f"{count(scratch['images_test'], 'test image')} of the new classes. "
+        f"{_seeds(comparison)}</p>\n",
         f"<p>About the data:</p>\n<ul>\n{notes}</ul>\n" if notes else "",
     ]
 

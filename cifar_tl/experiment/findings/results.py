@@ -10,7 +10,7 @@ from torch import Tensor
 from cifar_tl.experiment.findings.layers import Layer
 from cifar_tl.experiment.findings.uncertainty import wilson_interval
 from cifar_tl.experiment.findings.unequal import beside, never_predicted
-from cifar_tl.names import numbered, printable
+from cifar_tl.names import count, numbered, printable
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import Recipe
 from cifar_tl.training import EpochRecord
@@ -120,7 +120,7 @@ def doubt(result: Mapping[str, Any]) -> str:
     if result["images_validation"] >= FEW_IMAGES:
         return ""
     low, high = wilson_interval(result["val_accuracy"], result["images_validation"])
-    return f" ({low:.0%} to {high:.0%}: {result['images_validation']} images)"
+    return f" ({low:.0%} to {high:.0%}: {count(result['images_validation'], 'image')})"
 
 
 def training_words(result: Mapping[str, Any], dropout: float) -> str:
@@ -171,7 +171,7 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
         *_where_it_started(result),
         f"Classes {numbered(classes)}",
         f"{result['images_train']:,} training, {result['images_validation']:,} validation and "
-        f"{result['images_test']:,} test images",
+        f"{count(result['images_test'], 'test image')}",
         *(
             f"NOTE: {printable(note)}" for note in result.get("data_notes", ())
         ),  # runs of before have none

@@ -36,7 +36,7 @@ def test_the_same_image_on_both_sides_is_counted_with_two_names() -> None:
     ) == [
         "2 of 3 validation images are also among the training images, such as 2.png and 0.png: "
         "the validation accuracy says too much",
-        "1 of 1 test images are also among the validation images, such as 5.png and 4.png: "
+        "1 of 1 test images is also among the validation images, such as 5.png and 4.png: "
         "the test accuracy says too much",
     ]
 

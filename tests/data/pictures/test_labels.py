@@ -218,3 +218,29 @@ def test_the_commands_take_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(breed in output for breed in BREEDS)
     assert train.main(["--data", "shapes", "--labels", "dogs/all.csv"]) == 2
     assert "--data shapes: there is no such file or folder" in capsys.readouterr().err
+
+
+def test_labels_that_sound_alike_are_named() -> None:
+    names = add_loose("dogs", 8)
+    labels = [("Beagle", "beagle", "Pug ")[row % 3] for row in range(8)]
+    write("dogs/all.csv", [("file", "label"), *zip(names, labels, strict=True)])
+    images, notes = find_labelled(Path("dogs"), "all.csv")
+    assert list(images["train"]) == ["Beagle", "Pug", "beagle"]
+    assert notes[-1].startswith("the classes 'Beagle' and 'beagle' differ only in their spelling")
+
+
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_a_table_may_name_the_end_of_a_path(suffix: str) -> None:
+    """As in the folder of a table's images: `train.csv` beside `train/`."""
+    rows = [
+        (f"{place}/{Path(name).stem}{suffix}", breed)
+        for place in ("n01", "n02")
+        for name, breed in labelled(add_loose(f"dogs/train/{place}", 6))
+    ]
+    write("dogs/train.csv", [("name", "label"), *rows])
+    images, _ = find_labelled(Path("dogs"), "dogs/train.csv")
+    for breed in BREEDS:
+        expected = [
+            f"dogs/train/{Path(name).with_suffix('.png')}" for name, of in rows if of == breed
+        ]
+        assert images["train"][breed] == expected

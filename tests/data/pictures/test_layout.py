@@ -85,6 +85,25 @@ def test_a_class_that_is_called_as_a_part_is_asked_about(
     assert len(find_classes(Path("things")).images["train"]) == 3
 
 
+@pytest.mark.filterwarnings("ignore::cifar_tl.errors.DataWarning")
+def test_results_in_the_folder_of_the_data_are_no_class(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `cd flowers; cifar-tl train --data .`, typed again."""
+    add_classes(Path("flowers"), ("daisy", "rose"))
+    monkeypatch.chdir("flowers")
+    arguments = ["--data", ".", "--stage", "transfer", "--epochs", "1"]
+    assert train.main(arguments) == 0
+    for name in ("images.png", "confusion.png"):  # as matplotlib would draw them
+        add_image(Path("runs/flowers/transfer", name), "red")
+    capsys.readouterr()
+    assert train.main(arguments) == 0
+    assert "transfer: finished before" in capsys.readouterr().out
+    assert list(find_classes(Path()).images["train"]) == ["daisy", "rose"]
+    Path("runs/flowers/transfer/result.json").unlink()  # no results of this program
+    assert list(find_classes(Path()).images["train"]) == ["daisy", "rose", "runs"]
+
+
 def test_training_images_beside_other_folders_stay_a_part(tmp_path: Path) -> None:
     add_classes(tmp_path / "train")
     add_classes(tmp_path / "more", ("fig", "oak"))
@@ -183,32 +202,54 @@ def test_a_file_in_the_place_of_a_folder_is_named(capsys: pytest.CaptureFixture[
         ("flower_photos/daisy", "flowers/flower_photos"),
     ],
 )
-def test_a_zip_names_the_command_that_unpacks_it_and_the_next(
-    inside: str, source: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar", "xztar"])
+def test_an_archive_names_the_command_that_unpacks_it_and_the_next(
+    inside: str, source: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     above = Path("all", inside).parent
     add_classes(above)
     Path(above, "LICENSE").touch()
-    with zipfile.ZipFile("flowers.zip", "w") as archive:
-        for path in sorted(Path("all").rglob("*")):
-            archive.write(path, path.relative_to("all"))
+    archive = Path(shutil.make_archive("flowers", kind, "all")).name
     shutil.rmtree("all")
-    line = refusal("flowers.zip", capsys)
+    line = refusal(archive, capsys)
     (command,) = re.findall("`(.*)`", line)
     assert suggested(line) == source
     subprocess.run(["sh", "-c", command.replace("python", "python3", 1)], check=True)
     assert len(find_classes(Path(source)).images["train"]) == 3
 
 
-def test_a_damaged_zip_and_one_in_a_folder_are_named_too(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [
+        (".ZIP", " with `python -m zipfile -e d/flowers.ZIP d/flowers`"),
+        (".tgz", " with `python -m tarfile -e d/flowers.tgz d/flowers`"),
+        (".tar.bz2", " with `python -m tarfile -e d/flowers.tar.bz2 d/flowers`"),
+        (".rar", ""),
+    ],
+)
+def test_a_damaged_archive_and_one_in_a_folder_are_named_too(
+    suffix: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("d").mkdir()
-    Path("d/flowers.zip").write_bytes(b"no archive")
-    for source in ("d", "d/flowers.zip"):
+    Path("d", f"flowers{suffix}").write_bytes(b"no archive")
+    for source in ("d", f"d/flowers{suffix}"):
         line = refusal(source, capsys)
-        assert "unpack it with `python -m zipfile -e d/flowers.zip d/flowers`" in line
+        assert f"unpack it{how}, and name d/flowers: " in line
         assert suggested(line) == "d/flowers"
+
+
+def test_an_archive_for_each_class_is_named_with_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As Teachable Machine exports them."""
+    for name in ("cat", "dog", "horse"):
+        add_image(Path("one.png"), "#123456")
+        Path("pets").mkdir(exist_ok=True)
+        with zipfile.ZipFile(f"pets/{name}.zip", "w") as archive:
+            archive.write("one.png")
+    line = refusal("pets", capsys)
+    assert "`python -m zipfile -e pets/cat.zip pets/cat`, and likewise the 2 beside it" in line
+    assert suggested(line) == "pets"
 
 
 @pytest.mark.parametrize(

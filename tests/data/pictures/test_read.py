@@ -764,6 +764,17 @@ def test_a_reason_is_said_in_words(tmp_path: Path, tag: int, value: int, message
         read_image(tiff_with(tmp_path / "a.tif", tag, value))
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_damaged_heic_is_said_to_be(tmp_path: Path, number: int) -> None:
+    heif = pytest.importorskip(HEIF_PACKAGE)
+    heif.from_pillow(Image.new("RGB", (64, 48), RED)).save(tmp_path / "a.heic")
+    content = (tmp_path / "a.heic").read_bytes()
+    box = content.index((b"iloc", b"pitm", b"ipco", b"iprp")[number])
+    (tmp_path / "a.heic").write_bytes(content[:box] + b"zzzz" + content[box + 4 :])
+    with pytest.raises(ImageError, match=r"\(it is damaged or cut off: save or download it again"):
+        read_image(tmp_path / "a.heic")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize(("suffix", "length"), [(".tif", 20), (".webp", 60)])
 def test_a_file_that_is_cut_off_early_is_said_to_be(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 import statistics
@@ -27,6 +28,7 @@ from cifar_tl.experiment.findings import plots
 from cifar_tl.experiment.findings.uncertainty import difference, spread
 from cifar_tl.experiment.folder import HistoryRow, discard, read_history
 from cifar_tl.experiment.stages import PICTURES, STAGES, Place
+from cifar_tl.machine import autocast
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
 from tests.forked import ROOT, Command
@@ -326,7 +328,9 @@ def test_pictures_show_the_validation_images_and_known_outputs(
 ) -> None:
     model = load_model(drawn / "transfer" / "model.pt")
     _, validation = load_data(small_npz).train_and_validation(range(5, 10))
-    logits = extract_features(model, validation.images)[:, 5:]
+    precision = json.loads((drawn / "transfer" / "result.json").read_text())["precision"]
+    with autocast(precision, torch.device("cpu")):  # else the images in doubt may be others
+        logits = extract_features(model, validation.images)[:, 5:].float()
     names = list(model.class_names.values())
     figure = plots.samples(
         lambda chosen: validation.images[chosen],
