@@ -193,7 +193,9 @@ def run_one(
         lr = getattr(recipe, f"{STAGES[stage].recipe}_lr", recipe.lr)
         if lr is None:
             lr = finetune_lr_for(num_training_images(stage, data, fraction))
-        better = write_command(job.options, stage=stage, lr=f"{lr / 10:g}", restart=True)
+        lower: dict[str, Any] = {"lr": f"{lr / 10:g}", "weight_decay": None}  # None: the recipe's
+        change = {error.too_high: lower[error.too_high]}
+        better = write_command(job.options, stage=stage, restart=True, **change)
         raise TrainingError(f"{error}: {better}") from error
 
 
