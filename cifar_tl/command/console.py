@@ -91,13 +91,14 @@ def called(name: str, *, short: bool = False) -> str:
     """
     program, *arguments = sys.argv
     file, module = Path(program), ["-m", "cifar_tl", name]
-    python, *options = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+    python, *typed = sys.orig_argv
+    options = typed[: max(0, len(typed) - len(arguments))]
     python = _spell_python(python, short)
     if name == "train" and (launcher := launch.words()):
         words = [*launcher, *([program] if file.name == "train.py" else module)]
-    elif sys.orig_argv[1:] != [*options, *arguments]:  # somebody has changed the arguments
+    elif typed != [*options, *arguments]:  # somebody has changed the arguments, such as %run
         words = [COMMAND, name]
-    elif file.name == "train.py" and options[-1:] == [program]:  # and not %run in a notebook
+    elif file.name == "train.py" and options[-1:] == [program]:
         words = [python, *options] if name == "train" else [python, *options[:-1], *module]
     elif "cifar_tl" in (file.name, file.parent.name) and file.stem in ("cifar_tl", "__main__"):
         words = [python, *options, name]
