@@ -1,5 +1,6 @@
 """The first word of the command, and the words with which its messages say what to type."""
 
+import ast
 import os
 import re
 import shutil
@@ -236,7 +237,7 @@ def test_the_installed_command_speaks_as_it_was_called(
 ) -> None:
     program = tmp_path / "cifar-tl"  # as pip writes it
     program.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom cifar_tl.__main__ import main\nsys.exit(main())\n"
+        f"#!{sys.executable}\nimport sys\nfrom cifar_tl.__main__ import start\nsys.exit(start())\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -245,6 +246,46 @@ def test_the_installed_command_speaks_as_it_was_called(
     check_spelling([str(program)], arguments, f"{program} evaluate", f"{program} train")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     check_spelling(["cifar-tl"], arguments, "cifar-tl evaluate", "cifar-tl train")
+
+
+def test_without_packages_it_says_how_to_install_them(tmp_path: Path) -> None:
+    required = Path(ROOT, "requirements.txt").read_text().split()
+    names = " ".join(line.partition(">=")[0] for line in required)
+    for words in ([str(ROOT / "train.py")], ["-m", "cifar_tl", "predict"], ["-m", "cifar_tl"]):
+        process = run_program("-S", *words, "--data", "shapes", cwd=tmp_path)
+        assert process.returncode == 2
+        assert process.stdout == ""
+        assert one_line(process.stderr).endswith(f" -m pip install {names}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def old_pythons() -> list[str]:
+    """The Pythons of this machine that are too old."""
+    names = [f"python3.{minor}" for minor in range(6, 10)]
+    asked = [shutil.which(name) for name in names]
+    return [
+        path
+        for path in filter(None, asked)
+        if subprocess.run([path, "-V"], capture_output=True, check=False).returncode == 0
+    ]
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["-m", "cifar_tl", "train"]])
+def test_an_old_python_says_so_in_a_line(words: list[str]) -> None:
+    for python in old_pythons() or pytest.skip("needs an old Python"):
+        process = subprocess.run(
+            [python, *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert process.returncode == 1
+        assert "cifar_tl needs Python 3.10 or newer, and this is 3." in one_line(process.stderr)
+
+
+def test_an_old_python_can_read_the_files_that_say_so() -> None:
+    version = "import sys\nsys.version_info = (3, 9)\nimport cifar_tl"
+    process = run_program("-c", version)
+    assert "ImportError: cifar_tl needs Python 3.10 or newer" in process.stderr
+    for name in ("train.py", "cifar_tl/__init__.py"):
+        ast.parse(Path(ROOT, name).read_text(), feature_version=(3, 7))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

