@@ -202,7 +202,7 @@ def run_command(
         return fail("nobody reads the output any more", cut_off=True)
     except OSError as error:
         if "No usable temporary directory" in str(error):
-            return fail("there is no folder for temporary files: set TMPDIR to a folder", 2)
+            return fail("there is no folder for temporary files: set TMPDIR to one", 2)
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}", cut_off=True)
     except (MemoryError, RuntimeError) as error:

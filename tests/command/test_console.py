@@ -23,7 +23,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning
 from cifar_tl.network import CifarNet
-from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line
+from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line, run_forked
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -245,6 +245,64 @@ def test_errors_never_go_to_standard_output() -> None:
             ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert (process.returncode, process.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_closed_standard_output_is_refused_before_any_work(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], command: str
+) -> None:
+    before = set(Path().iterdir())
+    errors = Command(zygote, [command, *work[command]], before="sys.stdout = None").end(2)
+    assert errors.startswith(f"cifar-tl {command}: standard output is closed: send it somewhere")
+    assert {path.name for path in set(Path().iterdir()) - before} <= {"out.txt", "errors.txt"}
+
+
+def test_a_shell_that_closes_the_output() -> None:
+    command = f"exec {sys.executable} -m cifar_tl predict tests/cifar10.png >&-"
+    process = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    assert process.returncode == 2
+    assert "standard output is closed" in one_line(process.stderr.decode())
+
+
+def test_no_folder_for_temporary_files_says_what_to_set(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    before = """
+import tempfile
+tempfile.tempdir = None
+tempfile._candidate_tempdir_list = lambda: ["/none", "/none/either"]
+"""
+    errors = Command(zygote, ["export", *work["export"]], before=before).end(2)
+    assert errors == "cifar-tl export: there is no folder for temporary files: set TMPDIR to one\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_too_little_memory_to_import_torch_is_one_line() -> None:
+    command = f"ulimit -v 300000; exec {sys.executable} -m cifar_tl predict tests/cifar10.png"
+    process = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "raise the memory limit (ulimit -v)" in one_line(process.stderr)
+
+
+def test_too_few_descriptors_are_no_damage_of_the_data(
+    zygote: subprocess.Popen[str], small_npz: Path
+) -> None:
+    program = """
+import resource, sys
+from cifar_tl import DataError, load_data
+load_data(sys.argv[1])  # imports what it needs
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    load_data(sys.argv[1])
+except DataError as error:
+    assert "Too many open files" in str(error)
+    assert str(error).endswith(": close some, or raise the limit (ulimit -n)")
+else:
+    raise AssertionError
+"""
+    run_forked(zygote, program, str(small_npz))
 
 
 def test_what_pillow_logs_is_not_printed(zygote: subprocess.Popen[str]) -> None:
