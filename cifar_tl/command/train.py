@@ -126,6 +126,7 @@ def run_all(
         seed_folder=separate,
         keep_features=options.feature_cache,
         seconds_reading=seconds_reading,
+        command=write_command(options),
         log=log,
         progress=shows_bars(options),
         group=None if separate else group,
