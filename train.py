@@ -2,7 +2,10 @@
 
 import sys
 
-from cifar_tl.__main__ import main
+try:
+    from cifar_tl.__main__ import start
+except ImportError as error:  # Python is too old
+    sys.exit(f"{sys.argv[0]}: {error}")
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    start("train")

@@ -31,8 +31,16 @@ Importing the package imports neither torch nor numpy. A name imports its module
 used. All errors are a `CifarTLError`.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+if sys.version_info < (3, 10):  # noqa: UP036 - nobody asks pip before a clone is run
+    raise ImportError(
+        "cifar_tl needs Python 3.10 or newer, and this is "
+        f"{sys.version.split()[0]}: install a newer one, or name it, such as python3.12",
+        name=__name__,  # so that python -m shows no traceback
+    )
 
 from cifar_tl.version import __version__ as __version__
 

@@ -4,8 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
-from cifar_tl.command.console import Parser, UsageError, run_command
+from cifar_tl.command import signals
+from cifar_tl.command.console import Parser, UsageError, called, missing, run_command, warn
 
 COMMANDS = {
     "train": "run the stages and show what transfer saves and costs",
@@ -15,10 +17,36 @@ COMMANDS = {
 }
 
 
+def start(*words: str) -> NoReturn:
+    """Runs the command that was typed, and ends the program. Programs call `main` instead.
+
+    Args:
+        words: What stands before the arguments that were typed.
+    """
+    ours = signals.is_our_process()
+    if ours:
+        signals.handle_signals()
+    try:
+        code = main([*words, *sys.argv[1:]])
+    except signals.Interrupt as caught:  # where no command could catch it
+        code = caught.code
+    if ours:  # Python takes a second to tidy up
+        signals.end_at_once_with(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that the first argument names; returns the exit code."""
+    """Runs the command that the first argument names; returns the exit code.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C. The command has said how to go on.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in COMMANDS:
+    is_command = bool(arguments) and arguments[0] in COMMANDS
+    if needed := missing():
+        warn(f"{called(arguments[0] if is_command else '')}: {needed}")
+        return 2
+    if is_command:
         command: Callable[[Sequence[str]], int]
         command = import_module(f"cifar_tl.command.{arguments[0]}").main
         return command(arguments[1:])
@@ -47,4 +75,4 @@ def make_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

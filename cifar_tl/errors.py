@@ -1,5 +1,6 @@
 """The errors of this package. Each message is one line: what is wrong, and what to do."""
 
+import errno
 from typing import Any
 
 
@@ -39,7 +40,14 @@ class BackboneError(CifarTLError, ValueError):
 
 
 class TrainingError(CifarTLError, RuntimeError):
-    """The training diverged. The message says when, and what to try."""
+    """The training diverged. The message says when, and what to try.
+
+    ``too_high`` is the value of the recipe that was too high: ``lr`` or ``weight_decay``.
+    """
+
+    def __init__(self, message: str, too_high: str = "lr") -> None:
+        super().__init__(message)
+        self.too_high = too_high
 
 
 class ExportError(CifarTLError, RuntimeError):
@@ -81,3 +89,9 @@ class DataWarning(CifarTLWarning):
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message. Without a message: the name of its class."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def what_helps(error: BaseException, usual: str) -> str:
+    """Says what to do about a file that could not be read. It may be whole: then not the usual."""
+    too_many = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+    return "close some, or raise the limit (ulimit -n)" if too_many else usual

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cifar_tl.cores import cores
 from cifar_tl.recipe import Precision
-from cifar_tl.version import __version__
+from cifar_tl.version import __version__, commit
 
 # Processors with these compute bfloat16 fast: Intel's for servers since 2020, AMD's since Zen 4.
 # On others it is slower than float32.
@@ -100,6 +100,7 @@ def environment(device: str, processes: int) -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy")
     return {
         "cifar_tl": __version__,
+        **({"commit": made_by} if (made_by := commit()) else {}),
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},
         "system": platform.platform(),

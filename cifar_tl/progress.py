@@ -1,9 +1,12 @@
 """Progress bars on standard error, or in a notebook."""
 
+import warnings
 from collections.abc import Iterable
 from typing import TypeVar
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="IProgress")  # without ipywidgets, bars are text
+    from tqdm.auto import tqdm
 
 Item = TypeVar("Item")
 

@@ -22,6 +22,7 @@ sys.modules["matplotlib"] = None  # pictures take a second a stage
 import torch
 from cifar_tl import *
 from cifar_tl.__main__ import main
+from cifar_tl.command import signals
 torch.optim.SGD([torch.zeros(1)])
 for line in sys.stdin:
     request = json.loads(line)
@@ -39,6 +40,7 @@ for line in sys.stdin:
         sys.stdout.reconfigure(encoding=request["encoding"])
         exec(request["before"])
         if request["program"] is None:
+            signals.handle_signals()  # as in a process of our own
             os._exit(main(request["arguments"]))
         sys.argv[1:] = request["arguments"]
         try:

@@ -1,5 +1,6 @@
 """The first word of the command, and the words with which its messages say what to type."""
 
+import ast
 import os
 import re
 import shutil
@@ -236,7 +237,7 @@ def test_the_installed_command_speaks_as_it_was_called(
 ) -> None:
     program = tmp_path / "cifar-tl"  # as pip writes it
     program.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom cifar_tl.__main__ import main\nsys.exit(main())\n"
+        f"#!{sys.executable}\nimport sys\nfrom cifar_tl.__main__ import start\nsys.exit(start())\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -245,6 +246,30 @@ def test_the_installed_command_speaks_as_it_was_called(
     check_spelling([str(program)], arguments, f"{program} evaluate", f"{program} train")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     check_spelling(["cifar-tl"], arguments, "cifar-tl evaluate", "cifar-tl train")
+
+
+def test_without_packages_it_says_how_to_install_them(tmp_path: Path) -> None:
+    required = Path(ROOT, "requirements.txt").read_text().split()
+    names = " ".join(line.partition(">=")[0] for line in required)
+    for words in ([str(ROOT / "train.py")], ["-m", "cifar_tl", "predict"], ["-m", "cifar_tl"]):
+        process = run_program("-S", *words, "--data", "shapes", cwd=tmp_path)
+        assert process.returncode == 2
+        assert process.stdout == ""
+        assert one_line(process.stderr).endswith(f" -m pip install {names}\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "door",
+    ["run_path('train.py', run_name='__main__')", "_run_module_as_main('cifar_tl')"],  # python -m
+)
+def test_an_old_python_says_so_in_a_line(door: str) -> None:
+    script = f"import runpy, sys; sys.version_info = (3, 9); runpy.{door}"
+    process = run_program("-c", script, cwd=ROOT)
+    assert process.returncode == 1
+    assert "cifar_tl needs Python 3.10 or newer, and this is 3." in one_line(process.stderr)
+    for name in ("train.py", "cifar_tl/__init__.py"):  # which it must be able to read
+        ast.parse(Path(ROOT, name).read_text(), feature_version=(3, 7))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

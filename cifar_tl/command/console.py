@@ -1,33 +1,33 @@
 """What all commands share: the parser, signals, errors in one line, exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated.
+Exit codes: 0 done, 1 failed, 2 wrong usage; after a signal 128 and its number, 130 for Ctrl-C.
 """
 
 import argparse
 import contextlib
 import io
 import logging
-import os
 import re
 import shlex
-import signal
 import sys
 import textwrap
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import get_terminal_size, which
 from typing import Any, NoReturn
 
+from cifar_tl.command.signals import Interrupt, importing
 from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
 from cifar_tl.names import printable
 from cifar_tl.processes import launch
 from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
+REQUIREMENTS = ("torch", "torchvision", "numpy", "tqdm")  # as in requirements.txt
 import_torch: Callable[[], object] = partial(import_module, "torch")  # takes seconds
 OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
@@ -38,16 +38,6 @@ LOST = re.compile("gloo/|NCCL|[Cc]onnection|failed to recv")
 
 class UsageError(Exception):
     """The arguments make no sense. The message says what to do."""
-
-
-class Interrupt(KeyboardInterrupt):
-    """Ctrl-C, or a scheduler's SIGTERM. ``code`` is the exit code for it."""
-
-    code: int
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.code = 128 + number
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,13 +91,14 @@ def called(name: str, *, short: bool = False) -> str:
     """
     program, *arguments = sys.argv
     file, module = Path(program), ["-m", "cifar_tl", name]
-    python, *options = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+    python, *typed = sys.orig_argv
+    options = typed[: max(0, len(typed) - len(arguments))]
     python = _spell_python(python, short)
     if name == "train" and (launcher := launch.words()):
         words = [*launcher, *([program] if file.name == "train.py" else module)]
-    elif sys.orig_argv[1:] != [*options, *arguments]:  # somebody has changed the arguments
+    elif typed != [*options, *arguments]:  # somebody has changed the arguments, such as %run
         words = [COMMAND, name]
-    elif file.name == "train.py":
+    elif file.name == "train.py" and options[-1:] == [program]:
         words = [python, *options] if name == "train" else [python, *options[:-1], *module]
     elif "cifar_tl" in (file.name, file.parent.name) and file.stem in ("cifar_tl", "__main__"):
         words = [python, *options, name]
@@ -132,6 +123,15 @@ def _spell_python(typed: str, short: bool) -> str:
     return "python" if short and path.is_absolute() else typed
 
 
+def missing() -> str | None:
+    """Says how to install the requirements that are not installed. None: nothing is missing."""
+    names = [name for name in REQUIREMENTS if find_spec(name) is None]
+    if not names:
+        return None
+    python = _spell_python(sys.orig_argv[0], short=False)
+    return f"what it needs is not installed: {python} -m pip install {' '.join(names)}"
+
+
 def run_command(
     parser: Parser,
     argv: Sequence[str],
@@ -153,6 +153,9 @@ def run_command(
 
     Returns:
         The exit code.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C in somebody else's process.
     """
     options = argparse.Namespace()
 
@@ -163,12 +166,14 @@ def run_command(
         _write_error(f"{parser.prog}: {message}{hint}")
         return code
 
+    if sys.stdout is None:
+        return fail("standard output is closed: send it somewhere, such as > /dev/null", 2)
     _silence_pillow()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may hold any character
     try:
-        with _signals_as_exceptions(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("always", CifarTLWarning)
             warnings.showwarning = partial(_show_warning, parser.prog)
             try:
@@ -178,21 +183,26 @@ def run_command(
             else:
                 check(parsed)
                 options = parsed
-                with _leaving_at_once(lambda code: fail("interrupted", code, cut_off=True)):
-                    load()
+                with importing(lambda code: fail("interrupted", code, cut_off=True)):
+                    _import(load)
                 code = work(options)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
             return code
     except UsageError as error:
         return fail(error, 2)
-    except Interrupt as caught:
-        return fail("interrupted", caught.code, cut_off=True) if launch.speaks() else caught.code
+    except KeyboardInterrupt as caught:
+        if launch.speaks():
+            fail("interrupted", cut_off=True)
+        if isinstance(caught, Interrupt):
+            return caught.code
+        raise  # in somebody else's process it is an exception like any other
     except CifarTLError as error:
         return fail(error)
     except BrokenPipeError:
         return fail("nobody reads the output any more", cut_off=True)
     except OSError as error:
+        if "No usable temporary directory" in str(error):
+            return fail("there is no folder for temporary files: set TMPDIR to one", 2)
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}", cut_off=True)
     except (MemoryError, RuntimeError) as error:
@@ -202,6 +212,17 @@ def run_command(
             raise
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
         return fail(f"out of memory: close other programs{smaller}", cut_off=True)
+
+
+def _import(load: Callable[[], object]) -> None:
+    """Imports torch. If the system cannot load it, that is no fault of the arguments."""
+    try:
+        load()
+    except ImportError as error:
+        raise UsageError(
+            f"torch cannot be imported ({first_line(error)}): raise the memory limit (ulimit -v) "
+            "if there is one, else install torch anew"
+        ) from error
 
 
 def say(line: str) -> None:
@@ -244,45 +265,3 @@ def _silence_pillow() -> None:
 def shows_progress() -> bool:
     """Returns whether standard error is a terminal, where bars can be seen."""
     return launch.speaks() and sys.stderr is not None and sys.stderr.isatty()
-
-
-@contextlib.contextmanager
-def _handling(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Handles signals with one function, and in the end as before."""
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            if signal.getsignal(number) is handler:
-                signal.signal(number, previous)
-
-
-def _signals_as_exceptions() -> contextlib.AbstractContextManager[None]:
-    """Raises `Interrupt` on Ctrl-C or SIGTERM. A second signal ends the process at once."""
-    # A signal that somebody else handles or ignores is left alone (a shell, for its background).
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    numbers = [n for n, default in defaults.items() if signal.getsignal(n) is default]
-    is_main = threading.current_thread() is threading.main_thread()  # only it may handle signals
-    return _handling(numbers if is_main else (), _interrupt)
-
-
-def _leaving_at_once(say_why: Callable[[int], int]) -> contextlib.AbstractContextManager[None]:
-    """Ends the process on the first signal. An exception while torch is imported can crash it."""
-
-    def leave_with_message(number: int, _: object) -> NoReturn:
-        os._exit(say_why(128 + number))
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    return _handling([n for n in numbers if signal.getsignal(n) is _interrupt], leave_with_message)
-
-
-def _interrupt(number: int, _: object) -> NoReturn:
-    for handled in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(handled) is _interrupt:
-            signal.signal(handled, _leave)
-    raise Interrupt(number)
-
-
-def _leave(number: int, _: object) -> NoReturn:
-    os._exit(128 + number)

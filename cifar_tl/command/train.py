@@ -130,6 +130,7 @@ def run_all(
         seed_folder=separate,
         keep_features=options.feature_cache,
         seconds_reading=seconds_reading,
+        command=write_command(options),
         log=log,
         progress=shows_bars(options),
         group=None if separate else group,
@@ -198,7 +199,9 @@ def run_one(
         lr = getattr(recipe, f"{STAGES[stage].recipe}_lr", recipe.lr)
         if lr is None:
             lr = finetune_lr_for(num_training_images(stage, data, fraction))
-        better = write_command(job.options, stage=stage, lr=f"{lr / 10:g}", restart=True)
+        lower: dict[str, Any] = {"lr": f"{lr / 10:g}", "weight_decay": None}  # None: the recipe's
+        change = {error.too_high: lower[error.too_high]}
+        better = write_command(job.options, stage=stage, restart=True, **change)
         raise TrainingError(f"{error}: {better}") from error
 
 

@@ -48,6 +48,9 @@ def show(
     log: Callable[[str], object],
 ) -> None:
     """Shows what came out, and what to type next."""
+    from cifar_tl.experiment.findings.table import save_runs
+
+    save_runs(options.output_dir)
     if options.stage == ALL and data.new_classes:
         compare_all(options, experiments)
     elif options.seeds is not None:

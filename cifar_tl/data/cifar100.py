@@ -10,7 +10,7 @@ import numpy as np
 
 from cifar_tl.data.examples import SIZE, Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.source import BATCHES_100, official_archive
-from cifar_tl.errors import DataError, first_line
+from cifar_tl.errors import DataError, first_line, what_helps
 
 
 def read_cifar100(source: Path, *, labels: str | None = None, **_: object) -> Data:
@@ -56,8 +56,8 @@ def _read_files(source: Path, names: list[str]) -> dict[str, bytes]:
         return {name: (folder / name).read_bytes() for name in names}
     except (OSError, EOFError, KeyError, tarfile.TarError) as error:
         raise DataError(
-            f"{source}: a file of CIFAR-100 is missing or damaged ({first_line(error)}): copy or "
-            "unpack it anew"
+            f"{source}: a file of CIFAR-100 is missing or damaged ({first_line(error)}): "
+            + what_helps(error, "copy or unpack it anew")
         ) from error
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import SIZE, Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.pictures.read import READING_RULES
-from cifar_tl.errors import DataError, first_line
+from cifar_tl.errors import DataError, first_line, what_helps
 from cifar_tl.frame import CIFAR_FRAME, Fit, Frame, cifar_frame, fill, scale
 
 INTEGERS = np.typecodes["AllInteger"]
@@ -113,7 +113,8 @@ def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     except Exception as error:  # damage can raise anything
         reason = first_line(error).partition(". ")[0]
         raise DataError(
-            f"{path} is no readable .npz archive of plain arrays ({reason}): make or copy it anew"
+            f"{path} is no readable .npz archive of plain arrays ({reason}): "
+            + what_helps(error, "make or copy it anew")
         ) from error
 
 

@@ -76,6 +76,7 @@ def run_stage(
     seed_folder: bool = False,
     keep_features: bool = True,
     seconds_reading: float = 0.0,
+    command: str | None = None,
     log: Callable[[str], object] = lambda _: None,
     progress: bool = False,
     group: "ProcessGroup | None" = None,
@@ -111,6 +112,7 @@ def run_stage(
             run that goes on: ``output_dir / data.name / features``. Files know the weights and the
             layers of a module of your own, but not its code: False while you change that.
         seconds_reading: How long reading the data took. It counts for the stage's total time.
+        command: What was typed, for ``result.json``.
         log: Called with lines that say what happens.
         progress: Show bars on standard error.
         group: Processes that share the work. All call this with the same arguments, but for the
@@ -226,6 +228,7 @@ def run_stage(
             **tested,
             **history.figures(),
             "seconds_reading": seconds_reading,  # of this call alone
+            **({"command": command} if command else {}),
             "environment": {**environment(device, processes), **data.software},
             "surroundings": history.surroundings,
         }

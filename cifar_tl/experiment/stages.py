@@ -85,6 +85,7 @@ MODEL = "model.pt"  # the finished model
 LAST = "last.pt"  # all that is needed to go on after the last finished epoch
 HISTORY = "history.csv"  # a row for each epoch
 RESULT = "result.json"  # for programs; written last: where it is, the run is finished
+RUNS = "runs.csv"  # all runs below the output folder, for programs
 RESULTS = "results.txt"  # for people
 FILES = (HISTORY, LAST, RESULTS, MODEL, RESULT)  # in the order of writing
 PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards

@@ -23,7 +23,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning
 from cifar_tl.network import CifarNet
-from tests.forked import CLOSED_PIPE, ROOT, Command, one_line
+from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line, run_forked
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -72,6 +72,104 @@ def test_a_signal_is_one_line_and_its_exit_code(
     assert ("To go on: cifar-tl train --data" in errors) is (command == "train")
     assert not list(Path().rglob("*.tmp"))
     assert not list(Path().glob("out.*pt2"))
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGUSR1", 128 + signal.SIGUSR1)])
+def test_what_batch_systems_and_closed_terminals_send_ends_it_too(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], name: str, code: int
+) -> None:
+    process = Command(zygote, ["train", *work["train"]])
+    process.wait_until_printed("epoch ")
+    process.send(getattr(signal, name))
+    assert "interrupted; what was finished is saved. To go on: cifar-tl" in process.end(code)
+
+
+def test_an_ignored_signal_stays_ignored(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    nohup = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = Command(zygote, ["train", *work["train"]], before=nohup)
+    process.wait_until_printed("epoch ")
+    process.send(signal.SIGHUP)
+    process.wait_until_printed("epoch ", Path("out.txt").read_text().count("epoch ") + 2)
+    process.send(signal.SIGTERM)
+    process.end(143)
+
+
+def test_a_signal_that_comes_while_python_frees_an_object_is_not_lost(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    before = """
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+def take_for_ever(*_, **__):
+    Freed()
+    time.sleep(1e6)
+torch.load = take_for_ever
+"""
+    errors = Command(zygote, ["evaluate", *work["evaluate"]], before=before).end(143)
+    assert errors == "cifar-tl evaluate: interrupted\n"
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["-m", "cifar_tl", "train"]])
+def test_a_process_of_our_own_ends_at_once_while_torch_is_imported(
+    small_npz: Path, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "torch").mkdir()  # its import takes for ever
+    Path(tmp_path, "torch/__init__.py").write_text(
+        "import time\nprint('importing')\nimport sys; sys.stdout.flush(); time.sleep(1e6)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, *words, "--data", str(small_npz), "--output-dir", str(tmp_path / "runs")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert "interrupted; what was finished is saved. To go on: python" in one_line(errors)
+
+
+NOT_OURS = """
+import runpy
+def handlers():
+    return [signal.getsignal(number) for number in signal.valid_signals()]
+def stop():
+    while not os.path.exists("runs/small.npz/base/last.pt"):
+        time.sleep(0.01)
+    signal.raise_signal(signal.SIGINT)
+import os, signal, sys, threading, time
+before = handlers()
+threading.Thread(target=stop).start()
+try:
+    {start}
+except KeyboardInterrupt:
+    pass
+else:
+    raise AssertionError("it was not stopped")
+assert handlers() == before
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["main(['train', *sys.argv[1:]])", f"runpy.run_path('{ROOT}/train.py', run_name='__main__')"],
+)
+def test_in_somebody_else_s_process_an_interruption_is_an_exception(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], start: str
+) -> None:
+    program = "from cifar_tl.__main__ import main" + NOT_OURS.format(start=start)
+    process = Command(zygote, work["train"], program=program)
+    errors = process.end(-signal.SIGTERM)  # as if we had never been there
+    assert "interrupted; what was finished is saved. To go on: cifar-tl train" in errors
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -147,6 +245,64 @@ def test_errors_never_go_to_standard_output() -> None:
             ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert (process.returncode, process.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_closed_standard_output_is_refused_before_any_work(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]], command: str
+) -> None:
+    before = set(Path().iterdir())
+    errors = Command(zygote, [command, *work[command]], before="sys.stdout = None").end(2)
+    assert errors.startswith(f"cifar-tl {command}: standard output is closed: send it somewhere")
+    assert {path.name for path in set(Path().iterdir()) - before} <= {"out.txt", "errors.txt"}
+
+
+def test_a_shell_that_closes_the_output() -> None:
+    command = f"exec {sys.executable} -m cifar_tl predict tests/cifar10.png >&-"
+    process = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    assert process.returncode == 2
+    assert "standard output is closed" in one_line(process.stderr.decode())
+
+
+def test_no_folder_for_temporary_files_says_what_to_set(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    before = """
+import tempfile
+tempfile.tempdir = None
+tempfile._candidate_tempdir_list = lambda: ["/none", "/none/either"]
+"""
+    errors = Command(zygote, ["export", *work["export"]], before=before).end(2)
+    assert errors == "cifar-tl export: there is no folder for temporary files: set TMPDIR to one\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_too_little_memory_to_import_torch_is_one_line() -> None:
+    command = f"ulimit -v 300000; exec {sys.executable} -m cifar_tl predict tests/cifar10.png"
+    process = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "raise the memory limit (ulimit -v)" in one_line(process.stderr)
+
+
+def test_too_few_descriptors_are_no_damage_of_the_data(
+    zygote: subprocess.Popen[str], small_npz: Path
+) -> None:
+    program = """
+import resource, sys
+from cifar_tl import DataError, load_data
+load_data(sys.argv[1])  # imports what it needs
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    load_data(sys.argv[1])
+except DataError as error:
+    assert "Too many open files" in str(error)
+    assert str(error).endswith(": close some, or raise the limit (ulimit -n)")
+else:
+    raise AssertionError
+"""
+    run_forked(zygote, program, str(small_npz))
 
 
 def test_what_pillow_logs_is_not_printed(zygote: subprocess.Popen[str]) -> None:

@@ -580,6 +580,16 @@ def test_divergence_is_one_line_with_a_command_that_is_lower(
     assert "with lr 5e+28" in capsys.readouterr().err
 
 
+def test_too_much_weight_decay_is_called_so(
+    small_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["--stage", "base", "--epochs", "1", "--data", str(small_npz)]
+    assert main([*train, "--weight-decay", "1e6"]) == 1
+    errors = capsys.readouterr().err
+    assert "try a lower weight decay: cifar-tl train" in errors
+    assert main(remedy(errors)) == 0
+
+
 # As a process
 
 

@@ -21,7 +21,7 @@ from cifar_tl.data.pictures.find import (
     listed_names,
     unused_tables,
 )
-from cifar_tl.errors import DataError, first_line
+from cifar_tl.errors import DataError, first_line, what_helps
 from cifar_tl.names import count
 
 # The usual names of the columns, the surest first. Capital letters and spaces do not count.
@@ -129,8 +129,8 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
             lines = [line for line in csv.reader(file, delimiter=separator) if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{path} is no readable CSV file ({first_line(error)}): check the path, or save it "
-            "anew as CSV in UTF-8"
+            f"{path} is no readable CSV file ({first_line(error)}): "
+            + what_helps(error, "check the path, or save it anew as CSV in UTF-8")
         ) from error
     if len(lines) < 2:
         raise DataError(f"{path} has no lines below the names of its columns: add them")

@@ -81,6 +81,7 @@ class StageResult(TypedDict, total=False):
     seconds_features: float
     seconds_reading: float
     seconds_total: float
+    command: str  # that finished it, if it was one
     environment: dict[str, Any]
     surroundings: list[dict[str, Any]]
 

@@ -1,0 +1,62 @@
+"""``runs.csv``: all runs below an output folder, a row for each, for programs."""
+
+import csv
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cifar_tl.disk import locked, write_atomically
+from cifar_tl.errors import RunWarning
+from cifar_tl.experiment.stages import RESULT, RUNS, STAGES, takes_base
+
+FIRST = ("folder", "stage", "data", "base", "seed", "train_fraction")
+
+
+def save_runs(output_dir: Path) -> None:
+    """Writes the table of all finished runs below a folder. It replaces an earlier one.
+
+    The columns are `FIRST`, then all settings and results that are one value, as ``result.json``
+    names them.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    with locked(output_dir, wait=True):
+        for path in sorted(output_dir.glob(f"*/**/{RESULT}")):
+            try:
+                result = json.loads(path.read_text(encoding="utf-8"))
+                if result["stage"] in STAGES:
+                    found[path.relative_to(output_dir).parts[:-1]] = result
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                warnings.warn(f"{path} is damaged: {RUNS} lacks it", RunWarning, stacklevel=2)
+        rows = [{**result, "folder": "/".join(parts)} for parts, result in found.items()]
+        for parts, row in zip(found, rows, strict=True):
+            row["base"] = _base(parts, found)
+        names = [name for row in rows for name, value in row.items() if _is_flat(value)]
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(
+            table, dict.fromkeys([*FIRST, *names]), extrasaction="ignore", lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows({k: v for k, v in row.items() if _is_flat(v)} for row in rows)
+        content = table.getvalue().encode("utf-8", "backslashreplace")
+        write_atomically(output_dir / RUNS, content)
+
+
+def _is_flat(value: object) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _base(parts: tuple[str, ...], found: dict[tuple[str, ...], dict[str, Any]]) -> object:
+    """Returns the pretrained network or the model with which the way to a run begins."""
+    result = found.get(parts, {})
+    stage = result.get("stage")
+    if "backbone" in result or stage not in STAGES or STAGES[stage].parent is None:
+        return result.get("backbone")
+    if takes_base(stage):
+        return result.get("parent_path")
+    before = STAGES[stage].parent or ""
+    return _base(tuple(before if part == stage else part for part in parts), found)
