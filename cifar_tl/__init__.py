@@ -56,9 +56,9 @@ _NAMES = {
     "data.source": "load_data",
     "data.subset": "class_subset",
     "data.views": "make_views shift_randomly",
-    "errors": "BackboneError CheckpointError CifarTLError CifarTLWarning DataError DataWarning "
-    "DownloadError ExportError ImageError LockedError MissingDataError RunError RunWarning "
-    "TrainingError",
+    "errors": "BackboneError BackboneWarning CheckpointError CifarTLError CifarTLWarning "
+    "DataError DataWarning DownloadError ExportError ImageError LockedError MissingDataError "
+    "RunError RunWarning TrainingError",
     "evaluation": "Metrics confusion_matrix evaluate extract_features",
     "experiment.findings.results": "StageResult",
     "experiment.run": "run_stage",
@@ -96,6 +96,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.data.views import make_views as make_views
     from cifar_tl.data.views import shift_randomly as shift_randomly
     from cifar_tl.errors import BackboneError as BackboneError
+    from cifar_tl.errors import BackboneWarning as BackboneWarning
     from cifar_tl.errors import CheckpointError as CheckpointError
     from cifar_tl.errors import CifarTLError as CifarTLError
     from cifar_tl.errors import CifarTLWarning as CifarTLWarning

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl.errors import first_line
+from cifar_tl.evaluation import evaluating
 from cifar_tl.frame import Frame
 from cifar_tl.freezing import last_layer
 from cifar_tl.network import DROPOUT, CifarNet, make_classifier, prepare
+
+FRESH = "fresh"  # instead of weights, in `Backbone.source`: random ones
 
 
 class Backbone(nn.Module):
@@ -72,13 +75,27 @@ class Backbone(nn.Module):
         source: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        module = getattr(module, "_orig_mod", module)  # torch.compile wraps it
         self.name = type(module).__name__ if name is None else name
+        if not self.name.isprintable() or not self.name.strip("./\\"):
+            raise ValueError(f"the name {self.name!r} cannot be that of a folder: give another")
         self.source = {} if source is None else source
         self.frame = Frame(image_size) if frame is None else frame
         if self.frame.size != image_size:
             raise ValueError(f"a frame of {self.frame.size} pixels is not image_size {image_size}")
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
             raise ValueError("mean and std are three numbers each, and those of std are above 0")
+        if not all(0 <= value <= 1 for value in mean):
+            raise ValueError("mean and std are for pixels from 0 to 1: divide those of 255 by 255")
+        if any(
+            tensor.is_floating_point() and tensor.dtype != torch.float32
+            for tensor in module.state_dict().values()
+        ):
+            raise ValueError(
+                f"the weights of {self.name} must be float32: module.float() makes them so"
+            )
+        if isinstance(_classifier_of(module), tuple | list):
+            raise ValueError(f"{self.name} has several last layers: give a module with one")
         device = next((parameter.device for parameter in module.parameters()), None)
         for of_colours, values in (("mean", mean), ("std", std)):
             tensor = torch.tensor([float(value) for value in values], device=device)
@@ -168,15 +185,22 @@ Network: TypeAlias = CifarNet | Backbone  # what stages train, and files hold
 def digest_of(model: Network) -> str:
     """Computes the SHA-256 of all that decides the features: layers, weights and preprocessing.
 
-    Of layers it knows what they print, not their code.
+    Of layers it knows what they print, not their code nor their other attributes.
     """
     layers = re.sub(" at 0x[0-9a-f]+", "", str(model.features))  # where a function is in memory
     frame = json.dumps(asdict(model.frame))
-    digest, state = hashlib.sha256(f"{frame}\n{layers}".encode()), model.state_dict()
+    digest = hashlib.sha256(f"{frame}\n{layers}".encode())
+    state = {**dict(model.named_buffers()), **model.state_dict()}  # some buffers are not saved
     for name in sorted(name for name in state if not name.startswith("classifier.")):
         digest.update(f"{name} ".encode())
         digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _classifier_of(module: nn.Module) -> Any:
+    """Returns what a module of timm calls its last layer. Some have two. None: it does not say."""
+    get: Any = getattr(module, "get_classifier", None)
+    return get() if callable(get) else None
 
 
 def _take_off(module: nn.Module, name: str) -> int:
@@ -208,25 +232,28 @@ def _check_features(
     module: nn.Module, last: str, image_size: int, device: torch.device | None
 ) -> None:
     """Runs one image through the features: a wrong size or layer is found here, not in training."""
-    name, training = type(module).__name__, module.training
+    name = type(module).__name__
     seen: list[Tensor] = []
     taken_off: Any = module.get_submodule(last)
     handle = taken_off.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:
-        with torch.no_grad():
-            found = module.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+        with evaluating(module), torch.no_grad():
+            found = module(torch.zeros(1, 3, image_size, image_size, device=device))
     except Exception as error:  # somebody else's module can raise anything
         raise ValueError(
             f"{name} takes no images of {image_size}x{image_size}: {first_line(error)}"
         ) from error
     finally:
         handle.remove()
-        module.train(training)
     if not isinstance(found, Tensor) or found.shape != (1, taken_off.size):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
             f"without its last layer {last!r}, {name} gives {shape} and not "
             f"(1, {taken_off.size}): name its last layer"
+        )
+    if not found.is_meta and not found.isfinite().all():
+        raise ValueError(
+            f"{name} gives outputs that are no finite numbers: its weights are damaged"
         )
     if found.is_meta or not seen or seen[-1].shape != found.shape:  # a mean follows a Conv2d
         return

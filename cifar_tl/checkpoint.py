@@ -16,7 +16,7 @@ from cifar_tl.frame import Frame, cifar_frame
 from cifar_tl.names import count
 from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
-from cifar_tl.pretrained import read_model_file
+from cifar_tl.pretrained import TIMM, read_model_file
 
 LARGEST_IMAGE = 2048  # pixels: a file that claims more would fill the memory
 
@@ -249,7 +249,7 @@ def _build_backbone(content: dict[str, Any], module: nn.Module | None) -> Backbo
 
 
 def _make_module(network: str, image_size: int) -> nn.Module:
-    from cifar_tl.published import TIMM, check_name, make_network
+    from cifar_tl.published import check_name, make_network
 
     try:
         check_name(network)

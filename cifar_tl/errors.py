@@ -82,6 +82,10 @@ class RunWarning(CifarTLWarning):
     """A warning about a run."""
 
 
+class BackboneWarning(CifarTLWarning):
+    """A warning about a pretrained network."""
+
+
 class DataWarning(CifarTLWarning):
     """A warning about data: what was left out, or is doubtful."""
 

@@ -17,6 +17,9 @@ from cifar_tl.progress import with_bar
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+# At a time, by default. Of images of 224 pixels it is 33: a hundred fill gigabytes of a network.
+BATCH, MOST_NUMBERS = 100, 5_000_000
+
 Forward = Callable[[Tensor], Tensor]
 Batches = Iterable[Sequence[Tensor]]  # pairs of inputs and labels
 
@@ -34,7 +37,7 @@ def evaluate(
     labels: Tensor | None = None,
     *,
     loss: Loss | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     group: "ProcessGroup | None" = None,
 ) -> Metrics:
     """Computes loss and accuracy in evaluation mode. Afterwards every mode is as before.
@@ -46,7 +49,8 @@ def evaluate(
         labels: ``(N,)`` integers below the number of logits. With batches: None.
         loss: As for `fit`. None: cross-entropy in nats. If the targets are not classes, the
             accuracy is nan.
-        batch_size: Examples at a time. It changes the result only by rounding.
+        batch_size: Examples at a time. It changes the result only by rounding. None: 100, or fewer
+            if they are large.
         group: Processes that share the work. All pass the same tensors, or each passes its own
             batches. All get the metrics of all examples. None: this process alone.
 
@@ -66,7 +70,7 @@ def confusion_matrix(
     inputs: Tensor | Batches,
     labels: Tensor | None = None,
     *,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Counts how often each class is predicted as which, in evaluation mode.
@@ -91,7 +95,7 @@ def extract_features(
     forward: Forward,
     images: Tensor | Iterable[Tensor] | Batches,
     *,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     progress: str | None = None,
     group: "ProcessGroup | None" = None,
 ) -> Any:
@@ -102,7 +106,8 @@ def extract_features(
             ``model.forward_features``, or any function. Afterwards every mode is as before.
         images: ``(N, ...)``, N > 0. If they do not fit into memory: batches of images, or of images
             and labels, such as a ``DataLoader``.
-        batch_size: Images at a time. It changes the result only by rounding.
+        batch_size: Images at a time. It changes the result only by rounding. None: 100, or fewer if
+            they are large.
         progress: Text before a progress bar on standard error. None: no bar.
         group: Processes that share the work. All pass the same tensor, and get the features of all
             images. None: this process alone.
@@ -123,7 +128,7 @@ def extract_features(
             if group is not None:
                 raise TypeError("images that a group shares must be a tensor, not batches")
             return _features_of_batches(forward, images, device, progress)
-        for rows in with_bar(_slices(len(images), batch_size, group), progress):
+        for rows in with_bar(_slices(images, batch_size, group), progress):
             batch = forward(images[rows].to(device))
             if result is None:  # filled batch by batch: joining batches would take twice the memory
                 shape = (len(images), *batch.shape[1:])
@@ -157,7 +162,7 @@ def _outputs(
     inputs: Tensor | Batches,
     labels: Tensor | None,
     loss: Loss | None,
-    batch_size: int,
+    batch_size: int | None,
     group: "ProcessGroup | None",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the logits and the labels of each batch."""
@@ -172,7 +177,7 @@ def _outputs(
             classes = check_examples(examples, targets[0], loss, "inputs")
             top = None if loss is not None else int(classes.max())  # once, not for each slice
             size, sharing = (batch_size, group) if split else (len(classes), None)
-            for rows in _slices(len(classes), size, sharing):
+            for rows in _slices(examples, size, sharing):
                 logits = module(examples[rows].to(device))
                 check_logits(logits, top)
                 number += len(logits)
@@ -181,11 +186,13 @@ def _outputs(
         raise ValueError("there are no examples")
 
 
-def _slices(number: int, batch_size: int, group: "ProcessGroup | None") -> list[slice]:
+def _slices(inputs: Tensor, batch_size: int | None, group: "ProcessGroup | None") -> list[slice]:
     """Splits this process's share of the examples into batches."""
+    if batch_size is None:
+        batch_size = min(BATCH, max(1, MOST_NUMBERS // max(1, math.prod(inputs.shape[1:]))))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    part = share(number, group)
+    part = share(len(inputs), group)
     starts = range(part.start, part.stop, batch_size)
     return [slice(start, min(start + batch_size, part.stop)) for start in starts]
 

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import io
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,14 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cifar_tl.backbone import Backbone
-from cifar_tl.errors import BackboneError, first_line
+from cifar_tl.backbone import FRESH, Backbone
+from cifar_tl.errors import BackboneError, BackboneWarning, first_line
 from cifar_tl.frame import Fit, Frame
 from cifar_tl.freezing import last_layer
-from cifar_tl.pretrained import PRETRAINED
-
-TIMM = "timm/"  # before the names of timm's networks
-FRESH = "fresh"  # instead of the name of weights: random ones
+from cifar_tl.names import count
+from cifar_tl.pretrained import PRETRAINED, TIMM
 
 # Torchvision makes these in another way for published weights: without side outputs, and with a
 # change of the normalised images.
@@ -159,6 +158,12 @@ def _load_torchvision(
         return network, preset, {"weights": FRESH, "preset": chosen.name}
     path = file or _download(name, chosen, progress=progress)
     state, digest = read_state(path)
+    if file is None and not digest.startswith(hash_in(path.name) or ""):
+        warnings.warn(
+            f"{path} does not hold the published weights: delete it to download them again",
+            BackboneWarning,
+            stacklevel=3,
+        )
     if file is not None:
         chosen = _recognized(published, file, digest)
     network = make_network(name, chosen.transforms().crop_size[0])
@@ -255,9 +260,12 @@ def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
         if not network.num_classes:  # published without a last layer: one shows where it belongs
             network = timm.create_model(name_there, pretrained=pretrained, num_classes=1)
     except Exception as error:  # whatever a hub raises
+        published: Any = timm.models.get_pretrained_cfg(name_there) if pretrained else None
+        hub, address = (getattr(published, key, None) for key in ("hf_hub_id", "url"))
+        where = f" from {f'https://huggingface.co/{hub}' if hub else address}" if published else ""
         raise BackboneError(
-            f"{name} cannot be had ({first_line(error)}): name a file of its weights, or choose "
-            "another base"
+            f"{name} cannot be had ({first_line(error)}): name a file of its weights{where}, or "
+            "choose another base"
         ) from error
     return network  # type: ignore[no-any-return]
 
@@ -336,7 +344,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, name
     """
     # Networks know the old names of their weights by the version that is in the file.
     versions = getattr(state, "_metadata", None) or {"": {"version": network._version}}
-    last, own = last_layer(network), network.state_dict()
+    last = last_layer(network)
     loaded: OrderedDict[str, Tensor] = OrderedDict()
     for key, value in state.items():
         key = _WRAPPERS.sub("", key)
@@ -356,6 +364,6 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, name
     ]
     if wrong := wrong + unexpected:
         raise BackboneError(
-            f"{path} does not hold the weights of {name}: {len(wrong)} of {len(own)} tensors "
-            f"differ, such as {wrong[0]}"
+            f"{path} does not hold the weights of {name}: {count(len(wrong), 'tensor')} "
+            f"missing or too many, such as {wrong[0]}"
         )

@@ -14,6 +14,7 @@ from cifar_tl.evaluation import evaluating
 from cifar_tl.freezing import freeze, unfreeze
 
 LARGEST_PART = 0.25  # of a network's multiplications
+EQUAL = 1e-5  # of an output: the same code computes it, so hardly anything is rounded otherwise
 
 
 class Tail(nn.Module):
@@ -131,7 +132,10 @@ def find_tail(network: nn.Module, image_size: int, part: float = LARGEST_PART) -
     device = next(network.parameters()).device
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with evaluating(network), torch.no_grad():
-        listened = _listen(network, images.to(device))
+        try:
+            listened = _listen(network, images.to(device))
+        except AssertionError:  # torch's counter does not understand every network, such as cait
+            return None
         for call in sorted(listened.calls, key=lambda call: call.begin):
             if call.shape is None or call.before < (1 - part) * listened.total:
                 continue
@@ -185,7 +189,7 @@ def _agrees(tail: Tail, network: nn.Module, listened: _Listened) -> bool:
         found = tail(maps_of(network, tail, listened.images))
     except Exception:  # the code between the layers can raise anything about zeros
         return False
-    return same_outputs(found, listened.outputs)
+    return same_outputs(found, listened.outputs, rounding=EQUAL)
 
 
 class _ReachedError(Exception):

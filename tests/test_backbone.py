@@ -236,6 +236,21 @@ class OtherOrder(Small):
         return outputs
 
 
+class Headed(Small):
+    """With two last layers, as timm's distilled networks."""
+
+    def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+        return self.head, self.head
+
+
+def broken() -> Small:
+    module = Small()
+    with torch.no_grad():
+        module.head.weight.fill_(1.0)
+        next(module.body.parameters()).fill_(float("nan"))
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "changes", "message"),
     [
@@ -257,7 +272,16 @@ class OtherOrder(Small):
         ),
         (Small(last=nn.LogSoftmax), {}, "changes the outputs"),
         (Small(), {"image_size": 2}, "Small takes no images of 2x2: "),
-        (Small().half(), {}, "Small takes no images of 16x16: "),
+        (
+            Small().half(),
+            {},
+            r"the weights of Small must be float32: module\.float\(\) makes them so",
+        ),
+        (broken(), {}, "Small gives outputs that are no finite numbers: its weights are damaged"),
+        (Headed(), {}, "Headed has several last layers: give a module with one"),
+        (Small(), {"name": ".."}, "the name '..' cannot be that of a folder: give another"),
+        (Small(), {"name": "a\nb"}, "cannot be that of a folder"),
+        (Small(), {"mean": (123.0, 117.0, 104.0)}, "for pixels from 0 to 1: divide those of 255"),
         (Small(), {"frame": Frame(32)}, "a frame of 32 pixels is not image_size 16"),
         (Small(), {"mean": (0.5,)}, "mean and std are three numbers each"),
         (Small(), {"std": (1, 0, 1)}, "those of std are above 0"),

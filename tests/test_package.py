@@ -269,6 +269,7 @@ def test_what_the_examples_read_has_learned_shapes_well_above_chance(runs: Path)
     assert found["transfer"]["val_accuracy"] > 0.25  # 0.52 with two seeds
 
 
+@pytest.mark.filterwarnings("ignore:.* does not hold the published weights")  # they are random
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example_runs(
     example: str, runs: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch

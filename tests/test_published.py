@@ -17,7 +17,7 @@ from torchvision import models
 from torchvision.models import MobileNet_V3_Small_Weights as Weights
 
 from cifar_tl.checkpoint import load_model, save_model
-from cifar_tl.errors import BackboneError
+from cifar_tl.errors import BackboneError, BackboneWarning
 from cifar_tl.frame import Frame
 from cifar_tl.freezing import last_layer, transfer_model
 from cifar_tl.published import hash_in, load_backbone, load_state, make_network, read_state
@@ -149,9 +149,15 @@ def test_wrong_files_are_refused(network: nn.Module, tmp_path: Path) -> None:
         (lambda: save(torch.zeros(3)), r"holds no state_dict, tensors by name: save model\.state"),
         (lambda: save({"a": 3}), "holds no state_dict"),
         (lambda: save({1: torch.zeros(3)}), "holds no state_dict"),
-        (lambda: save({}), r"does not hold the weights of mobilenet_v3_small: \d+ of 244 tensors"),
-        (lambda: save(models.squeezenet1_1().state_dict()), "tensors differ, such as "),
-        (lambda: save(state | {"more": torch.zeros(3)}), "1 of 244 tensors differ, such as more"),
+        (lambda: save({}), r"does not hold the weights of mobilenet_v3_small: \d+ tensors missing"),
+        (
+            lambda: save(models.squeezenet1_1().state_dict()),
+            "tensors missing or too many, such as ",
+        ),
+        (
+            lambda: save(state | {"more": torch.zeros(3)}),
+            "1 tensor missing or too many, such as more",
+        ),
         (lambda: save(wide), "small: size mismatch for .*"),
         (
             lambda: tmp_path / "missing.pth",
@@ -272,6 +278,7 @@ def test_wrong_names_are_refused(name: str, message: str) -> None:
     one_line(str(caught.value))
 
 
+@pytest.mark.filterwarnings("ignore:.* does not hold the published weights")
 @pytest.mark.parametrize("weights", [None, "IMAGENET1K_V1"])
 def test_published_weights_that_are_there(
     network: nn.Module, images: torch.Tensor, hub: Path, weights: str | None
@@ -279,7 +286,8 @@ def test_published_weights_that_are_there(
     hub.mkdir(parents=True)
     file = hub / Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     torch.save(network.state_dict(), file)
-    model = load_backbone(NAME, weights)
+    with pytest.warns(BackboneWarning, match=f"^{file} does not hold the published weights"):
+        model = load_backbone(NAME, weights)
     torch.testing.assert_close(model(images), features_of(network, images))
     assert model.source["weights"] == "IMAGENET1K_V1"
     assert model.source["url"] == Weights.IMAGENET1K_V1.url

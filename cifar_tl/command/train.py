@@ -231,7 +231,11 @@ def load_bases(options: argparse.Namespace, log: Log) -> "Bases":
                 check_name(base.as_posix())
         except BackboneError as error:
             raise UsageError(str(error)) from error
-    return bases | {base: load_network(base.as_posix(), options, log) for base in networks}
+    loaded = {base: load_network(base.as_posix(), options, log) for base in networks}
+    for licence in dict.fromkeys(base.source.get("licence") for base in loaded.values()):
+        if licence:
+            log(licence)
+    return bases | loaded
 
 
 def load_network(name: str, options: argparse.Namespace, log: Log) -> "Backbone":
@@ -241,7 +245,8 @@ def load_network(name: str, options: argparse.Namespace, log: Log) -> "Backbone"
     """
     import torch
 
-    from cifar_tl.published import FRESH, load_backbone
+    from cifar_tl.backbone import FRESH
+    from cifar_tl.published import load_backbone
     from cifar_tl.training import derive_seed, seeded
 
     weights = FRESH if options.stage == control() else options.weights
@@ -258,8 +263,6 @@ def load_network(name: str, options: argparse.Namespace, log: Log) -> "Backbone"
         f"base: {base.name}, weights {source['weights']}, images of {base.image_size} pixels, as "
         f"for {source['preset']}"
     )
-    if licence := source.get("licence"):
-        log(licence)
     return base
 
 

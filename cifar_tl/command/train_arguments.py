@@ -84,6 +84,11 @@ def _check_base(options: argparse.Namespace, stages: Sequence[str]) -> None:
             f"--base {','.join(map(str, bases))}: two of these are the documented network, and "
             "their results would be in the same folders: try them in two --output-dir"
         )
+    if options.stage == control() and networks and networks != list(bases):
+        raise UsageError(
+            f"--stage {control()} of a pretrained network has a command of its own: name with "
+            f"--base {networks[0]} alone, or leave --base out for the documented network"
+        )
     serves = networks == list(bases) and all(way_to(stage) for stage in stages)
     if stages[0] == "base" or not (serves or any(map(takes_base, stages))):
         raise UsageError("--base names the base model of a transfer: add --stage transfer")

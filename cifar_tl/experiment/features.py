@@ -41,6 +41,7 @@ from cifar_tl.folding import folded
 from cifar_tl.frame import Frame
 from cifar_tl.machine import autocast
 from cifar_tl.names import printable
+from cifar_tl.pretrained import TIMM
 from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Plan, Precision
 from cifar_tl.tail import Tail, maps_of
@@ -137,9 +138,10 @@ class Frozen(NamedTuple):
         reading |= {"scaled_from": "the file"} if data.originals else {}
         if self.nothing:
             return {**images, "frame": asdict(self.network.frame), **reading}
+        name = str(self.network.describe()["network"])
         return {
             **images,
-            "network": self.network.describe()["network"],
+            "network": name,
             "weights_and_preprocessing": digest_of(self.network),
             "precision": self.precision,
             "batch": BATCH,
@@ -148,6 +150,7 @@ class Frozen(NamedTuple):
             "torch": str(torch.__version__),
             "torchvision": importlib.metadata.version("torchvision"),
             **reading,
+            **({"timm": importlib.metadata.version("timm")} if name.startswith(TIMM) else {}),
             **({} if self.tail is None else {"maps_before": self.tail.first}),
         }
 
@@ -248,7 +251,7 @@ def _kept_note(kept: "Kept", seconds_before: float) -> str:
         return ""
     size = sum(path.stat().st_size for path in kept.folder.glob("*/*.pt")) / 1e6
     before = f"; computing what was there before took {seconds_before:.1f} s"
-    return f", kept in {printable(str(kept.folder))} ({size:.1f} MB)" + (
+    return f", kept in {printable(str(kept.folder))} ({size:.1f} MB in all)" + (
         before if seconds_before else ""
     )
 

@@ -31,22 +31,33 @@ def load_parent(
 
     A `Backbone` is taken as it is. Its classes are not compared with those of the data. A stage
     that goes on from another stage's model of that network checks that it is of this network. The
-    control trains all of a `Backbone`: its weights should be fresh.
+    control trains all of a `Backbone`, whose ``source`` must say that its weights are fresh.
 
     Returns:
         The model. None: the stage starts from fresh weights.
 
     Raises:
-        ValueError: If a base model is given to a stage that takes none.
+        ValueError: If a base model is given to a stage that takes none, or is not float32, or the
+            control gets one that is not fresh.
         TypeError: If the base is a model of another type.
         RunError: If there is no such model, it is damaged, or it comes from another stage or from
             other images; or if ``base`` may have been trained on these images.
     """
-    from cifar_tl.backbone import Backbone, digest_of
+    import torch
+
+    from cifar_tl.backbone import FRESH, Backbone, digest_of
     from cifar_tl.checkpoint import read_model
 
     backbone = base if isinstance(base, Backbone) else None
     file = None if isinstance(base, Backbone) else base
+    if backbone is not None and backbone.mean.dtype != torch.float32:
+        raise ValueError(f"the base {backbone.name} must be float32: base.float() makes it so")
+    if backbone is not None and STAGES[stage].control and backbone.source.get("weights") != FRESH:
+        raise ValueError(
+            f"{stage} starts from fresh weights, and those of {backbone.name} may not be: take "
+            f'load_backbone(name, "{FRESH}"), or for a module of your own with fresh weights '
+            f'Backbone(..., source={{"weights": "{FRESH}"}})'
+        )
     if backbone is not None and (takes_base(stage) or STAGES[stage].control):
         return Parent(backbone, backbone.name, digest_of(backbone))
     if STAGES[stage].parent is None or (file is not None and not takes_base(stage)):

@@ -101,8 +101,8 @@ def run_stage(
         base: Another base model for transfer: a file, or the name of one that comes with the
             package, or a `Backbone`. None: the model of the stage base, or ``"cifar10"`` for
             classes of your own. For finetune: the `Backbone` of the transfer that it goes on from.
-            For scratch: None, or a `Backbone` with fresh weights, which then trains instead of the
-            documented network.
+            For scratch: None, or a `Backbone` whose ``source`` says that its weights are fresh,
+            ``{"weights": "fresh"}``. It then trains instead of the documented network.
         train_fraction: The part of the training images of the new classes, the first of each
             class. Base always has all of its images.
         class_balance: ``"even"``: if the training classes are unequal, training aims at the mean
@@ -132,10 +132,10 @@ def run_stage(
         OSError: If a file cannot be written.
     """
     start, on = time.perf_counter() - seconds_reading, torch.device(device)
-    _check(stage, data, train_fraction, class_balance)
+    backbone = base.name if isinstance(base, Backbone) else None
+    _check(stage, data, train_fraction, class_balance, backbone)
     outputs = _outputs(stage, data)
     seed_of_folder = int(seed) if seed_folder else None
-    backbone = base.name if isinstance(base, Backbone) else None
     place = Place(
         Path(output_dir) / data.name,
         float(train_fraction),
@@ -258,7 +258,9 @@ class _Inputs(NamedTuple):
     cost: Cost = Cost(0.0)  # of features
 
 
-def _check(stage: str, data: Data, train_fraction: float, class_balance: str) -> None:
+def _check(
+    stage: str, data: Data, train_fraction: float, class_balance: str, backbone: str | None
+) -> None:
     if class_balance not in get_args(ClassBalance):
         known = " or ".join(get_args(ClassBalance))
         raise ValueError(f"class_balance must be {known}, not {class_balance!r}")
@@ -267,6 +269,8 @@ def _check(stage: str, data: Data, train_fraction: float, class_balance: str) ->
     learns = STAGES[stage].learns
     if not stage_classes(stage, data):
         raise ValueError(f"there is no stage {stage} on {data.name}: it has no {learns} classes")
+    if backbone is not None and backbone.replace("/", "-") in (*STAGES, FEATURES):
+        raise ValueError(f"{backbone} is a folder of results: give the Backbone another name")
     if set(data.base_classes) & set(data.new_classes) and not data.own_classes:
         raise ValueError(
             f"{data.name}: a class is a base class and a new class: leave it out of one"
@@ -292,6 +296,10 @@ def _plan(
     plan = recipe.for_stage(STAGES[stage].recipe, num_images, mirror=data.mirror)
     if of_backbone:  # its preprocessing and its first layer are its own
         plan = dataclasses.replace(plan, normalize=None, first_layer=None)
+        if (
+            STAGES[stage].control and num_images % plan.batch_size == 1
+        ):  # no batch norm of one image
+            plan = dataclasses.replace(plan, batch_size=plan.batch_size + 1)
     return dataclasses.replace(plan, precision=choose_precision(plan.precision, device))
 
 
@@ -327,14 +335,19 @@ def _learning_part(stage: str, model: Network, tail: Tail | None) -> nn.Module:
 def _outlook(part: nn.Module, views: Tensor, plan: Plan, tail: Tail | None) -> str:
     """Says what learns, and about how long it will take: two steps tell, which change nothing."""
     device = next(part.parameters()).device
-    batch = views[0, : plan.batch_size].to(device)
+    batch, optimizer = views[0, : plan.batch_size].to(device), make_optimizer(part, plan)
+    before = [(p, p.detach().clone()) for p in part.parameters() if p.requires_grad]
     for _ in range(2):  # the first one makes room
         begin = time.perf_counter()
         with autocast(plan.precision, device):
             loss = part.eval()(batch).float().logsumexp(1).mean()
         loss.backward()
+        optimizer.step()
         seconds = time.perf_counter() - begin
-    part.zero_grad()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        for parameter, value in before:
+            parameter.copy_(value)
     steps = plan.epochs * math.ceil(views.shape[1] / plan.batch_size)
     minutes = seconds * steps / 60
     learning = "all layers learn"

@@ -79,7 +79,7 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
         differences = [name for name in differences if name not in values]
     if "reading_rules" in differences:  # then the fingerprint cannot be the same
         differences = [name for name in differences if name != "fingerprint"]
-    words = {**_WORDS, "parent": f"another {wanted['parent_stage']} model"}
+    words = {**_WORDS, "parent": f"another {wanted['parent_stage'] or 'fresh'} model"}
     listed = ", ".join(
         words.get(name, f"{name} {found.get(name)} there, {wanted.get(name)} now")
         for name in differences

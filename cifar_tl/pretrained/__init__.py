@@ -7,6 +7,7 @@ from cifar_tl.errors import CheckpointError
 
 PRETRAINED = ("cifar5", "cifar10")  # README.md in this folder describes them
 DEFAULT_MODEL = "cifar10"  # the base for own classes, and the model of predict
+TIMM = "timm/"  # before the names of timm's networks
 FOLDER = Path(__file__).parent
 
 

@@ -265,7 +265,7 @@ def test_export_writes_what_computes_the_same(capsys: pytest.CaptureFixture[str]
         (["--base", f"{NAME},alexnet", "--weights", "w.pth"], "--weights is for one network: mo"),
         (["--base", f"{NAME},none/x.pt"], "--base none/x.pt: there is no such file"),
         (["--base", f"{NAME},cifar10", "--stage", "finetune"], "of a transfer: add --stage tran"),
-        (["--base", f"{NAME},cifar10", "--stage", "scratch"], "a transfer: add --stage transfer"),
+        (["--base", f"{NAME},cifar10", "--stage", "scratch"], f"name with --base {NAME} alone, or"),
         (
             ["--base", NAME, "--stage", "scratch", "--weights", "w.pth"],
             "--weights is for stages that start from them: leave it out for scratch",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from cifar_tl.backbone import Backbone
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.evaluation import evaluate
@@ -22,8 +23,14 @@ from tests.experiment.test_pretrained_finetune import PLAIN, deep, of
 RUN = Path("drawn.npz/Deep/scratch")
 
 
+def fresh(seed: int = 0) -> Backbone:
+    base = deep(seed)
+    base.source = {"weights": "fresh"}
+    return base
+
+
 def scratch(data: Data, **values: Any) -> StageResult:
-    values = {"output_dir": "runs", "base": deep(), **values}
+    values = {"output_dir": "runs", "base": fresh(), **values}
     return run_stage("scratch", data, dataclasses.replace(PLAIN, epochs=2), **values)
 
 
@@ -47,7 +54,7 @@ def test_all_layers_learn_and_its_batch_norms_count(whole: Path) -> None:
 
 
 def test_the_base_and_the_documented_control_are_not_touched(drawn_data: Data) -> None:
-    base = deep()
+    base = fresh()
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     scratch(drawn_data, base=base)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
@@ -79,7 +86,7 @@ def test_images_are_kept_as_bytes_for_other_seeds_and_weights(
     assert kept.shape == (1, 256, 3, 40, 40)
     shutil.copytree(whole / "drawn.npz/features", "runs/drawn.npz/features")
     lines: list[str] = []
-    scratch(drawn_data, base=deep(1), seed=1, log=lines.append)
+    scratch(drawn_data, base=fresh(1), seed=1, log=lines.append)
     assert any("computing what was there before took" in line for line in lines)
     assert len(list(Path("runs/drawn.npz/features").iterdir())) == 1
 
@@ -106,3 +113,18 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
     scratch(drawn_data)
     for name in ("model.pt", "last.pt"):
         assert ("runs" / RUN / name).read_bytes() == (whole / RUN / name).read_bytes()
+
+
+def test_a_base_that_is_not_fresh_is_no_control(drawn_data: Data) -> None:
+    with pytest.raises(ValueError, match=r"^scratch starts from fresh weights, and those of Deep "):
+        scratch(drawn_data, base=deep())
+    assert not Path("runs").exists()
+
+
+def test_no_batch_has_one_image(drawn_data: Data) -> None:
+    """A batch norm of one image has no deviation."""
+    number = len(drawn_data.train_and_validation(drawn_data.new_classes)[0].labels)
+    size = next(size for size in range(20, number) if number % size == 1)
+    recipe = dataclasses.replace(PLAIN, epochs=1, batch_size=size, by_size=False)
+    values: dict[str, Any] = {"output_dir": "runs", "base": fresh(), "keep_features": False}
+    assert run_stage("scratch", drawn_data, recipe, **values)["batch_size"] == size + 1

@@ -144,6 +144,8 @@ def results_text(
 ) -> str:
     """Writes the report of one stage from the content of its ``result.json``."""
     seen = training_words(result, max(layer.dropout for layer in layers))
+    has_frozen = result["parent_stage"] or "backbone" not in result
+    made = "frozen features" if has_frozen else "images in the size of the network"
     lines = [
         *_what_was_trained(result),
         "",
@@ -156,7 +158,7 @@ def results_text(
         "",
         f"Total time {result['seconds_total']:.1f} s: training {result['seconds_train']:.1f} s, "
         f"validation {result['seconds_validation']:.1f} s,",
-        f"frozen features {result['seconds_features']:.1f} s, the rest reading, testing, saving",
+        f"{made} {result['seconds_features']:.1f} s, the rest reading, testing, saving",
         *_what_it_was_measured_with(result),
     ]
     return "\n".join(lines) + "\n"
