@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_tl.disk import _warn_of_loss, read_sealed, write_atomically, write_sealed
+from cifar_tl.disk import warn_once, read_sealed, write_atomically, write_sealed
 from cifar_tl.errors import CheckpointError, RunWarning
 
 
@@ -27,7 +27,7 @@ def test_a_share_that_cannot_sync_is_one_warning(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    _warn_of_loss.cache_clear()
+    warn_once.cache_clear()
     with pytest.warns(RunWarning, match="a power cut may cost what was written last") as warned:
         write_sealed(tmp_path / "file", b"one")
     write_atomically(tmp_path / "file", b"two")  # here a warning would be an error
