@@ -26,7 +26,7 @@ from torch import Tensor
 from cifar_tl.frame import Frame
 from cifar_tl.recipe import Precision
 
-MOST_VALUES = 10_000_000  # in a file; the same list may be in it a thousand times
+MOST_VALUES = 1_000_000  # in a file, but for lists of integers; a list may be in it many times
 DEEPEST = 20  # lists in lists
 LARGEST = 1e38  # of any number: float32 ends there
 DTYPES = (
@@ -144,6 +144,8 @@ def _check(value: Any, kind: Any, name: str, budget: Iterator[int], depth: int =
             _check(each, arguments[1], name, budget, depth + 1)
     elif origin in (list, tuple):
         _check_type(value, (list, tuple), name)
+        if arguments == (int,) and value and {*map(type, value)} == {int}:  # a row of a matrix
+            value = [min(value), max(value)]
         kinds = list(arguments) if origin is tuple else [arguments[0]] * len(value)
         if len(value) != len(kinds):
             raise ValueError(f"{name} has not {len(kinds)} values")

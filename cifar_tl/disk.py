@@ -31,7 +31,11 @@ _ZIP = b"PK"  # how torch.save begins a file
 def read_file(path: str | Path, most: int) -> bytes:
     """Reads a file. See `open_file`."""
     with open_file(path, most) as file:
-        return file.read(most)
+        return file.read(_size(file))  # not `most`: so much memory would be reserved
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def open_file(path: str | Path, most: int) -> BinaryIO:
@@ -76,10 +80,11 @@ def read_sealed(path: Path) -> bytes:
     """
     try:
         with open_file(path, LARGEST_CHECKPOINT) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - SEAL_SIZE))
+            size = _size(file)
+            file.seek(max(0, size - SEAL_SIZE))
             is_sealed = file.read(len(_MARK)) == _MARK  # else its size is no reason to read it
             file.seek(0)
-            sealed = file.read(LARGEST_CHECKPOINT if is_sealed else len(_ZIP))
+            sealed = file.read(size if is_sealed else len(_ZIP))
     except OSError as error:
         raise CheckpointError(
             f"cannot read checkpoint {path}: {error.strerror}: check the path"

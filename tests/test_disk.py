@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_tl.disk import warn_once, read_sealed, write_atomically, write_sealed
+from cifar_tl.disk import read_sealed, warn_once, write_atomically, write_sealed
 from cifar_tl.errors import CheckpointError, RunWarning
 
 

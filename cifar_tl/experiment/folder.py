@@ -33,13 +33,26 @@ from cifar_tl.disk import (
 from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.findings.results import StageResult
-from cifar_tl.experiment.settings import check_settings
+from cifar_tl.experiment.settings import check_settings, shown
 from cifar_tl.outputs import outputs_of
 from cifar_tl.training import EpochRecord
 
 DIGEST = "sha256"  # in result.json: of all the rest of it
 DIGESTS = "files"  # in result.json: of these files. The model has a digest of its own
 DIGESTED = (stages.HISTORY, stages.LAST, stages.RESULTS)
+NEEDED = {  # in every result.json, whatever version wrote it
+    *("stage", "data", "classes", "class_names", "recipe", "precision", "epochs", "seed"),
+    *("train_fraction", "num_classes", "images_train", "images_validation", "images_test"),
+    *("parameters_total", "parameters_trainable", "val_accuracy", "val_loss", "val_confusion"),
+    *("test_accuracy", "test_loss", "seconds_train", "seconds_validation", "seconds_features"),
+    *("seconds_total", "environment", "surroundings"),
+}
+_UNEQUAL = ("balanced_accuracy", "balanced_interval", "majority")
+_OF_UNEQUAL = {f"{part}_{name}" for part in ("val", "test") for name in _UNEQUAL}
+NEEDED_WITH = {  # if the field is there
+    "backbone": {"backbone_source", "backbone_preprocessing", "fit"},
+    **dict.fromkeys(_OF_UNEQUAL, _OF_UNEQUAL),
+}
 MOST_LISTS = 100_000  # in result.json: it has one for each class, and few others
 
 
@@ -308,7 +321,7 @@ def read_result(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         digests = result.pop(DIGESTS, {})
         check({DIGESTS: digests}, _Digests)
         check(result, StageResult)
-        _check_shapes(result)
+        _check_whole(result)
     # No JSON, no object, lists in lists in lists ..., or changed
     except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, or not what this program writes there") from error
@@ -319,8 +332,11 @@ class _Digests(TypedDict):
     files: dict[str, str]
 
 
-def _check_shapes(result: dict[str, Any]) -> None:
-    """Raises a ValueError if parts of a result do not fit together."""
+def _check_whole(result: dict[str, Any]) -> None:
+    """Raises an error if parts of a result are missing, or do not fit together."""
+    needed = NEEDED.union(*(names for name, names in NEEDED_WITH.items() if name in result))
+    if missing := sorted(needed - result.keys()):
+        raise KeyError(missing[0])
     rows, size = result["val_confusion"], result["num_classes"]
     outputs = outputs_of(result, size)
     if outputs is None or [len(row) for row in rows] != [size] * len(outputs.classes):
@@ -369,7 +385,8 @@ def _load_optimizer(optimizer: Optimizer, state: dict[int, dict[str, Tensor]]) -
     )
     for number, parameter in enumerate(parameters):
         shapes = {name: value.shape for name, value in state.get(number, {}).items()}
-        if shapes != {name: () if name == "step" else parameter.shape for name in of_one}:
+        wanted = {name: () if name == "step" else parameter.shape for name in of_one}
+        if shapes and shapes != wanted:
             raise ValueError("the state of another optimizer")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -379,7 +396,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     names = {**dict.fromkeys(before), **now}  # what only one side has counts, too
     names.pop("from_epoch", None)
     return ", ".join(
-        f"{name} {before.get(name)} before, {now.get(name)} now"
+        f"{name} {shown(before.get(name))} before, {shown(now.get(name))} now"
         for name in names
         if before.get(name) != now.get(name)
     )

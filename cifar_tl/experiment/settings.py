@@ -19,6 +19,7 @@ _WORDS = {  # of settings that say nothing to a person
 }
 
 # Settings leave out values that change nothing, and older runs have fewer. These are meant then.
+LONGEST = 200  # characters of a value in a message
 OLDER: dict[str, Any] = {**NEUTRAL, "fit": "crop", "class_balance": "off"}
 
 
@@ -67,6 +68,12 @@ def run_settings(
     return plain
 
 
+def shown(value: object) -> str:
+    """Writes a value of a file for a message. A long one is cut."""
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises a `RunError` if a folder holds a run with other settings than the wanted ones."""
     found, wanted = ({**OLDER, **side} for side in (found, wanted))
@@ -81,7 +88,7 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
         differences = [name for name in differences if name != "fingerprint"]
     words = {**_WORDS, "parent": f"another {wanted['parent_stage']} model"}
     listed = ", ".join(
-        words.get(name, f"{name} {found.get(name)} there, {wanted.get(name)} now")
+        words.get(name, f"{name} {shown(found.get(name))} there, {shown(wanted.get(name))} now")
         for name in differences
     )
     stage = wanted["stage"]
