@@ -33,7 +33,8 @@ from cifar_tl.disk import (
 from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.findings.results import StageResult
-from cifar_tl.experiment.settings import check_settings, shown
+from cifar_tl.experiment.settings import check_settings
+from cifar_tl.names import shown
 from cifar_tl.outputs import outputs_of
 from cifar_tl.training import EpochRecord
 

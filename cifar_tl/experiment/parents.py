@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.errors import CheckpointError, RunError, RunWarning
-from cifar_tl.experiment.settings import shown
 from cifar_tl.experiment.stages import MODEL, STAGES, Place, stage_classes, takes_base
-from cifar_tl.names import printable
+from cifar_tl.names import printable, shown
 from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained, read_model_file
 
 if TYPE_CHECKING:  # the command looks for the file before it imports torch

@@ -9,7 +9,7 @@ from typing import Any
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import RunError
 from cifar_tl.experiment.stages import STAGES
-from cifar_tl.names import portable
+from cifar_tl.names import portable, shown
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import NEUTRAL, Plan, Recipe
 
@@ -19,7 +19,6 @@ _WORDS = {  # of settings that say nothing to a person
 }
 
 # Settings leave out values that change nothing, and older runs have fewer. These are meant then.
-LONGEST = 200  # characters of a value in a message
 OLDER: dict[str, Any] = {**NEUTRAL, "fit": "crop", "class_balance": "off"}
 
 
@@ -66,12 +65,6 @@ def run_settings(
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
     return plain
-
-
-def shown(value: object) -> str:
-    """Writes a value of a file for a message. A long one is cut."""
-    text = str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
