@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -326,7 +327,8 @@ def try_row(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(row.name) if row.name.startswith("picture") else RUN / row.name
     row.wrong(path)
     capsys.readouterr()
-    with bounded():
+    with bounded(), warnings.catch_warnings():
+        warnings.simplefilter("default")  # as in a program: torch's would be lines of their own
         code = main(row.command)
     output, errors = capsys.readouterr()
     assert row.line in one_line(errors)
