@@ -17,7 +17,7 @@ from cifar_tl.contents import AnyModelFile, check
 from cifar_tl.disk import SEAL_SIZE, read_sealed, write_sealed
 from cifar_tl.errors import BackboneError, CheckpointError
 from cifar_tl.frame import Frame, cifar_frame
-from cifar_tl.names import count
+from cifar_tl.names import count, shown
 from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
 from cifar_tl.pretrained import read_model_file
@@ -218,8 +218,8 @@ def read_model(
     check_checkpoint(path, content, AnyModelFile)
     if content["network"] != CifarNet.__name__ and "taken_off" not in content:
         raise CheckpointError(
-            f"{path} holds the network {content['network']!r} and not {CifarNet.__name__!r}: "
-            "use another"
+            f"{path} holds the network {shown(repr(content['network']))} and not "
+            f"{CifarNet.__name__!r}: use another"
         )
     try:
         model, settings = _build(content, module), content["settings"]

@@ -27,6 +27,6 @@ def numbered(classes: Mapping[int, str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Writes a value of somebody's file for a message. A long one is cut."""
-    text = str(value)
+    """Writes a value of somebody's file for a message, in one line. A long one is cut."""
+    text = printable(str(value))
     return text if len(text) <= 200 else f"{text[:200]}..."

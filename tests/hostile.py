@@ -86,12 +86,17 @@ def result(place: str, value: object) -> Change:
 
     def change(path: Path) -> None:
         content = json.loads(path.read_text())
-        del content["sha256"]
         put(content, place, value)
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        path.write_text(json.dumps(content | {"sha256": digest}))
+        write_result(path, content)
 
     return change
+
+
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Writes a ``result.json`` with a right digest."""
+    content.pop("sha256", None)
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path.write_text(json.dumps(content | {"sha256": digest}))
 
 
 def column(name: str, value: str) -> Change:

@@ -52,7 +52,7 @@ TENSORS: list[Callable[[Tensor], Any]] = [
     lambda tensor: tensor.double() * 1e38,
     lambda tensor: tensor.half(),
     lambda tensor: tensor.int(),
-    lambda tensor: tensor.flatten(),
+    lambda tensor: tensor.clone().flatten(),
     lambda tensor: tensor[None],
     lambda tensor: tensor[:0] if tensor.ndim else tensor,
     lambda _: torch.zeros(1).expand(10**6, 10**6),
@@ -82,6 +82,8 @@ def mutated(content: Any, generator: random.Random) -> Any:
         inner, key = generator.choice(found)
         kind = generator.random()
         if isinstance(inner[key], Tensor) and kind < 0.8:
+            if inner[key].numel() > 10**9:  # changed before: to compute with it would take a TB
+                continue
             inner[key] = generator.choice(TENSORS)(inner[key])
         elif kind < 0.1:
             del inner[key]
@@ -117,12 +119,13 @@ def try_many(
     """Uses changed files. Counts how it ended. Any other error fails."""
     ends: Counter[str] = Counter()
     generator = random.Random(tries)
-    with warnings.catch_warnings(), bounded():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", RunWarning)
         for _ in range(tries):
             change(generator)
             try:
-                use()
+                with bounded():
+                    use()
                 ends["good"] += 1
             except CifarTLError as error:
                 assert len(str(error).splitlines()) == 1  # noqa: PT017
@@ -134,7 +137,7 @@ def try_many(
 
 
 SHORT = 150
-MANY = [SHORT, pytest.param(5000, marks=pytest.mark.slow)]
+MANY = [SHORT, pytest.param(2000, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("tries", MANY)

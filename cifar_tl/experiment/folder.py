@@ -137,6 +137,13 @@ class RunFolder:
             warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
             return None
         check_settings(self.path, content["settings"], self.settings)
+        if any(result.get(name, value) != value for name, value in content["settings"].items()):
+            warnings.warn(
+                f"{path} is of another run than {stages.MODEL}: it is made anew",
+                RunWarning,
+                stacklevel=3,
+            )
+            return None
         if changed := [name for name in digests if _digest_of(self.path / name) != digests[name]]:
             warnings.warn(
                 f"{self.path}: missing or not what the run wrote: {', '.join(changed)}; the result "
@@ -344,6 +351,8 @@ def _check_whole(result: dict[str, Any]) -> None:
         raise ValueError("other classes")
     if result["stage"] not in stages.STAGES or sum(map(sum, rows)) != result["images_validation"]:
         raise ValueError("other images")
+    if (result["test_accuracy"] is None) != (result["images_test"] == 0):
+        raise ValueError("other test images")
     for name in ("val_balanced_interval", "test_balanced_interval"):
         if len(result.get(name) or (0, 1)) != 2:
             raise ValueError("no interval")

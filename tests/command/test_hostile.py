@@ -215,6 +215,9 @@ ROWS = {
     "no images": Row("result.json", result("images_validation", 0), TRAIN, 0, RESULT),
     "seconds of ages": Row("result.json", result("seconds_total", 1e308), TRAIN, 0, RESULT),
     "names of lists": Row("result.json", result("class_names", [[]] * 5), TRAIN, 0, RESULT),
+    "a result of another run": Row(
+        "result.json", result("seed", 7), TRAIN, 0, "result.json is of another run than model.pt"
+    ),
     # The files of a finished run
     "results.txt deleted": Row("results.txt", delete, TRAIN, 0, CHANGED + "results.txt"),
     "results.txt zeroed": Row("results.txt", zeroed, TRAIN, 0, CHANGED + "results.txt"),
