@@ -44,7 +44,7 @@ RANGES = {  # by the name of a field; the first that fits
     "momentum": (0, 1),
     "warmup": (0, 1),
     "seconds*": (0, 1e10),  # 300 years
-    "epoch*": (0, 10**6),
+    "epoch*": (1, 10**6),
     "from_epoch": (1, 10**6),
     "num_classes": (0, 10**6),
     "images_validation": (1, 10**12),

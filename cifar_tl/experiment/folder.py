@@ -42,7 +42,8 @@ DIGEST = "sha256"  # in result.json: of all the rest of it
 DIGESTS = "files"  # in result.json: of these files. The model has a digest of its own
 DIGESTED = (stages.HISTORY, stages.LAST, stages.RESULTS)
 NEEDED = {  # in every result.json, whatever version wrote it
-    *("stage", "data", "classes", "class_names", "recipe", "precision", "epochs", "seed"),
+    *("stage", "data", "data_description", "classes", "class_names", "recipe", "precision"),
+    *("epochs", "seed"),
     *("train_fraction", "num_classes", "images_train", "images_validation", "images_test"),
     *("parameters_total", "parameters_trainable", "val_accuracy", "val_loss", "val_confusion"),
     *("test_accuracy", "test_loss", "seconds_train", "seconds_validation", "seconds_features"),
