@@ -1,7 +1,9 @@
 """Save models to files and load them. Files hold tensors and plain values, and run no code."""
 
 import io
+import re
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl.backbone import Backbone, Network
+from cifar_tl.contents import AnyModelFile, check
 from cifar_tl.disk import read_sealed, write_sealed
 from cifar_tl.errors import BackboneError, CheckpointError
 from cifar_tl.frame import Frame, cifar_frame
-from cifar_tl.names import count
+from cifar_tl.names import count, shown
 from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
 from cifar_tl.pretrained import TIMM, read_model_file
 
-LARGEST_IMAGE = 2048  # pixels: a file that claims more would fill the memory
+_REBUILD = re.compile(rb"_rebuild_\w*")  # the functions by which a pickle makes tensors
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -36,18 +39,23 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_sealed(path, buffer.getvalue())
 
 
-def load_checkpoint(path: str | Path, sealed: bytes | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, sealed: bytes | None = None, kind: Any = None
+) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote, with all tensors on the CPU.
 
     Args:
         path: The file.
         sealed: Its content, if it has been read before.
+        kind: What it must hold, a table of `contents`. None: the caller checks it.
 
     Raises:
-        CheckpointError: If the file is missing or damaged, or another program wrote it.
+        CheckpointError: If the file is missing or damaged, another program wrote it, or it holds
+            something else.
     """
     sealed = read_sealed(Path(path)) if sealed is None else sealed
     try:
+        _check_archive(sealed)
         content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError
@@ -57,7 +65,36 @@ def load_checkpoint(path: str | Path, sealed: bytes | None = None) -> dict[str, 
         raise CheckpointError(
             f"{path} is not what this program writes, tensors and plain values: use another"
         ) from error
+    if kind is not None:
+        check_checkpoint(path, content, kind)
     return content
+
+
+def check_checkpoint(path: str | Path, content: Any, kind: Any) -> None:
+    """Raises a `CheckpointError` if the content of a file does not fit a table of `contents`."""
+    try:
+        check(content, kind)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} does not hold what this program writes there ({error}): use another"
+        ) from error
+
+
+def _check_archive(sealed: bytes) -> None:
+    """Refuses an archive that torch.save does not write, before anything is allocated for it.
+
+    torch.save does not compress: 2 MB could become 5 GB.
+    """
+    if not sealed.startswith(b"PK"):
+        raise ValueError("no archive")
+    with zipfile.ZipFile(io.BytesIO(sealed)) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > len(sealed):
+            raise ValueError("compressed")
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    if len(pickles) != 1 or set(_REBUILD.findall(pickles[0])) - {b"_rebuild_tensor_v2"}:
+        raise ValueError("TorchScript or sparse tensors, of which torch warns in lines of its own")
 
 
 def save_model(
@@ -93,8 +130,12 @@ def save_model(
         settings["classes"], settings["class_names"] = _check_names(model, names)
     if model.white:
         settings.setdefault("white", model.white)
-    content = {**model.describe(), "settings": settings}
-    content["state_dict"] = _canonical(model.state_dict())
+    content = {**model.describe(), "settings": settings, "state_dict": model.state_dict()}
+    content = _canonical(content)
+    try:
+        check(content, AnyModelFile)
+    except ValueError as error:
+        raise ValueError(f"the model could not be loaded again: {error}") from error
     try:
         _build(content, model.features if isinstance(model, Backbone) else None)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -159,24 +200,25 @@ def read_model(
         sealed: The content of the file, from `read_model_file`. None: it is read here.
         module: As for `load_model`.
     """
-    content = load_checkpoint(path, read_model_file(path) if sealed is None else sealed)
+    sealed = read_model_file(path) if sealed is None else sealed
+    content = load_checkpoint(path, sealed, kind=None)
     if "network" not in content:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
+    check_checkpoint(path, content, AnyModelFile)
     if content["network"] != CifarNet.__name__ and "taken_off" not in content:
         raise CheckpointError(
-            f"{path} holds the network {content['network']!r} and not {CifarNet.__name__!r}: "
-            "use another"
+            f"{path} holds the network {shown(repr(content['network']))} and not "
+            f"{CifarNet.__name__!r}: use another"
         )
     try:
-        model, settings = _build(content, module), dict(content["settings"])
+        model, settings = _build(content, module), content["settings"]
     except (BackboneError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not hold what a model.pt of this program holds: use another"
         ) from error
-    white = settings.get("white")
-    model.white = white if isinstance(white, dict) else {}
+    model.white = settings.get("white", {})
     outputs = outputs_of(settings, model.num_classes)
     model.class_names = outputs.named if outputs else {}
     return SavedModel(model.eval(), settings, outputs)
@@ -198,7 +240,7 @@ def _build(content: dict[str, Any], module: nn.Module | None = None) -> Network:
     """Builds a model from the content of its file, and from a module if it is nobody's network."""
     state, is_documented = content["state_dict"], "taken_off" not in content
     bias = state.get("classifier.linear2.bias", torch.empty(0))
-    if bias.shape != (content["num_classes"],) or not bias.is_contiguous():
+    if bias.shape != (content["num_classes"],):
         raise TypeError  # the file lies about its size: do not allocate what it claims
     with torch.random.fork_rng([]):  # the fresh weights are overwritten at once
         model: Network
@@ -217,11 +259,7 @@ def _build(content: dict[str, Any], module: nn.Module | None = None) -> Network:
 def _build_backbone(content: dict[str, Any], module: nn.Module | None) -> Backbone:
     """Builds a network of somebody else's, with random weights."""
     frame, state = Frame(**content["frame"]), content["state_dict"]
-    if max(frame.size, frame.resize or 0) > LARGEST_IMAGE:
-        raise ValueError(f"the images are larger than {LARGEST_IMAGE} pixels: use a smaller frame")
-    if state["mean"].dtype != torch.float32 or not isinstance(content["source"], dict):
-        raise TypeError
-    if not isinstance(content["network"], str):
+    if state["mean"].dtype != torch.float32:
         raise TypeError
     module = _make_module(content["network"], frame.size) if module is None else module
     shapes = {f"features.{name}": value.shape for name, value in module.state_dict().items()}

@@ -1,9 +1,11 @@
 """Checks of tensors, labels and logits. Each error is one line."""
 
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 ROUNDING = 1e-3  # of an output: what another order of sums and of memory may change
 
@@ -37,7 +39,18 @@ def check_tensors(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__
-            raise TypeError(f"{name} must be a torch.Tensor, not {kind}: torch.as_tensor makes one")
+            raise TypeError(f"{name} must be a torch.Tensor, not {kind}: {_how_to_make(value)}")
+
+
+def _how_to_make(value: object) -> str:
+    """Says how a tensor is made of a value."""
+    if isinstance(value, str | bytes | PurePath):
+        return "read_image reads a picture"
+    if isinstance(value, DataLoader):
+        return "inputs, labels = map(torch.cat, zip(*loader)) makes tensors of its batches"
+    if isinstance(value, Dataset):
+        return "give its images and its labels, each as one tensor"
+    return "torch.as_tensor makes one"
 
 
 def check_labels(labels: Tensor, loss: Loss | None) -> Tensor:

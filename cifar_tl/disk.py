@@ -1,23 +1,70 @@
-"""Files on a disk: written whole, sealed with a checksum, in a folder locked by one process."""
+"""Files on a disk: read with a limit, written whole, sealed; and folders locked by one process."""
 
 import contextlib
 import errno
 import functools
 import hashlib
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cifar_tl.errors import CheckpointError, LockedError, RunWarning
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
+# The most bytes that are read of a file. Every message of `read_file` says the limit.
+LARGEST_CHECKPOINT = 10 * 10**9
+LARGEST_PICTURE = 10**9
+LARGEST_TEXT = 50 * 10**6  # of JSON and CSV: a confusion matrix of 2,000 classes is smaller
+
 # torch.load does not notice a flipped bit. So a SHA-256 follows what torch.save writes. torch.load
 # ignores it.
 _MARK = b"cifar_tl sha256:"
-_SEAL_SIZE = len(_MARK) + hashlib.sha256().digest_size
+SEAL_SIZE = len(_MARK) + hashlib.sha256().digest_size
+_ZIP = b"PK"  # how torch.save begins a file
+
+
+def read_file(path: str | Path, most: int) -> bytes:
+    """Reads a file. See `open_file`."""
+    with open_file(path, most) as file:
+        return file.read(_size(file))  # not `most`: so much memory would be reserved
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def open_file(path: str | Path, most: int) -> BinaryIO:
+    """Opens a file to read. Anything else is refused: a pipe may wait for ever, a device never end.
+
+    Args:
+        path: The file, or a link to it.
+        most: The most bytes that it may have.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file, or is larger. ``strerror`` says so.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    try:
+        about = os.fstat(descriptor)
+        reason = None
+        if stat.S_ISDIR(about.st_mode):
+            reason = os.strerror(errno.EISDIR)
+        elif not stat.S_ISREG(about.st_mode):
+            reason = "it is a pipe or a device, and only files are read"
+        elif about.st_size > most:
+            reason = f"it is larger than {most // 10**6:,} MB, and no such file is read"
+        if reason is not None:
+            raise OSError(errno.EINVAL, reason, str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def write_sealed(path: Path, content: bytes) -> None:
@@ -32,15 +79,20 @@ def read_sealed(path: Path) -> bytes:
         CheckpointError: If the file is missing or damaged, or another program wrote it.
     """
     try:
-        sealed = path.read_bytes()
+        with open_file(path, LARGEST_CHECKPOINT) as file:
+            size = _size(file)
+            file.seek(max(0, size - SEAL_SIZE))
+            is_sealed = file.read(len(_MARK)) == _MARK  # else its size is no reason to read it
+            file.seek(0)
+            sealed = file.read(size if is_sealed else len(_ZIP))
     except OSError as error:
         raise CheckpointError(
             f"cannot read checkpoint {path}: {error.strerror}: check the path"
         ) from error
-    if sealed[-_SEAL_SIZE:] == _seal(sealed[:-_SEAL_SIZE]):
+    if is_sealed and sealed[-SEAL_SIZE:] == _seal(sealed[:-SEAL_SIZE]):
         return sealed
     message = f"{path} is damaged, or no checkpoint of this program: use another or train again"
-    if sealed.startswith(b"PK") and _MARK not in sealed[-_SEAL_SIZE:]:
+    if not is_sealed and sealed == _ZIP:
         message += "; for a state_dict of torch.save, call load_state_dict, then save_model"
     raise CheckpointError(message)
 
@@ -52,12 +104,21 @@ def _seal(content: bytes) -> bytes:
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file. At any moment it is either the old one or the new one, whole.
 
+    All files of this package are written here. What somebody has put under the temporary name,
+    maybe a link to another file, is deleted and never written through.
+
     Raises:
-        OSError: If the file cannot be written. An old file is then still there.
+        OSError: If the file cannot be written. An old file is then still there. Only if the folder
+            cannot be synced, it is the new file that is there.
     """
     temporary = path.with_name(path.name + TEMPORARY)
+    if temporary.is_dir() and not temporary.is_symlink():
+        raise OSError(errno.EISDIR, "there is a folder of this name: move it away", str(temporary))
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # the last one follows no link
+        descriptor = os.open(temporary, flags | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             _sync(file.fileno())
@@ -68,39 +129,56 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):  # it does not name the file if the disk is full
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    if os.name == "posix":  # the new name must survive a power cut, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # some file systems cannot do it
-            os.fsync(folder)
-        os.close(folder)
+    sync_folder(path.parent)  # the new name must survive a power cut, too
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, as far as they are missing. They survive a power cut."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    except OSError as error:  # it does not name the folder
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        os.close(descriptor)
 
 
 def _sync(descriptor: int) -> None:
-    """Waits until a file is on the disk. If the file system cannot say so, there is a warning."""
+    """Waits until a file or folder is on the disk. If the file system cannot say so, it warns."""
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
-        _warn_of_loss()
+        warn_once(
+            "this file system cannot confirm that a file is on the disk: a power cut may cost what "
+            "was written last"
+        )
 
 
 @functools.cache  # one warning is enough
-def _warn_of_loss() -> None:
-    warnings.warn(
-        "this file system cannot confirm that a file is on the disk: a power cut may cost what was "
-        "written last",
-        RunWarning,
-        stacklevel=2,
-    )
+def warn_once(message: str) -> None:
+    """Warns of a file system, once in a process."""
+    warnings.warn(message, RunWarning, stacklevel=2)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Locks a folder for this process.
 
-    The system unlocks it when the process ends, even if it is killed. If the file system has no
-    locks, this does nothing.
+    The system unlocks it when the process ends, even if it is killed. If the file system gives no
+    lock, there is a warning, and nothing keeps other processes away.
 
     Args:
         folder: The folder.
@@ -128,8 +206,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 f"another process is at work in {folder}: "
                 "wait until it has ended, or choose another output folder"
             ) from error
-        except OSError:  # there are no locks
-            pass
+        except OSError as error:
+            warn_once(
+                f"this file system gives no lock ({error.strerror}): do not run two commands in "
+                "one folder"
+            )
         yield
     finally:
         os.close(descriptor)

@@ -32,7 +32,7 @@ class ImageError(CifarTLError, ValueError):
 
 
 class CheckpointError(CifarTLError, ValueError):
-    """A checkpoint cannot be read. The message names the file."""
+    """A checkpoint cannot be read, or its model gives no finite numbers."""
 
 
 class BackboneError(CifarTLError, ValueError):

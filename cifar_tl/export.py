@@ -35,8 +35,10 @@ def export_pt2(model: Network, path: str | Path, classes: Mapping[int, str] | No
 
     Raises:
         ExportError: If the exported model computes something else.
+        TypeError: If it is neither a `CifarNet` nor a `Backbone`.
         OSError: If the file cannot be written.
     """
+    _check_kind(model)
     content = io.BytesIO()  # torch's writers abort the process if the disk is full
     with evaluating(model), torch.no_grad():
         program = torch.export.export(
@@ -59,6 +61,7 @@ def export_onnx(model: Network, path: str | Path, classes: Mapping[int, str] | N
     Raises:
         ImportError: If one of `ONNX_PACKAGES` is missing.
     """
+    _check_kind(model)
     import onnxruntime
 
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
@@ -83,6 +86,14 @@ def export_onnx(model: Network, path: str | Path, classes: Mapping[int, str] | N
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
     _write_if_equal(model, Path(path), exported, run)
+
+
+def _check_kind(model: object) -> None:
+    if not isinstance(model, Network):
+        raise TypeError(
+            f"only a CifarNet or a Backbone is exported, not {type(model).__name__}: make a "
+            "Backbone of it"
+        )
 
 
 class _Uint8(nn.Module):

@@ -24,3 +24,9 @@ def count(number: int, noun: str) -> str:
 def numbered(classes: Mapping[int, str]) -> str:
     """Lists classes with their numbers: ``3 cat, 5 dog``."""
     return ", ".join(f"{number} {printable(name)}" for number, name in classes.items())
+
+
+def shown(value: object) -> str:
+    """Writes a value of somebody's file for a message, in one line. A long one is cut."""
+    text = printable(str(value))
+    return text if len(text) <= 200 else f"{text[:200]}..."

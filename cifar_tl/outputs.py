@@ -64,7 +64,9 @@ def outputs_of(settings: Mapping[str, Any], size: int) -> Outputs | None:
     classes, names = settings.get("classes"), settings.get("class_names")
     if not isinstance(classes, list) or not isinstance(names, list) or len(names) != len(classes):
         return None
-    if not all(isinstance(label, int) for label in classes):
+    if not all(type(label) is int for label in classes):
+        return None
+    if not all(isinstance(name, str) for name in names):
         return None
     found = Outputs(tuple(classes), tuple(names), size)
     numbers = set(found.columns)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl.backbone import Network
+from cifar_tl.checks import check_tensors
+from cifar_tl.errors import CheckpointError
 from cifar_tl.evaluation import evaluating
 
 
@@ -39,8 +41,11 @@ def predict(
         all trained ones sum to 1.
 
     Raises:
+        TypeError: If the image is no tensor.
         ValueError: If the outputs have no names.
+        CheckpointError: If the outputs are no finite numbers.
     """
+    check_tensors(image=image)
     classes = classes or getattr(model, "class_names", None)
     if not classes:
         raise ValueError("the model does not name its outputs: give classes, names by number")
@@ -49,6 +54,8 @@ def predict(
         (logits,) = model(image[None])
     if not set(labels) <= set(range(len(logits))):
         raise ValueError(f"classes must be names by number, below {len(logits)}")
+    if not logits[labels].isfinite().all():
+        raise CheckpointError("the outputs of the model are no finite numbers: use another model")
     probabilities = logits[labels].softmax(0)
     values, places = probabilities.sort(descending=True, stable=True)
     return [

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_tl.backbone import FRESH, Backbone
+from cifar_tl.disk import LARGEST_CHECKPOINT, read_file
 from cifar_tl.errors import BackboneError, BackboneWarning, first_line
 from cifar_tl.frame import Fit, Frame
 from cifar_tl.freezing import last_layer
@@ -305,7 +306,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
         BackboneError: If it is damaged, or holds something else.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, LARGEST_CHECKPOINT)
     except OSError as error:
         raise BackboneError(f"cannot read {path}: {error.strerror}") from error
     try:

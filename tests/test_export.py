@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,4 +92,12 @@ def test_what_computes_something_else_is_not_kept(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match=r"model\.pt2 would differ by .*: not kept"):
         export_pt2(Restless(10).eval(), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_of_somebody_elses_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    other: Any = torch.nn.Linear(3, 2)
+    for write in (export_pt2, export_onnx):
+        with pytest.raises(TypeError, match=r"is exported, not Linear: make a Backbone of it"):
+            write(other, tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -41,5 +41,7 @@ def test_any_module_can_be_asked() -> None:
     )
     with pytest.raises(ValueError, match="does not name its outputs: give classes"):
         predict(network, image)
+    with pytest.raises(TypeError, match=r"not str: read_image reads a picture"):
+        predict(network, "x.jpg", classes={0: "ash"})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="names by number, below 3"):
         predict(network, image, classes={3: "elm"})

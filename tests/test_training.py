@@ -596,6 +596,12 @@ def test_what_is_no_data_is_one_line(model: CifarNet, arrays: Arrays) -> None:
         extract_features(model, images.numpy())
     with pytest.raises(TypeError, match=r"labels must be a torch\.Tensor, not NoneType"):
         evaluate(model, images)
+    loader: Any = DataLoader(TensorDataset(images, labels), batch_size=7)
+    with pytest.raises(TypeError, match=r"not DataLoader: inputs, labels = map\(torch\.cat, zip"):
+        fit(model, loader, labels, None, None, ORIGINAL)
+    inputs, targets = map(torch.cat, zip(*loader, strict=True))  # as it says
+    assert torch.equal(inputs, images)
+    assert torch.equal(targets, labels)
     for batches in ([1, 2], [(images, labels, labels)], [(images.numpy(), labels)]):
         with pytest.raises(TypeError, match="a batch must be a tensor, or a pair of tensors"):
             evaluate(model, batches)  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def bases(text: str) -> tuple[Path, ...]:
 
 def check_model(path: Path) -> None:
     """Refuses a model that is missing or damaged."""
-    if not is_pretrained(path) and not path.is_file():
+    if not is_pretrained(path) and not path.exists():
         maker = called("train")
         raise UsageError(f"there is no model {path}: name another, or make one with {maker}")
     read_model_file(path)

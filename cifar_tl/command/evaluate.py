@@ -14,7 +14,7 @@ from cifar_tl.command.arguments import (
 )
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
 from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, check_early, lacks_cifar10
-from cifar_tl.errors import DataError
+from cifar_tl.errors import CheckpointError, DataError
 from cifar_tl.names import count, numbered
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
@@ -86,6 +86,8 @@ def measure(options: argparse.Namespace) -> int:
     labels = outputs.of(pictures.examples().labels)
     precision = settings.get("precision", "float32")  # as it was judged
     logits = logits_of(model, pictures, precision, progress=shows_progress())
+    if not logits.isfinite().all():
+        raise CheckpointError(f"the outputs of {options.model} are no finite numbers: use another")
     metrics = evaluate(nn.Identity(), logits, labels)
     counts = confusion_matrix(nn.Identity(), logits, labels)
     confusion = counts[list(outputs.columns)].tolist()

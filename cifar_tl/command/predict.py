@@ -105,12 +105,13 @@ def listing(classes: Sequence[str]) -> str:
 def newest_own_model(output_dir: Path) -> Path | None:
     """Finds the best model on the user's own classes, in the newest folder of results."""
     from cifar_tl.experiment.findings.unequal import deciding_accuracy
+    from cifar_tl.experiment.folder import read_result
 
     found = []
     for path in output_dir.glob(f"*/*/**/{RESULT}"):
         model, folder = path.with_name(MODEL), path.relative_to(output_dir).parts[0]
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # damaged, or no model
-            result = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):  # damaged, or no model
+            result, _ = read_result(path)
             if "reading_rules" in result:  # in each result on classes of the user's own
                 accuracy = deciding_accuracy(result)
                 found.append((model.stat().st_mtime, folder, accuracy, model))

@@ -24,6 +24,7 @@ from cifar_tl.command.train_arguments import (
 from cifar_tl.command.train_parser import make_parser, naming_commands, write_command
 from cifar_tl.command.train_results import Experiment, draw_stage, show
 from cifar_tl.data.source import OFFICIAL, SHAPES
+from cifar_tl.disk import make_folder
 from cifar_tl.errors import BackboneError, DownloadError, MissingDataError, TailError, TrainingError
 from cifar_tl.experiment.stages import STAGES, control, stage_classes, takes_base
 from cifar_tl.frame import Fit
@@ -379,7 +380,7 @@ def shows_bars(options: argparse.Namespace) -> bool:
 def check_output_dir(folder: Path) -> None:
     """Fails before any work is done if no results could be written at its end."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         tempfile.TemporaryFile(dir=folder).close()  # root may write whatever the permissions say
     except OSError as error:
         raise UsageError(

@@ -31,8 +31,12 @@ def read_cifar10(folder: Path, **_: object) -> Data:
     from torchvision.datasets import CIFAR10  # here, since the import takes time
 
     check_cifar10(folder)
-    meant = None if folder.exists() else other_case(folder)
-    hint = f"; there is {meant}" if meant else ""
+    if not folder.exists():
+        meant = other_case(folder)
+        raise MissingDataError(
+            f"there is no file or folder {folder}: check the path"
+            f"{f', there is {meant}' if meant else ''}; download_cifar10 would put CIFAR-10 there"
+        )
     folder = _root(folder)
 
     def read(is_train: bool) -> LabeledImages:
@@ -42,7 +46,7 @@ def read_cifar10(folder: Path, **_: object) -> Data:
             raise MissingDataError(
                 f"CIFAR-10 is not in {folder}, or a file of it is damaged: `cifar-tl train` or "
                 f"download_cifar10 gets it; your own classes belong into {folder}, a folder "
-                f"a class{hint}"
+                "a class"
             ) from error
         return labeled_images(dataset.data.transpose(0, 3, 1, 2), np.array(dataset.targets))
 

@@ -29,11 +29,12 @@ from torch import Tensor
 
 from cifar_tl.backbone import Backbone, Network, digest_of
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
+from cifar_tl.contents import FeaturesFile
 from cifar_tl.data.examples import Data, LabeledImages, class_rows
 from cifar_tl.data.npz import to_square
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import Version, change, versions_of
-from cifar_tl.disk import locked, write_atomically
+from cifar_tl.disk import locked, make_folder, write_atomically
 from cifar_tl.distributed import gather_objects
 from cifar_tl.errors import CheckpointError, RunWarning
 from cifar_tl.evaluation import evaluating, extract_features
@@ -268,7 +269,7 @@ class Kept(NamedTuple):
         if self.folder is None:
             yield
             return
-        self.own().mkdir(parents=True, exist_ok=True)
+        make_folder(self.own())
         with locked(self.own(), wait=True):
             yield
 
@@ -426,13 +427,13 @@ def _read(work: Pass, chunk: int) -> Chunk | None:
         return None
     shape = (len(work.versions), len(work.span(chunk)), *work.frozen.shape)
     try:
-        content = load_checkpoint(path)
-        features, seconds = content["features"], float(content["seconds"])
+        content = load_checkpoint(path, kind=FeaturesFile)
+        features, seconds = content["features"], content["seconds"]
         if features.shape != shape or features.dtype != work.frozen.dtype:
             raise TypeError
         if content["place"] != _place(path):
             raise ValueError
-    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError):
+    except (CheckpointError, TypeError, ValueError):
         warnings.warn(f"{path} is damaged or foreign: it is made anew", RunWarning, stacklevel=2)
         return None
     return Chunk(features, seconds)

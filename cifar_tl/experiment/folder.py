@@ -13,20 +13,49 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cifar_tl.backbone import Network
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint, save_model
-from cifar_tl.disk import TEMPORARY, locked, write_atomically
+from cifar_tl.contents import AnyModelFile, LastFile, check
+from cifar_tl.disk import (
+    LARGEST_CHECKPOINT,
+    LARGEST_PICTURE,
+    LARGEST_TEXT,
+    TEMPORARY,
+    locked,
+    read_file,
+    write_atomically,
+)
 from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
 from cifar_tl.experiment import stages
+from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.settings import check_settings
+from cifar_tl.names import shown
+from cifar_tl.outputs import outputs_of
 from cifar_tl.training import EpochRecord
 
 DIGEST = "sha256"  # in result.json: of all the rest of it
+DIGESTS = "files"  # in result.json: of these files. The model has a digest of its own
+DIGESTED = (stages.HISTORY, stages.LAST, stages.RESULTS)
+NEEDED = {  # in every result.json, whatever version wrote it
+    *("stage", "data", "data_description", "classes", "class_names", "recipe", "precision"),
+    *("epochs", "seed"),
+    *("train_fraction", "num_classes", "images_train", "images_validation", "images_test"),
+    *("parameters_total", "parameters_trainable", "val_accuracy", "val_loss", "val_confusion"),
+    *("test_accuracy", "test_loss", "seconds_train", "seconds_validation", "seconds_features"),
+    *("seconds_total", "environment", "surroundings"),
+}
+_UNEQUAL = ("balanced_accuracy", "balanced_interval", "majority")
+_OF_UNEQUAL = {f"{part}_{name}" for part in ("val", "test") for name in _UNEQUAL}
+NEEDED_WITH = {  # if the field is there
+    "backbone": {"backbone_source", "backbone_preprocessing", "fit"},
+    **dict.fromkeys(_OF_UNEQUAL, _OF_UNEQUAL),
+}
+MOST_LISTS = 100_000  # in result.json: it has one for each class, and few others
 
 
 @dataclass(frozen=True)
@@ -88,8 +117,9 @@ class RunFolder:
         """Reads the result of a finished run.
 
         Returns:
-            The content of ``result.json``, without its digest. None: the run is not finished, or
-            a file of its result is damaged. A warning says so: ``last.pt`` makes it anew.
+            The content of ``result.json``, without digests. None: the run is not finished, or
+            its result or its model is damaged. A warning says so: ``last.pt`` makes it anew. There
+            is a warning, too, if another file is not what the run wrote.
 
         Raises:
             RunError: If the folder holds a finished run with other settings.
@@ -98,19 +128,40 @@ class RunFolder:
         if not path.exists() or not (self.path / stages.MODEL).exists():
             return None
         try:
-            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if result.pop(DIGEST) != _digest(result):
-                raise ValueError
-        except (ValueError, AttributeError, KeyError, TypeError):  # no JSON, no object, or changed
-            warnings.warn(f"{path} is damaged: it is made anew", RunWarning, stacklevel=3)
+            result, digests = read_result(path)
+        except ValueError as error:
+            warnings.warn(f"{error}: it is made anew", RunWarning, stacklevel=3)
             return None
         try:
-            found = load_checkpoint(self.path / stages.MODEL).get("settings")
+            content = load_checkpoint(self.path / stages.MODEL, kind=AnyModelFile)
         except CheckpointError as error:
             warnings.warn(f"{error}; it is made anew", RunWarning, stacklevel=3)
             return None
-        check_settings(self.path, found if isinstance(found, dict) else {}, self.settings)
+        check_settings(self.path, content["settings"], self.settings)
+        if any(result.get(name, value) != value for name, value in content["settings"].items()):
+            warnings.warn(
+                f"{path} is of another run than {stages.MODEL}: it is made anew",
+                RunWarning,
+                stacklevel=3,
+            )
+            return None
+        if changed := [name for name in digests if _digest_of(self.path / name) != digests[name]]:
+            warnings.warn(
+                f"{self.path}: missing or not what the run wrote: {', '.join(changed)}; the result "
+                "is whole, and --restart makes all anew",
+                RunWarning,
+                stacklevel=3,
+            )
         return result
+
+    def _read_last(self) -> dict[str, Any]:
+        """Reads ``last.pt``. Raises a `RunError` if it is of a run with other settings."""
+        path = self.path / stages.LAST
+        content = load_checkpoint(path, kind=LastFile)
+        check_settings(self.path, content["settings"], self.settings)
+        if content["epoch"] > self.settings.get("epochs", math.inf):
+            raise CheckpointError(f"{path} has more epochs than the run: use another")
+        return content
 
     def epochs_done(self) -> int:
         """Counts the epochs after which `resume` would go on: 0 if ``last.pt`` is damaged.
@@ -119,12 +170,9 @@ class RunFolder:
             RunError: If the folder holds a run with other settings.
         """
         try:
-            content = load_checkpoint(self.path / stages.LAST)
-            found, epoch = dict(content["settings"]), int(content["epoch"])
-        except (CheckpointError, KeyError, TypeError, ValueError):
+            return int(self._read_last()["epoch"])
+        except CheckpointError:
             return 0
-        check_settings(self.path, found, self.settings)
-        return epoch
 
     def resume(
         self, model: nn.Module, optimizer: Optimizer, now: dict[str, Any], start: float
@@ -148,20 +196,19 @@ class RunFolder:
         if not path.exists():
             return History([{"from_epoch": 1, **now}], start)
         try:
-            content = load_checkpoint(path)
-            check_settings(self.path, dict(content["settings"]), self.settings)
-            rows = read_history(self.path / stages.HISTORY, int(content["epoch"]))
+            content = self._read_last()
+            rows = read_history(self.path / stages.HISTORY, content["epoch"])
             model.load_state_dict(content["model"])
-            _load_optimizer(optimizer, content["optimizer"])
-            surroundings = [dict(part) for part in content["surroundings"]]
+            _load_optimizer(optimizer, content["optimizer"]["state"])
+            surroundings = content["surroundings"]
             before = surroundings[-1]
-        except RunError:  # other settings
-            raise
         except CheckpointError as error:
             raise RunError(f"{error}; or train again", **remedy) from error
         except HistoryError as error:
             raise RunError(f"{error}: train again", **remedy) from error
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except RunError:  # other settings
+            raise
+        except (IndexError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"{path} does not hold an unfinished run of this version: train again", **remedy
             ) from error
@@ -197,13 +244,17 @@ class RunFolder:
     def save_finished(self, model: Network, result: dict[str, Any], text: str) -> None:
         """Writes model and results, and deletes pictures of an earlier result.
 
-        ``result.json`` comes last: from then on the run is finished.
+        ``result.json`` comes last: from then on the run is finished. It has the digests of the
+        files that nothing else would miss.
         """
+        (self.path / stages.RESULT).unlink(missing_ok=True)  # damaged, or of a damaged model
         for name in stages.PICTURES:
             (self.path / name).unlink(missing_ok=True)
         save_model(self.path / stages.MODEL, model, self.settings)
-        digested = {**result, DIGEST: _digest(result)}
-        _write_pair(self.path / stages.RESULT, self.path / stages.RESULTS, digested, text)
+        _write_text(self.path / stages.RESULTS, text)
+        digests = {name: _digest_of(self.path / name) for name in DIGESTED}
+        content = {**result, DIGESTS: digests}
+        _write_json(self.path / stages.RESULT, {**content, DIGEST: _digest(content)})
 
 
 def discard(comparisons: Iterable[Path], folders: Iterable[Path]) -> None:
@@ -233,14 +284,16 @@ def save_comparison(folder: Path, comparison: dict[str, Any], text: str) -> None
     with locked(folder, wait=True):
         for name in stages.COMPARISON_PICTURES:
             (folder / name).unlink(missing_ok=True)
-        _write_pair(folder / json_name, folder / text_name, comparison, text)
+        _write_text(folder / text_name, text)
+        _write_json(folder / json_name, comparison)
 
 
 def save_bases(folder: Path, comparison: dict[str, Any], text: str) -> None:
     """Writes a comparison of bases into the folder of their data."""
     json_name, text_name = stages.BASES
     with locked(folder, wait=True):
-        _write_pair(folder / json_name, folder / text_name, comparison, text)
+        _write_text(folder / text_name, text)
+        _write_json(folder / json_name, comparison)
 
 
 def save_page(folder: Path, text: str) -> None:
@@ -254,7 +307,56 @@ def read_pictures(place: stages.Place) -> dict[str, bytes]:
     paths = {name: place.comparison / name for name in stages.COMPARISON_PICTURES}
     for stage in stages.STAGES:
         paths |= {f"{stage}/{name}": place.of(stage) / name for name in stages.PICTURES}
-    return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+    there = {name: path for name, path in paths.items() if path.exists()}
+    return {name: read_file(path, LARGEST_PICTURE) for name, path in there.items()}
+
+
+def read_result(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads a ``result.json``.
+
+    Returns:
+        Its content without digests, and the digests of the other files: none of earlier versions.
+
+    Raises:
+        ValueError: If it is damaged, or does not hold what this program writes there.
+    """
+    try:
+        text = read_file(path, LARGEST_TEXT)
+        if text.count(b"[") + text.count(b"{") > MOST_LISTS:  # each takes 60 bytes of memory
+            raise ValueError("too many lists")
+        result: dict[str, Any] = json.loads(text)
+        if result.pop(DIGEST) != _digest(result):
+            raise ValueError("wrong digest")
+        digests = result.pop(DIGESTS, {})
+        check({DIGESTS: digests}, _Digests)
+        check(result, StageResult)
+        _check_whole(result)
+    # No JSON, no object, lists in lists in lists ..., or changed
+    except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, or not what this program writes there") from error
+    return result, digests
+
+
+class _Digests(TypedDict):
+    files: dict[str, str]
+
+
+def _check_whole(result: dict[str, Any]) -> None:
+    """Raises an error if parts of a result are missing, or do not fit together."""
+    needed = NEEDED.union(*(names for name, names in NEEDED_WITH.items() if name in result))
+    if missing := sorted(needed - result.keys()):
+        raise KeyError(missing[0])
+    rows, size = result["val_confusion"], result["num_classes"]
+    outputs = outputs_of(result, size)
+    if outputs is None or [len(row) for row in rows] != [size] * len(outputs.classes):
+        raise ValueError("other classes")
+    if result["stage"] not in stages.STAGES or sum(map(sum, rows)) != result["images_validation"]:
+        raise ValueError("other images")
+    if (result["test_accuracy"] is None) != (result["images_test"] == 0):
+        raise ValueError("other test images")
+    for name in ("val_balanced_interval", "test_balanced_interval"):
+        if len(result.get(name) or (0, 1)) != 2:
+            raise ValueError("no interval")
 
 
 def read_history(path: Path, epochs: int) -> list[HistoryRow]:
@@ -264,16 +366,8 @@ def read_history(path: Path, epochs: int) -> list[HistoryRow]:
         HistoryError: If it is damaged or has fewer rows.
     """
     try:
-        with path.open(newline="", encoding="ascii") as file:
-            rows = [
-                HistoryRow(
-                    **{
-                        key: int(value) if key == "epoch" else float(value)
-                        for key, value in row.items()
-                    }  # type: ignore[arg-type]
-                )
-                for row in itertools.islice(csv.DictReader(file), epochs)
-            ]
+        lines = io.StringIO(read_file(path, LARGEST_TEXT).decode("ascii"), newline="")
+        rows = [_read_row(row) for row in itertools.islice(csv.DictReader(lines), epochs)]
     except (OSError, ValueError, TypeError, csv.Error):
         rows = []
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
@@ -281,12 +375,31 @@ def read_history(path: Path, epochs: int) -> list[HistoryRow]:
     return rows
 
 
-def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-        if "initial_lr" not in group:  # files of earlier versions have the rate of their last step
-            group["lr"] = peak
+def _read_row(row: dict[str, str]) -> HistoryRow:
+    values: dict[str, Any] = {
+        key: int(value) if key == "epoch" else float(value) for key, value in row.items()
+    }
+    check(values, HistoryRow)
+    return HistoryRow(**values)
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """Loads a state, but no rates: those of the optimizer follow from the settings.
+
+    Raises:
+        ValueError: If it is the state of another optimizer, or of other parameters.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    of_one = {"Adam": {"step", "exp_avg", "exp_avg_sq"}}.get(
+        type(optimizer).__name__, {"momentum_buffer"}
+    )
+    for number, parameter in enumerate(parameters):
+        shapes = {name: value.shape for name, value in state.get(number, {}).items()}
+        wanted = {name: () if name == "step" else parameter.shape for name in of_one}
+        if shapes and shapes != wanted:
+            raise ValueError("the state of another optimizer")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -294,7 +407,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     names = {**dict.fromkeys(before), **now}  # what only one side has counts, too
     names.pop("from_epoch", None)
     return ", ".join(
-        f"{name} {before.get(name)} before, {now.get(name)} now"
+        f"{name} {shown(before.get(name))} before, {shown(now.get(name))} now"
         for name in names
         if before.get(name) != now.get(name)
     )
@@ -304,10 +417,20 @@ def _digest(result: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(result).encode()).hexdigest()
 
 
-def _write_pair(json_path: Path, text_path: Path, content: dict[str, Any], text: str) -> None:
-    """Writes findings for people, then for programs."""
-    write_atomically(text_path, text.encode("ascii", "backslashreplace"))
-    write_atomically(json_path, (json.dumps(content, indent=2) + "\n").encode("ascii"))
+def _digest_of(path: Path) -> str | None:
+    """Computes the SHA-256 of a file. None: it cannot be read."""
+    try:
+        return hashlib.sha256(read_file(path, LARGEST_CHECKPOINT)).hexdigest()
+    except OSError:
+        return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, text.encode("ascii", "backslashreplace"))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode("ascii"))
 
 
 def _write_history(path: Path, rows: Sequence[HistoryRow]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.errors import CheckpointError, RunError, RunWarning
 from cifar_tl.experiment.stages import MODEL, STAGES, Place, stage_classes, takes_base
-from cifar_tl.names import printable
+from cifar_tl.names import printable, shown
 from cifar_tl.pretrained import DEFAULT_MODEL, is_pretrained, read_model_file
 
 if TYPE_CHECKING:  # the command looks for the file before it imports torch
@@ -137,7 +137,7 @@ def _check(
     if differences := [key for key in wanted if settings.get(key) != wanted[key]]:
         words = {"fingerprint": "data with the fingerprint"}
         sides = (
-            ", ".join(f"{words.get(key, key)} {side.get(key)!r}" for key in differences)
+            ", ".join(f"{words.get(key, key)} {shown(repr(side.get(key)))}" for key in differences)
             for side in (settings, wanted)
         )
         raise RunError(

@@ -9,7 +9,7 @@ from typing import Any
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import RunError
 from cifar_tl.experiment.stages import STAGES
-from cifar_tl.names import portable
+from cifar_tl.names import portable, shown
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import NEUTRAL, Plan, Recipe
 
@@ -81,7 +81,7 @@ def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
         differences = [name for name in differences if name != "fingerprint"]
     words = {**_WORDS, "parent": f"another {wanted['parent_stage'] or 'fresh'} model"}
     listed = ", ".join(
-        words.get(name, f"{name} {found.get(name)} there, {wanted.get(name)} now")
+        words.get(name, f"{name} {shown(found.get(name))} there, {shown(wanted.get(name))} now")
         for name in differences
     )
     stage = wanted["stage"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
-from cifar_tl.disk import locked, write_atomically
+from cifar_tl.disk import LARGEST_CHECKPOINT, locked, make_folder, read_file, write_atomically
 from cifar_tl.distributed import check_same, gather_objects
 from cifar_tl.errors import RunError
 from cifar_tl.experiment.folder import RunFolder
@@ -45,7 +45,7 @@ def held(
     elif (result := folder.finished()) is not None:
         yield False, result
     else:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         with locked(folder.path):
             yield True, None
 
@@ -66,7 +66,7 @@ def _shared(folder: RunFolder, group: "ProcessGroup") -> Iterator[bool]:
 
 def writes_in(folder: Path, group: "ProcessGroup") -> bool:
     """Returns whether this process is the first of those that see the folder. Makes the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     mark = folder / f".{uuid.uuid4().hex}"
     marks = gather_objects(mark.name, group)
     mark.touch()
@@ -90,7 +90,7 @@ def _copy_progress(folder: RunFolder, group: "ProcessGroup", writes: bool) -> No
     content: list[dict[str, bytes]] = [{}]
     if group.rank() == source:
         paths = (folder.path / name for name in FILES)
-        content = [{path.name: path.read_bytes() for path in paths if path.exists()}]
+        content = [{path.name: _read(path) for path in paths if path.exists()}]
     of_source = distributed.get_global_rank(group, source)
     distributed.broadcast_object_list(content, of_source, group=group)
     if writes and done != most:
@@ -102,9 +102,11 @@ def _copy_progress(folder: RunFolder, group: "ProcessGroup", writes: bool) -> No
 def _digest(folder: Path) -> str:
     """Computes a digest that differs between runs that are equally far."""
     contents = [folder / name for name in (LAST, MODEL)]
-    return hashlib.sha256(
-        b"".join(path.read_bytes() for path in contents if path.exists())
-    ).hexdigest()
+    return hashlib.sha256(b"".join(map(_read, filter(Path.exists, contents)))).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    return read_file(path, LARGEST_CHECKPOINT)
 
 
 def _epochs_done(folder: RunFolder) -> int:

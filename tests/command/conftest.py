@@ -28,7 +28,8 @@ def remedy(errors: str) -> list[str]:
 HELD_DISK = """
 fsync, syncs = os.fsync, []
 def held_fsync(descriptor):
-    syncs.append(descriptor)
+    if syncs or os.path.isfile("/dev/fd/%d" % descriptor):  # from the first file on
+        syncs.append(descriptor)
     if len(syncs) == {number}:
         print("saving", flush=True)
         while not os.path.exists("go"):

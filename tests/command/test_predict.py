@@ -8,7 +8,9 @@ from PIL import Image
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.predict import main, newest_own_model
 from cifar_tl.network import CifarNet
+from tests.experiment.conftest import make_result
 from tests.forked import one_line
+from tests.hostile import write_result
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
 
@@ -116,6 +118,10 @@ def test_the_hint_goes_by_the_mean_over_unequal_classes(tmp_path: Path) -> None:
         folder = tmp_path / "runs" / "parts" / stage
         folder.mkdir(parents=True)
         save_model(folder / "model.pt", CifarNet(2), {})
-        result = {"reading_rules": 1, "val_accuracy": accuracy, "val_balanced_accuracy": mean}
-        (folder / "result.json").write_text(json.dumps(result))
+        result = make_result("base", accuracy, 1.0) | {"precision": "float32", "reading_rules": 1}
+        result |= {"num_classes": 2, "val_confusion": [[9, 1], [1, 9]], "images_validation": 20}
+        for part in ("val", "test"):
+            result |= {f"{part}_balanced_accuracy": mean, f"{part}_majority": 0.5}
+            result |= {f"{part}_balanced_interval": [0.1, 0.9]}
+        write_result(folder / "result.json", result)
     assert newest_own_model(tmp_path / "runs") == tmp_path / "runs/parts/transfer/model.pt"

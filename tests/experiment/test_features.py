@@ -309,7 +309,8 @@ def test_other_seeds_and_fractions_read_what_is_kept(drawn_data: Data, whole: Pa
     assert len(said) == 4
     pattern = (
         r"transfer: frozen features of all these images in \d+\.\d\d s, kept in "
-        r"runs/drawn.npz/features \(0\.1 MB in all\); computing what was there before took \d+\.\d s"
+        r"runs/drawn.npz/features \(0\.1 MB in all\); computing what was there before took "
+        r"\d+\.\d s"
     )
     assert re.fullmatch(pattern, said[0])
 

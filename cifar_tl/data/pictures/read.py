@@ -31,6 +31,7 @@ from cifar_tl.data.pictures import deep as deep_images
 from cifar_tl.data.pictures.deep import DeepImage
 from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
 from cifar_tl.data.pictures.libtiff import damage_found
+from cifar_tl.disk import LARGEST_PICTURE, read_file
 from cifar_tl.errors import ImageError, first_line
 from cifar_tl.frame import CIFAR_FRAME, Frame, as_frame, fill, scale
 from cifar_tl.names import count
@@ -315,7 +316,7 @@ def _content(
 
 def _read_file(path: str | Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path, LARGEST_PICTURE)
     except FileNotFoundError as error:
         link = Path(path).is_symlink()
         what = f"{path} is a link to nowhere" if link else f"there is no file {path}"

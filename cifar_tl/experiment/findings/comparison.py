@@ -178,7 +178,7 @@ def differences(
         number = images["images_validation" if key.startswith("val") else "images_test"]
         interval = key.replace("_accuracy", "_interval")
         intervals = (pairs[0][0][interval], pairs[0][1][interval]) if key in BALANCED else None
-        is_tested = None not in values
+        is_tested = None not in (*values, *others)
         found[key] = difference(values, others, number, intervals)._asdict() if is_tested else None
     return found
 

@@ -32,7 +32,7 @@ from cifar_tl.experiment import stages
 from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
 from cifar_tl.experiment.findings.layers import dropout_rate
 from cifar_tl.experiment.findings.results import training_words
-from cifar_tl.experiment.folder import HistoryRow, read_history
+from cifar_tl.experiment.folder import HistoryRow, read_history, read_result
 from cifar_tl.experiment.stages import BLUE, GREY, ORANGE
 from cifar_tl.names import printable
 from cifar_tl.outputs import Outputs
@@ -455,7 +455,7 @@ def _mark_documented(ax: Axes) -> None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[HistoryRow]]:
-    result = json.loads((folder / stages.RESULT).read_text(encoding="utf-8"))
+    result, _ = read_result(folder / stages.RESULT)
     return result, read_history(folder / stages.HISTORY, result["epochs"])
 
 

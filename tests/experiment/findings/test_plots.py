@@ -32,6 +32,7 @@ from cifar_tl.machine import autocast
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
 from tests.forked import ROOT, Command
+from tests.hostile import write_result
 
 FAST = ["--epochs", "2", "--batch-size", "50", "--finetune-epochs", "1"]
 
@@ -254,7 +255,7 @@ def test_only_the_documented_images_are_compared_with_the_documented_run(
     text = path.read_text().replace('"images_train": 80', f'"images_train": {images}')
     drawings = []
     for name in ("dog", "wolf"):  # no title has the names: only the mark can make a difference
-        path.write_text(text.replace('"dog"', f'"{name}"'))
+        write_result(path, json.loads(text.replace('"dog"', f'"{name}"')))
         plots.draw_comparison([Place(tmp_path / "runs")], STAGES)
         drawings.append(picture.read_bytes())
     assert (drawings[0] != drawings[1]) is is_marked
