@@ -218,6 +218,33 @@ def test_the_digest_is_of_all_that_decides_the_features() -> None:
     assert len({digest_of(other) for other in [model, *others]}) == 6
 
 
+def test_the_digest_knows_buffers_that_are_not_saved() -> None:
+    def of(gain: float) -> str:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            module = Small()
+        module.register_buffer("gain", torch.tensor(gain), persistent=False)
+        return digest_of(Backbone(module, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3))
+
+    assert of(1.0) == of(1.0) != of(2.0)
+
+
+def test_the_modes_inside_a_module_stay() -> None:
+    module = Small().train()
+    norm = module.get_submodule("body.1").eval()  # somebody has frozen its statistics
+    model = Backbone(module, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert module.training
+    assert not norm.training
+    assert not model.features.get_submodule("body.1").training
+
+
+def test_a_compiled_module_is_taken_out_of_its_wrapper() -> None:
+    compiled: Any = torch.compile(Small().eval(), backend="eager")
+    model = Backbone(compiled, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert not [name for name in model.state_dict() if "_orig_mod" in name]
+    assert model.name == "Small"
+
+
 class Tuples(Small):
     def forward(self, images: torch.Tensor) -> Any:
         return super().forward(images), images

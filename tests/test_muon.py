@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from cifar_tl import muon
 from cifar_tl.muon import Muon, orthogonalize
 
 
@@ -140,3 +141,18 @@ def test_bfloat16_is_orthogonalised_as_float32_is() -> None:
     torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
     with pytest.raises(ValueError, match="must be at least 0"):
         Muon([{"params": [nn.Parameter(matrix)], "lr": -1.0}], lr=0.1)
+
+
+def test_a_matrix_that_is_too_large_gets_the_norm_of_an_orthogonal_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(muon, "LARGEST", 3)
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(4, 6))
+    weight.grad = torch.randn(4, 6)
+    Muon([weight], lr=1.0, momentum=0.0).step()
+    torch.testing.assert_close(-weight.data, weight.grad * 2 / weight.grad.norm())
+    small = nn.Parameter(torch.zeros(3, 6))
+    small.grad = torch.randn(3, 6)
+    Muon([small], lr=1.0, momentum=0.0).step()
+    torch.testing.assert_close(-small.data, orthogonalize(small.grad))

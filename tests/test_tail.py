@@ -167,3 +167,22 @@ def test_a_larger_part_begins_earlier() -> None:
     assert larger is not None
     assert (tail.first, larger.first) == ("blocks.2", "blocks.0")
     assert tail.part < larger.part <= 0.6
+
+
+class Loud(nn.Module):
+    """One large constant output would hide that the others are wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 8, stride=8), nn.Conv2d(8, 4, 1)
+        nn.init.constant_(self.last.bias, 3000.0)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        return torch.cat([self.last(maps), maps], 1).mean((2, 3))
+
+
+def test_a_large_output_hides_no_wrong_one() -> None:
+    """`last` alone cannot give the outputs that `first` gives past it."""
+    torch.manual_seed(0)
+    assert find_tail(Loud().eval(), 32, part=0.5) is None

@@ -86,7 +86,8 @@ def run_stage(
     - base: the documented network learns the base classes, 0-4, or all classes of your own.
     - transfer: a new classifier on the base model's frozen features learns the new classes, 5-9,
       or all classes of your own, from a base model of other data.
-    - finetune: the transfer model goes on for a few epochs, with nothing frozen.
+    - finetune: the transfer model goes on for a few epochs, with nothing frozen. Of a pretrained
+      network, only the last layers learn.
     - scratch: the network of transfer learns the new classes from fresh weights, as in base. It is
       the control: without it nobody can say what transfer saves or costs.
 

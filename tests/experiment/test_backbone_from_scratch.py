@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cifar_tl.backbone import Backbone
 from cifar_tl.checkpoint import load_checkpoint
@@ -16,7 +17,7 @@ from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment import features
 from cifar_tl.experiment.features import pictures_of
 from cifar_tl.experiment.findings.results import StageResult
-from cifar_tl.experiment.run import run_stage
+from cifar_tl.experiment.run import _outlook, run_stage
 from tests.experiment.test_features import interrupt
 from tests.experiment.test_pretrained_finetune import PLAIN, deep, of
 
@@ -128,3 +129,36 @@ def test_no_batch_has_one_image(drawn_data: Data) -> None:
     recipe = dataclasses.replace(PLAIN, epochs=1, batch_size=size, by_size=False)
     values: dict[str, Any] = {"output_dir": "runs", "base": fresh(), "keep_features": False}
     assert run_stage("scratch", drawn_data, recipe, **values)["batch_size"] == size + 1
+
+
+def test_the_estimate_changes_nothing_and_counts_the_optimizer() -> None:
+    model = fresh()
+    model.reset_classifier(3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    steps: list[str] = []
+    handle = register_optimizer_step_post_hook(lambda *_: steps.append("step"))
+    try:
+        views = torch.randint(256, (1, 7, 3, 40, 40), dtype=torch.uint8)
+        said = _outlook(model, views, PLAIN.for_images(7), None)
+    finally:
+        handle.remove()
+    assert said.startswith("all layers learn; the epochs take about ")
+    assert len(steps) == 2
+    after = model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_large_images_are_judged_a_few_at_a_time() -> None:
+    sizes: list[int] = []
+
+    def count(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return images.flatten(1)[:, :2].float()
+
+    images, labels = torch.zeros(70, 3, 224, 224, dtype=torch.uint8), torch.zeros(70).long()
+    evaluate(count, images, labels)
+    assert sizes == [33, 33, 4]
+    sizes.clear()
+    evaluate(count, images, labels, batch_size=70)
+    assert sizes == [70]
