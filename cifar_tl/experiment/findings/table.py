@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from cifar_tl.disk import locked, write_atomically
 from cifar_tl.errors import RunWarning
+from cifar_tl.experiment.folder import read_result
 from cifar_tl.experiment.stages import RESULT, RUNS, STAGES, takes_base
 
 FIRST = ("folder", "stage", "data", "base", "seed", "train_fraction")
@@ -27,11 +27,10 @@ def save_runs(output_dir: Path) -> None:
     with locked(output_dir, wait=True):
         for path in sorted(output_dir.glob(f"*/**/{RESULT}")):
             try:
-                result = json.loads(path.read_text(encoding="utf-8"))
-                if result["stage"] in STAGES:
-                    found[path.relative_to(output_dir).parts[:-1]] = result
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                warnings.warn(f"{path} is damaged: {RUNS} lacks it", RunWarning, stacklevel=2)
+                result, _ = read_result(path)
+                found[path.relative_to(output_dir).parts[:-1]] = result
+            except (OSError, ValueError) as error:
+                warnings.warn(f"{error}: {RUNS} lacks it", RunWarning, stacklevel=2)
         rows = [{**result, "folder": "/".join(parts)} for parts, result in found.items()]
         for parts, row in zip(found, rows, strict=True):
             row["base"] = _base(parts, found)
