@@ -31,6 +31,8 @@ from cifar_tl.data.shapes import draw_shapes
 from tests.forked import start_zygote
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which background shells have ignored
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,10 @@ def check_model(path: Path) -> None:
     if not is_pretrained(path) and not path.exists():
         maker = called("train")
         raise UsageError(f"there is no model {path}: name another, or make one with {maker}")
+    if not is_pretrained(path) and path.is_dir():
+        raise UsageError(
+            f"the model {path} is a folder: name a file in it, such as {path / 'model.pt'}"
+        )
     read_model_file(path)
 
 

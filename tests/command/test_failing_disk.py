@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 
 FSYNC = os.fsync
 FOLDERS = 3  # runs, runs/tiny.npz and runs/tiny.npz/base
-FILES = 7  # history and last.pt of two epochs, model, results, result
+FILES = 8  # history and last.pt of two epochs, model, results, result, runs.csv
 
 
 @pytest.fixture

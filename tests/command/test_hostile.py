@@ -190,7 +190,7 @@ ROWS = {
     "compressed": Row("model.pt", sealed(compressed), PREDICT, 1, NOT_WRITTEN),
     "a model without end": Row("model.pt", endless, PREDICT, 1, f"model.pt: {KINDS}"),
     "a model in a pipe": Row("model.pt", pipe, EVALUATE, 1, f"model.pt: {KINDS}"),
-    "a folder as model": Row("model.pt", folder, PREDICT, 1, "model.pt: Is a directory"),
+    "a folder as model": Row("model.pt", folder, PREDICT, 2, "model.pt is a folder: name a"),
     "a model of 20 GB": Row(
         "model.pt", sparse, PREDICT, 1, "model.pt: it is larger than 10,000 MB"
     ),

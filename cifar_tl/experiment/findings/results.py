@@ -144,7 +144,7 @@ def results_text(
 ) -> str:
     """Writes the report of one stage from the content of its ``result.json``."""
     seen = training_words(result, max(layer.dropout for layer in layers))
-    has_frozen = result["parent_stage"] or "backbone" not in result
+    has_frozen = result.get("parent_stage") or "backbone" not in result
     made = "frozen features" if has_frozen else "images in the size of the network"
     lines = [
         *_what_was_trained(result),
