@@ -678,6 +678,10 @@ def test_grey_that_is_multiplied_by_its_alpha_is_seen_on_white(tmp_path: Path) -
     assert alpha in content
     path = tmp_path / "b.tif"
     path.write_bytes(content.replace(alpha, struct.pack("<HHIH", 338, 3, 1, 1)))
+    try:
+        Image.open(path).close()
+    except UnidentifiedImageError:
+        pytest.skip("this Pillow does not open it")
     with Image.open(path) as opened:
         assert opened.mode == "La"
     assert colour(read_image(path))[0] == pytest.approx(100 + 127, abs=1)
