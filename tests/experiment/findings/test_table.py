@@ -45,7 +45,7 @@ def test_all_runs_below_a_folder_are_in_one_table(
     assert rows["own/scratch/fraction-0.5"]["base"] == ""
     assert rows["tiny.npz/finetune/seed-1"]["base"] == "runs/tiny.npz/base/seed-1/model.pt"
     assert rows["tiny.npz/base/seed-0"]["command"] == (
-        f"cifar-tl train --data {tiny_npz} --epochs 1 --threads 1 --seeds 2 --quiet"
+        f"cifar-tl train --data {tiny_npz} --epochs 1 --seeds 2 --threads 1 --quiet"
     )
     capsys.readouterr()
 
