@@ -152,7 +152,7 @@ def curves(records: Sequence[EpochRecord], title: str, seen: str, always: Always
     axes = figure.subplots(1, 2)
     epochs = [record.epoch for record in records]
     for part, name, style in (
-        ("train", textwrap.fill(f"training ({seen})", 75), {"color": ORANGE, "marker": "^"}),
+        ("train", f"training ({seen})", {"color": ORANGE, "marker": "^"}),
         ("val", "validation", {"color": BLUE, "marker": "o"}),
     ):
         if len(epochs) > 30:
@@ -163,8 +163,9 @@ def curves(records: Sequence[EpochRecord], title: str, seen: str, always: Always
             ax.plot(epochs, [getattr(record, figures) for record in records], label=name, **style)
     axes[0].set_ylabel("loss (cross-entropy)")
     what = _draw_always(axes[1], key, always)
-    label_accuracy(axes[1], f"accuracy{what and f' (validation: {MEAN})'}")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    label_accuracy(axes[1], f"accuracy{what.replace('(', '(validation: ')}")
+    handles, columns = axes[1].get_legend_handles_labels(), 1 if what else 2
+    figure.legend(*handles, loc="outside lower center", ncols=columns)
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))

@@ -170,13 +170,18 @@ def test_where_classes_are_unequal_the_mean_over_classes_is_drawn() -> None:
         stage: [dataclasses.replace(row, val_balanced_accuracy=0.5) for row in rows]
         for stage, rows in HISTORIES.items()
     }
+    seen = training_words({"shift": 1, "class_balance": "even"}, 0.2)
     always = (0.25, "always the most frequent class: 25.0% (plain accuracy 90.0%)")
-    figure = plots.curves(rows["scratch"], "title", "while weights move", always)
+    figure = plots.curves(rows["scratch"], "title", seen, always)
     lines = {line.get_label(): points(line) for line in figure.axes[1].lines}
     assert lines["validation"] == [(1, 0.5), (2, 0.5)]
-    assert [y for _, y in lines["training (while weights move)"]] == [0.5, 0.5]
+    assert [y for _, y in lines[f"training ({seen})"]] == [0.5, 0.5]
     assert [y for _, y in lines[always[1]]] == [0.25, 0.25]
-    assert "accuracy (validation: mean over classes)" in texts(figure)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert figure.bbox.containsx(legend.get_window_extent().x0)
+    assert figure.bbox.containsx(legend.get_window_extent().x1)
+    assert "accuracy\n(validation: mean over classes)" in texts(figure)
     of_seed = {stage: [each] for stage, each in rows.items()}
     figure = plots.comparison(of_seed, None, "title", always=always)
     assert {"scratch: 50.0% in 20 s", always[1]} <= {
