@@ -264,9 +264,8 @@ def mean_columns(figures: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 def decides(comparison: Mapping[str, Any]) -> tuple[str, str, str]:
     """Names the validation and the test accuracy that decide in all sizes, and words for them."""
-    every = [found for size in comparison["sizes"] for found in size["differences"]]
-    key = deciding(every)
-    return key, deciding(every, "test"), f" ({MEAN})" if key in BALANCED else ""
+    key = deciding(found for size in comparison["sizes"] for found in size["differences"])
+    return key, key.replace("val", "test"), f" ({MEAN})" if key in BALANCED else ""
 
 
 def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:

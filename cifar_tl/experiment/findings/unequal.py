@@ -71,22 +71,21 @@ def unequal_figures(
     return figures
 
 
-def deciding(figures: Iterable[Mapping[str, Any]], part: str = "val") -> str:
-    """Names the accuracy that decides among several models: one figure for all of them.
+def deciding(figures: Iterable[Mapping[str, Any]]) -> str:
+    """Names the validation accuracy that decides among several models: one figure for all of them.
 
     It is the mean over classes where classes are unequal, and the plain accuracy elsewhere. It is
     the plain accuracy, too, if some of them are of an earlier version, which knew no mean.
 
     Args:
         figures: Of each model or epoch, by the names that ``result.json`` gives them.
-        part: ``"val"`` or ``"test"``.
 
     Returns:
-        ``"val_balanced_accuracy"`` or ``"val_accuracy"``, or those of the test images.
+        ``"val_balanced_accuracy"`` or ``"val_accuracy"``.
     """
     means = [each.get("val_balanced_accuracy") for each in figures]
     has_all = means and not any(mean is None or mean != mean for mean in means)  # nan: of an epoch
-    return f"{part}_balanced_accuracy" if has_all else f"{part}_accuracy"
+    return "val_balanced_accuracy" if has_all else "val_accuracy"
 
 
 def always_words(result: Mapping[str, Any]) -> tuple[float, str] | None:

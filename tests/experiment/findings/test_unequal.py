@@ -153,7 +153,6 @@ def test_an_older_result_among_new_ones_is_compared_by_accuracy(results: Results
 
 def test_one_accuracy_decides_among_all(results: Results) -> None:
     assert deciding(results.values()) == "val_balanced_accuracy"
-    assert deciding(results.values(), "test") == "test_balanced_accuracy"
     older = make_result("base", 0.5, 1.0)
     assert deciding([*results.values(), older]) == "val_accuracy"
     assert deciding([]) == "val_accuracy"
