@@ -10,7 +10,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
 - model: `CifarNet`, `whiten_first_layer`, `separate_first_layer`; `Backbone` and `load_backbone`
   for any pretrained network; `transfer_model`, `freeze`, `unfreeze`
 - training: `TUNED` and `ORIGINAL` recipes, `Plan`, `Muon`, `extract_features`, `fit`,
-  `evaluate`, `confusion_matrix`, `balanced_accuracy`
+  `evaluate`, `confusion_matrix`; of unequal classes `are_unequal`, `balanced_accuracy`,
+  `logit_offsets`
 - results: `run_stage`, `save_model`, `load_model`, `predict`, `export_pt2`, `export_onnx`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 
@@ -47,7 +48,7 @@ from cifar_tl.version import __version__ as __version__
 # The public names by module. A name imports its module, and maybe torch, when it is first used.
 _NAMES = {
     "backbone": "Backbone",
-    "balance": "balanced_accuracy",
+    "balance": "are_unequal balanced_accuracy logit_offsets",
     "checkpoint": "load_model save_model",
     "data.cifar10": "download_cifar10",
     "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
@@ -79,7 +80,9 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 
 if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.backbone import Backbone as Backbone
+    from cifar_tl.balance import are_unequal as are_unequal
     from cifar_tl.balance import balanced_accuracy as balanced_accuracy
+    from cifar_tl.balance import logit_offsets as logit_offsets
     from cifar_tl.checkpoint import load_model as load_model
     from cifar_tl.checkpoint import save_model as save_model
     from cifar_tl.data.cifar10 import download_cifar10 as download_cifar10

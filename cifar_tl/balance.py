@@ -1,18 +1,26 @@
 """Unequal classes: when classes are unequal, an accuracy and a training that are fair then."""
 
+from typing import Any, TypeAlias
+
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Labels: TypeAlias = Tensor | NDArray[Any]
 UNEQUAL = 1.5  # the largest class has more than so many times the images of the smallest
 
 
-def are_unequal(labels: Tensor) -> bool:
+def are_unequal(labels: Labels) -> bool:
     """Returns whether the classes that occur among labels ``(N,)`` are unequal.
 
     They are if the largest one has more than 1.5 times as many examples as the smallest one.
+
+    Raises:
+        TypeError: If the labels are not integers.
     """
     if not len(labels):
         return False
-    counts = labels.unique(return_counts=True)[1]
+    counts = _integers(labels).unique(return_counts=True)[1]
     return int(counts.max()) > UNEQUAL * int(counts.min())
 
 
@@ -29,7 +37,7 @@ def balanced_accuracy(confusion: Tensor) -> float:
     return float((confusion.diagonal()[occurs].double() / images[occurs]).mean())
 
 
-def logit_offsets(labels: Tensor) -> Tensor:
+def logit_offsets(labels: Labels, num_classes: int | None = None) -> Tensor:
     """Computes what balanced training adds to the logits: ``log(n / n of the largest class)``.
 
     Without them, a network lowers its loss if it names a large class more often. With them, this
@@ -38,10 +46,28 @@ def logit_offsets(labels: Tensor) -> Tensor:
 
     Args:
         labels: ``(N,)`` integers from 0.
+        num_classes: The number of logits K. None: the largest label + 1.
 
     Returns:
-        ``(largest label + 1,)`` float32 on the device of the labels. Classes without examples have
-        0: training then learns never to say them.
+        ``(K,)`` float32 on the device of the labels. Classes without examples have 0: training then
+        learns never to say them.
+
+    Raises:
+        ValueError: If a label is ``num_classes`` or more.
+        TypeError: If the labels are not integers.
     """
-    counts = labels.cpu().bincount()
+    labels = _integers(labels)
+    counts = labels.cpu().bincount(minlength=num_classes or 0)
+    if num_classes is not None and len(counts) > num_classes:
+        raise ValueError(
+            f"a label is {len(counts) - 1}, but num_classes is {num_classes}: raise it"
+        )
     return (counts / counts.max()).where(counts > 0, 1.0).log().to(labels.device)
+
+
+def _integers(labels: Labels) -> Tensor:
+    """Makes an int64 tensor ``(N,)`` of labels."""
+    tensor = torch.as_tensor(labels)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.ndim != 1:
+        raise TypeError(f"labels must be integers (N,), not {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor.long()

@@ -43,8 +43,8 @@ class EpochRecord:
     Losses are means over examples, accuracies are fractions. The training figures are collected
     during the epoch, with dropout and while the weights move. The validation figures are from the
     end of the epoch. They are nan without validation data. The balanced accuracy is the mean over
-    classes. It is nan unless the training classes are unequal (`are_unequal`)
-    and the loss is cross-entropy.
+    classes. It is nan unless the training classes are unequal (`are_unequal`) and the loss is
+    cross-entropy, or unless `fit` is told.
     """
 
     epoch: int
@@ -70,6 +70,7 @@ def fit(
     loss: Loss | None = None,
     transform: Transform | None = None,
     balanced: bool = False,
+    by_class: bool | None = None,
     records: Sequence[EpochRecord] = (),
     on_epoch: Callable[[EpochRecord], object] | None = None,
     keep_best: bool = False,
@@ -107,11 +108,12 @@ def fit(
             a random augmentation.
         balanced: Aim at the mean over classes, if some have many more examples than others: add
             `logit_offsets` to the logits in training. The labels must be classes.
+        by_class: Record the balanced accuracy of the validation. None: if the training classes are
+            unequal.
         records: The records of earlier epochs.
         on_epoch: Called with each new record. If it returns True, the training ends.
         keep_best: End with the weights that validated best in this call, not with the last ones.
-            If the training classes are unequal, the balanced accuracy decides, but not with a
-            ``loss`` of your own.
+            If it is recorded, the balanced accuracy decides.
         progress: Text before a progress bar on standard error. None: no bar.
         group: Processes that share the work, such as ``torch.distributed.group.WORLD``. All pass
             the same arguments. Each computes its part of every batch, so that the result is that of
@@ -125,7 +127,7 @@ def fit(
         ValueError: If shapes, labels or the optimizer do not fit, or if the processes of a group
             have different examples, recipes, seeds or numbers of records.
         TypeError: If something is not a tensor, or labels are not integers. With a ``loss`` of
-            your own they must be integers if ``balanced``.
+            your own they must be integers if ``balanced`` or ``by_class``.
         TrainingError: If losses or weights are no longer finite numbers.
     """
     labels = check_views(views, labels, loss)
@@ -135,10 +137,12 @@ def fit(
         val_labels = check_examples(val_inputs, val_labels, loss, "validation inputs")
     elif keep_best:
         raise ValueError("keep_best needs validation inputs and labels")
-    is_unequal = loss is None and are_unequal(labels)
-    if balanced and (labels.ndim != 1 or labels.is_floating_point()):
+    if by_class is None:
+        by_class = loss is None and are_unequal(labels)
+    if (balanced or by_class) and (labels.ndim != 1 or labels.is_floating_point()):
         raise TypeError(
-            "balanced needs labels that are classes, integers (N,): leave it out with other targets"
+            f"{'balanced' if balanced else 'by_class'} needs labels that are classes, integers "
+            "(N,): leave it out with other targets"
         )
     _check_trainable(module, optimizer)
     device = next(module.parameters()).device
@@ -171,14 +175,14 @@ def fit(
             start = time.perf_counter()
             train = _train_epoch(training, epoch, bar)
             trained = time.perf_counter()
-            val, mean_of_classes = _validate(training, val_inputs, val_labels, is_unequal)
+            val, mean_of_classes = _validate(training, val_inputs, val_labels, by_class)
             seconds = (trained - start, time.perf_counter() - trained)
             record = EpochRecord(
                 epoch, *train, *val, *seconds, val_balanced_accuracy=mean_of_classes
             )
             _check_finite(module, record, plan, validated=val_inputs is not None)
             records.append(record)
-            accuracy = mean_of_classes if is_unequal else record.val_accuracy
+            accuracy = mean_of_classes if by_class else record.val_accuracy
             if keep_best and accuracy > best_accuracy:
                 best, best_accuracy = copy.deepcopy(module.state_dict()), accuracy
             ended = on_epoch(record) if on_epoch is not None else None

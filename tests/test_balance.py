@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,3 +143,27 @@ def test_targets_that_are_no_classes_cannot_be_balanced() -> None:
 
     with pytest.raises(TypeError, match="balanced needs labels that are classes"):
         fit(nn.Linear(3, 2), inputs[None], targets, None, None, RECIPE, loss=loss, balanced=True)
+
+
+def test_a_loop_of_ones_own_gives_numpy_labels_and_the_number_of_logits() -> None:
+    labels = np.array([0] * 300 + [1] * 8, dtype=np.uint16)
+    assert are_unequal(labels)
+    offsets = logit_offsets(labels, 3)
+    assert offsets.tolist() == pytest.approx([0, math.log(8 / 300), 0])  # none of the last class
+    assert (torch.zeros(5, 3) + offsets).shape == (5, 3)
+    with pytest.raises(ValueError, match="a label is 1, but num_classes is 1: raise it"):
+        logit_offsets(labels, 1)
+    with pytest.raises(
+        TypeError, match=r"labels must be integers \(N,\), not torch.float32 \(2,\)"
+    ):
+        logit_offsets(torch.tensor([0.7, 0.2]))
+
+
+def test_a_caller_may_want_the_mean_over_classes_of_equal_classes() -> None:
+    inputs, labels = examples(50, 50)
+    val_inputs, val_labels = examples(30, 6)
+    module = nn.Linear(3, 2)
+    given = (inputs[None], labels, val_inputs, val_labels, RECIPE)
+    last = fit(module, *given, by_class=True)[-1]
+    confusion = confusion_matrix(module, val_inputs, val_labels)
+    assert last.val_balanced_accuracy == balanced_accuracy(confusion)

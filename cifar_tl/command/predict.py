@@ -6,13 +6,14 @@ import json
 import shlex
 import warnings
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model, local_path
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
 from cifar_tl.data.pictures.find import list_image_files
 from cifar_tl.errors import DataWarning, ImageError
-from cifar_tl.experiment.stages import MODEL, OUTPUT_DIR, RESULT
+from cifar_tl.experiment.stages import MODEL, OUTPUT_DIR, RESULT, STAGES
 from cifar_tl.names import printable
 from cifar_tl.pretrained import DEFAULT_MODEL
 
@@ -103,8 +104,11 @@ def listing(classes: Sequence[str]) -> str:
 
 
 def newest_own_model(output_dir: Path) -> Path | None:
-    """Finds the best model on the user's own classes, in the newest folder of results."""
-    from cifar_tl.experiment.findings.unequal import deciding_accuracy
+    """Finds the best model on the user's own classes, in the newest folder of results.
+
+    Its classes are the user's own if a stage after the base knows all classes of its data.
+    """
+    from cifar_tl.experiment.findings.unequal import deciding
     from cifar_tl.experiment.folder import read_result
 
     found = []
@@ -112,10 +116,12 @@ def newest_own_model(output_dir: Path) -> Path | None:
         model, folder = path.with_name(MODEL), path.relative_to(output_dir).parts[0]
         with contextlib.suppress(OSError, ValueError):  # damaged, or no model
             result, _ = read_result(path)
-            if "reading_rules" in result:  # in each result on classes of the user's own
-                accuracy = deciding_accuracy(result)
-                found.append((model.stat().st_mtime, folder, accuracy, model))
+            is_new = STAGES[result["stage"]].learns == "new"
+            if is_new and len(result["classes"]) == result["num_classes"]:
+                found.append((model.stat().st_mtime, folder, model, result))
     if not found:
         return None
-    _, newest, _, _ = max(found)
-    return max((accuracy, model) for _, folder, accuracy, model in found if folder == newest)[1]
+    _, newest, _, _ = max(found, key=itemgetter(0))
+    models = {model: result for _, folder, model, result in found if folder == newest}
+    key = deciding(models.values())
+    return max(models, key=lambda model: (models[model][key], model))

@@ -161,21 +161,24 @@ def say_spreads(experiments: Sequence[Experiment]) -> None:
     """Says mean and spread of stages of several seeds that are not compared."""
     from cifar_tl.experiment.findings.comparison import percent
     from cifar_tl.experiment.findings.uncertainty import spread
+    from cifar_tl.experiment.findings.unequal import MEAN, deciding
 
-    accuracies: dict[tuple[str, float], list[float]] = {}
-    means: dict[tuple[str, float], list[float]] = {}  # where classes are unequal
+    of_seeds: dict[tuple[str, float], list[Any]] = {}
     for _, results in experiments:
         for stage, result in results.items():
-            key = (stage, result["train_fraction"])
-            accuracies.setdefault(key, []).append(result["val_accuracy"])
-            if "val_balanced_accuracy" in result:
-                means.setdefault(key, []).append(result["val_balanced_accuracy"])
-    for (stage, fraction), values in accuracies.items():
+            of_seeds.setdefault((stage, result["train_fraction"]), []).append(result)
+
+    for (stage, fraction), found in of_seeds.items():
         of = "" if fraction == 1 else f" on {100 * fraction:.6g} % of its images"
-        found = percent(spread(values)._asdict())
-        if of_classes := means.get((stage, fraction)):
-            found += f", mean over classes {percent(spread(of_classes)._asdict())}"
-        say(f"{stage}{of}: validation accuracy {found}, of {count(len(values), 'seed')}")
+        plain, key = "val_accuracy", deciding(found)
+        said = {
+            name: percent(spread([each[name] for each in found])._asdict()) for name in (plain, key)
+        }
+        words = f"validation accuracy {said[plain]}"
+        if key != plain:
+            most = f"always the most frequent class {100 * found[0]['val_majority']:.2f} %"
+            words += f", {MEAN} {said[key]}, {most}"
+        say(f"{stage}{of}: {words}, of {count(len(found), 'seed')}")
 
 
 def draw_stage(place: Place, stage: str, data: "Data", *, keeps: bool) -> None:
@@ -191,7 +194,7 @@ def draw_comparison(places: Sequence[Place], stages: Sequence[str], *, several_s
     folder, (ways, images) = places[0].comparison, COMPARISON_PICTURES
     draw(folder, [ways], lambda: plots().draw_comparison(places, stages))
     if several_sizes:
-        draw(folder, [images], lambda: plots().draw_images(folder))
+        draw(folder, [images], lambda: plots().draw_images(places[0]))
 
 
 def plots() -> ModuleType:
@@ -226,37 +229,28 @@ def next_step(experiments: Sequence[Experiment]) -> str:
     differ clearly from it: then the one that took the fewest seconds serves as well. Of several
     seeds, it is the model of the first.
     """
-    from cifar_tl.experiment.findings.comparison import way_seconds
-    from cifar_tl.experiment.findings.uncertainty import difference
-    from cifar_tl.experiment.findings.unequal import deciding_accuracy
+    from cifar_tl.experiment.findings.comparison import difference_in, way_seconds
+    from cifar_tl.experiment.findings.unequal import deciding
 
     most = max(place.train_fraction for place, _ in experiments)
-    runs: dict[Path, dict[Path, tuple[Any, ...]]] = {}  # of each model, by folder of a seed
+    runs: dict[Path, dict[Path, dict[str, Any]]] = {}  # of each model, by folder of a seed
     for place, results in experiments:
         for stage, result in results.items() if place.train_fraction == most else ():
-            figures = (
-                deciding_accuracy(result),
-                way_seconds(stage, results),
-                result.get("val_balanced_interval"),
-            )
-            runs.setdefault(place._replace(seed=None).of(stage), {})[place.of(stage)] = figures
+            of_seeds = runs.setdefault(place._replace(seed=None).of(stage), {})
+            of_seeds[place.of(stage)] = {**result, "seconds": way_seconds(stage, results)}
+    key = deciding(result for of_seeds in runs.values() for result in of_seeds.values())
     images = next(iter(experiments[0][1].values()))["images_validation"]
-    accuracies, seconds, intervals = (
-        {
-            model: [figures[place] for figures in of_seeds.values()]
-            for model, of_seeds in runs.items()
-        }
-        for place in range(3)
-    )
 
     def differ(model: Path, other: Path) -> bool:
-        pair = (intervals[model][0], intervals[other][0])
-        of_means = None if None in pair else pair
-        return difference(accuracies[model], accuracies[other], images, of_means).is_clear
+        pairs = zip(runs[model].values(), runs[other].values(), strict=True)
+        return difference_in(key, pairs, images).is_clear
 
-    best = max(accuracies, key=lambda model: statistics.mean(accuracies[model]))
-    equals = [model for model in accuracies if model == best or not differ(best, model)]
-    cheapest = min(equals, key=lambda model: statistics.mean(seconds[model]))
+    def mean(model: Path, name: str) -> float:
+        return float(statistics.mean(result[name] for result in runs[model].values()))
+
+    best = max(runs, key=lambda model: mean(model, key))
+    equals = [model for model in runs if model == best or not differ(best, model)]
+    cheapest = min(equals, key=lambda model: mean(model, "seconds"))
     path = shlex.quote(str(next(iter(runs[cheapest])) / MODEL))
     why = f" (of {len(equals)} models without a clear difference, the fastest to train)"
     return f"Try it{why if len(equals) > 1 else ''}: {called('predict')} photo.jpg --model {path}"

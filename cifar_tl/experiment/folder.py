@@ -437,7 +437,7 @@ def _write_history(path: Path, rows: Sequence[HistoryRow]) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     names = [field.name for field in dataclasses.fields(HistoryRow)]
-    if all(math.isnan(row.val_balanced_accuracy) for row in rows):  # the classes are equal
+    if any(math.isnan(row.val_balanced_accuracy) for row in rows):  # the classes are equal
         names.remove("val_balanced_accuracy")
     writer.writerow(names)
     writer.writerows([getattr(row, name) for name in names] for row in rows)

@@ -36,7 +36,7 @@ from cifar_tl.experiment.findings.results import (
     is_shown,
     results_text,
 )
-from cifar_tl.experiment.findings.unequal import counts_line, unequal_figures
+from cifar_tl.experiment.findings.unequal import counts_line, majority_accuracy, unequal_figures
 from cifar_tl.experiment.folder import History, RunFolder
 from cifar_tl.experiment.parents import Parent, load_parent
 from cifar_tl.experiment.settings import plan_values, run_settings
@@ -107,7 +107,8 @@ def run_stage(
         train_fraction: The part of the training images of the new classes, the first of each
             class. Base always has all of its images.
         class_balance: ``"even"``: if the training classes are unequal, training aims at the mean
-            over classes (`logit_offsets`). ``"off"``: at the plain accuracy.
+            over classes (`logit_offsets`). ``"off"``: at the plain accuracy. All training images
+            decide, also about a fraction.
         seed_folder: Keep the files one folder below, in ``seed-N``.
         keep_features: Keep the frozen features of a `Backbone` in files, for other seeds and for a
             run that goes on: ``output_dir / data.name / features``. Files know the weights and the
@@ -148,7 +149,8 @@ def run_stage(
     digest = parent.digest if parent else None
     plan = _plan(stage, data, recipe, train_fraction, on, parent)
     tail = _tail(stage, parent)
-    is_unequal = are_unequal(_training_labels(stage, data, train_fraction))
+    every_label = outputs.of(_training_labels(stage, data, 1.0))
+    is_unequal = are_unequal(every_label)  # the same for all fractions, so that they compare
     evenly = is_unequal and class_balance == "even"
     others = _backbone_settings(parent, tail) | ({"class_balance": "even"} if evenly else {})
     settings = run_settings(stage, data, outputs, plan, int(seed), train_fraction, digest, others)
@@ -168,8 +170,11 @@ def run_stage(
         saved = part if isinstance(model, Backbone) else model  # it is large, and elsewhere
         history = folder.resume(saved, optimizer, now, start)
         log(f"{stage}: {_announcement(stage, plan, parent, images, outputs, history)}")
-        if line := counts_line(_class_counts(images.train.labels, outputs), evenly=evenly):
-            log(f"{stage}: {line}")
+        if is_unequal:
+            of_validation = images.validation.labels.bincount(minlength=outputs.size)
+            most = majority_accuracy(every_label, of_validation)
+            counts = _class_counts(images.train.labels, outputs)
+            log(f"{stage}: {counts_line(counts, most, evenly=evenly)}")
 
         keep = place.folder / FEATURES if keep_features else None
         bar = f"{stage} features" if progress else None
@@ -206,6 +211,7 @@ def run_stage(
                 optimizer=optimizer,
                 transform=_augmentation(plan),
                 balanced=evenly,
+                by_class=is_unequal,
                 records=history.rows,
                 on_epoch=on_epoch,
                 progress=stage if progress else None,
@@ -220,7 +226,7 @@ def run_stage(
                 of_test = (seen.tested, seen.test, images.test.labels)
                 test_confusion = confusion_matrix(*of_test, group=group) if has_test else None
                 both = {"val": confusion, "test": test_confusion}
-                tested |= unequal_figures(images.train.labels, both)
+                tested |= unequal_figures(every_label, both)
         result = {
             **plan_values(plan),
             **settings,

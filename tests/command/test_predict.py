@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,15 +114,31 @@ def test_an_address_is_no_file(
         assert f": {address} is an address: download it first" in one_line(capsys.readouterr().err)
 
 
+def finish(path: Path, accuracy: float, outputs: int = 2, **figures: Any) -> None:
+    """Writes a model and its result, of a stage with two classes."""
+    path.mkdir(parents=True)
+    save_model(path / "model.pt", CifarNet(2), {})
+    result = make_result("base", accuracy, 1.0) | {"precision": "float32", "stage": path.name}
+    result |= {"classes": [0, 1], "class_names": ["ash", "oak"], "num_classes": outputs}
+    result |= {"val_confusion": [[10] + [0] * (outputs - 1)] * 2, "images_validation": 20}
+    write_result(path / "result.json", result | figures)
+
+
 def test_the_hint_goes_by_the_mean_over_unequal_classes(tmp_path: Path) -> None:
     for stage, accuracy, mean in (("transfer", 0.9, 0.8), ("scratch", 0.97, 0.5)):
-        folder = tmp_path / "runs" / "parts" / stage
-        folder.mkdir(parents=True)
-        save_model(folder / "model.pt", CifarNet(2), {})
-        result = make_result("base", accuracy, 1.0) | {"precision": "float32", "reading_rules": 1}
-        result |= {"num_classes": 2, "val_confusion": [[9, 1], [1, 9]], "images_validation": 20}
+        figures: dict[str, Any] = {}
         for part in ("val", "test"):
-            result |= {f"{part}_balanced_accuracy": mean, f"{part}_majority": 0.5}
-            result |= {f"{part}_balanced_interval": [0.1, 0.9]}
-        write_result(folder / "result.json", result)
+            figures |= {f"{part}_balanced_accuracy": mean, f"{part}_majority": 0.5}
+            figures |= {f"{part}_balanced_interval": [0.1, 0.9]}
+        finish(tmp_path / "runs/parts" / stage, accuracy, **figures)
     assert newest_own_model(tmp_path / "runs") == tmp_path / "runs/parts/transfer/model.pt"
+
+
+def test_the_hint_names_models_that_know_all_classes_and_no_base(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finish(runs / "divided.npz/base", 0.99, reading_rules=1)  # it knows two of four classes
+    finish(runs / "divided.npz/transfer", 0.98, outputs=4, reading_rules=1)
+    finish(runs / "mine-all/base", 0.97)
+    assert newest_own_model(runs) is None
+    finish(runs / "two.npz/transfer", 0.6)  # as of a .npz file of 32x32 pixels: it has no rules
+    assert newest_own_model(runs) == runs / "two.npz/transfer/model.pt"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cifar_tl.command.train_results import next_step
+from cifar_tl.command.train_results import next_step, say_spreads
 from cifar_tl.experiment.stages import Place
 from tests.experiment.conftest import make_result
 
@@ -49,12 +49,14 @@ def test_of_several_seeds_the_paired_test_decides_and_the_first_one_is_named() -
             ]
         )
 
-    # So few images could not tell them apart. But finetune is ahead by the same in every seed.
-    ahead = seeds((0.70, 0.75, 0.60), (0.80, 0.851, 0.70), (0.60, 0.65, 0.50))
+    # So few images could not tell them apart. But finetune is ahead by much in every seed.
+    ahead = seeds((0.70, 0.75, 0.60), (0.80, 0.90, 0.70), (0.60, 0.66, 0.50))
     assert ahead == f"Try it: {START}/finetune/seed-0/model.pt"
-    mixed = seeds((0.70, 0.75, 0.60), (0.80, 0.70, 0.55), (0.60, 0.75, 0.60))
+    mixed = seeds((0.70, 0.75, 0.60), (0.80, 0.70, 0.55), (0.60, 0.75, 0.55))
     assert mixed.startswith("Try it (of 2 models without")
     assert mixed.endswith(f"{START}/transfer/seed-0/model.pt")
+    level = seeds((22 / 24, 23 / 24, 0.60), (21 / 24, 22 / 24, 0.60))  # one image in each seed
+    assert level.startswith("Try it (of 2 models without")
 
 
 def test_models_of_all_bases_compete_and_scratch_counts_once() -> None:
@@ -92,3 +94,19 @@ def test_where_classes_are_unequal_the_mean_over_classes_decides() -> None:
     said = next_step([(PLACE, found)])  # scratch is judged by too few images of a class
     assert said.startswith("Try it (of 2 models without")
     assert said.endswith(f"{START}/finetune/model.pt")
+
+
+def test_seeds_that_are_not_compared_have_all_figures_of_unequal_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def spreads(**figures: float) -> str:
+        found = [results(accuracy, 0.5, 0.5)["transfer"] for accuracy in (0.96, 0.98)]
+        say_spreads([(PLACE, {"transfer": {**each, **figures}}) for each in found])  # type: ignore[typeddict-item]
+        return capsys.readouterr().out
+
+    plain = "transfer: validation accuracy 97.00 +- 1.41 %, "
+    assert spreads() == f"{plain}of 2 seeds\n"
+    assert spreads(val_balanced_accuracy=0.5, val_majority=30 / 31) == (
+        f"{plain}mean over classes 50.00 +- 0.00 %, always the most frequent class 96.77 %, "
+        "of 2 seeds\n"
+    )

@@ -19,6 +19,7 @@ from cifar_tl.data.source import load_data
 from cifar_tl.errors import RunError
 from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment.findings.results import summary
+from cifar_tl.experiment.findings.unequal import deciding
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import ClassBalance
 from tests.experiment.conftest import SMALL, StopError, contents, stop_at
@@ -137,10 +138,13 @@ def test_300_of_one_class_and_8_of_another(tmp_path: Path) -> None:
 
 
 def test_a_line_has_the_counts_from_three_times_on(both: dict[str, Any], tmp_path: Path) -> None:
-    counts = "transfer: unequal classes: good 120, defect 4 training images; training "
-    for balance, how in (("even", "aims at the mean over classes"), ("off", "aims at the plain")):
+    counts = (
+        "transfer: unequal classes: good 120, defect 4 training images; always saying the most "
+        "frequent class is right for 96.77% of the validation images; training aims at the "
+    )
+    for balance, how in (("even", "mean over classes"), ("off", "plain accuracy")):
         _, lines = both[balance]
-        assert sum(line.startswith(counts + how) for line in lines) == 1
+        assert lines.count(counts + how) == 1
     for defects, said in ((10, True), (11, False)):
         write_pictures(tmp_path / f"of-{defects}", defect=defects, good=30)
         data = load_data(tmp_path / f"of-{defects}")
@@ -153,6 +157,7 @@ def test_a_line_has_the_counts_from_three_times_on(both: dict[str, Any], tmp_pat
         with pytest.raises(StopError):
             run_stage("transfer", data, RECIPE, output_dir=tmp_path, log=note)
         assert any("unequal classes: good 30" in line for line in seen) is said
+        assert any("unequal classes: " in line for line in seen)
 
 
 def test_equal_classes_have_the_files_of_before(tmp_path: Path) -> None:
@@ -208,15 +213,36 @@ def test_an_even_run_goes_on_to_the_same_bytes(unequal: Data, tmp_path: Path) ->
         assert whole[name] == begun[name]
 
 
-def test_a_fraction_counts_its_own_images(unequal: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("balance", get_args(ClassBalance))
+def test_all_images_decide_about_a_fraction(
+    unequal: Data, both: dict[str, Any], tmp_path: Path, balance: ClassBalance
+) -> None:
+    """Else a picture of several fractions would mix two figures in one line."""
     result = run_stage(
         "scratch",
         unequal,
         dataclasses.replace(RECIPE, epochs=1),
         output_dir=tmp_path,
         train_fraction=0.01,  # one image of each class
+        class_balance=balance,
     )
-    assert "val_balanced_accuracy" not in result
+    assert result["val_majority"] == result_of(both["even"][0])["val_majority"]
+    rows = list(csv.DictReader(next(tmp_path.rglob("history.csv")).read_text().splitlines()))
+    assert float(rows[-1]["val_balanced_accuracy"]) == result["val_balanced_accuracy"]
+    assert deciding([result, result_of(both["even"][0])]) == "val_balanced_accuracy"
+
+
+def test_a_fraction_of_equal_classes_is_not_called_unequal(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "equal", defect=14, good=16)
+    result = run_stage(
+        "scratch",
+        load_data(tmp_path / "equal"),
+        dataclasses.replace(RECIPE, epochs=1),
+        output_dir=tmp_path,
+        train_fraction=0.1,  # 1 and 2 images
+    )
+    assert result["images_train"] == 3
+    assert not [key for key in result if "balance" in key]
 
 
 def test_another_balance_is_refused(unequal: Data, tmp_path: Path) -> None:

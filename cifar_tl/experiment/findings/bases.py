@@ -117,5 +117,5 @@ def base_legend(found: Mapping[str, Any]) -> list[str]:
         f"{found['images_validation']:,} validation images of the new classes judge.",
         "total s: of all stages of the way, with reading and with the features of the base. Times "
         "compare only if nothing else ran on the machine.",
-        *majority_lines({found["control"]: found["sizes"][-1]["control"]}),
+        *majority_lines(found, {found["control"]: found["sizes"][-1]["control"]}),
     ]

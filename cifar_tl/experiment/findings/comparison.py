@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cifar_tl.experiment.findings.results import source_words, table
-from cifar_tl.experiment.findings.uncertainty import difference, spread
-from cifar_tl.experiment.findings.unequal import deciding_accuracy
+from cifar_tl.experiment.findings.uncertainty import Difference, difference, spread
+from cifar_tl.experiment.findings.unequal import MEAN, deciding
 from cifar_tl.experiment.stages import STAGES, control, way_name, way_to
 from cifar_tl.names import printable
 
@@ -174,13 +174,29 @@ def differences(
     for key in (*ACCURACIES, *BALANCED):
         if key in BALANCED and not all(key in each for pair in pairs for each in pair):
             continue
-        values, others = zip(*((one[key], its[key]) for one, its in pairs), strict=True)
+        is_tested = None not in (each[key] for pair in pairs for each in pair)
         number = images["images_validation" if key.startswith("val") else "images_test"]
-        interval = key.replace("_accuracy", "_interval")
-        intervals = (pairs[0][0][interval], pairs[0][1][interval]) if key in BALANCED else None
-        is_tested = None not in (*values, *others)
-        found[key] = difference(values, others, number, intervals)._asdict() if is_tested else None
+        found[key] = difference_in(key, pairs, number)._asdict() if is_tested else None
     return found
+
+
+def difference_in(
+    key: str, pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], num_images: int
+) -> Difference:
+    """Compares two models in one accuracy.
+
+    Args:
+        key: The name of the accuracy in ``result.json``.
+        pairs: For each seed the figures of the one and of the other.
+        num_images: How many images they were measured on.
+    """
+    ones, others = zip(*pairs, strict=True)
+    intervals = None
+    if key in BALANCED:
+        name = key.replace("_accuracy", "_interval")
+        intervals = [(one[name], its[name]) for one, its in zip(ones, others, strict=True)]
+    values, its_values = ([each[key] for each in side] for side in (ones, others))
+    return difference(values, its_values, num_images, intervals)
 
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
@@ -201,7 +217,7 @@ def comparison_text(comparison: Mapping[str, Any]) -> str:
             *notes(size),
         ]
         if len(seeds) > 1:
-            lines += ["", *table(seed_rows(size), ">" * (len(size["stages"]) + 1))]
+            lines += ["", *table(seed_rows(comparison, size), ">" * (len(size["stages"]) + 1))]
     return "\n".join([*lines, "", *legend(comparison)]) + "\n"
 
 
@@ -242,18 +258,14 @@ def mean_columns(figures: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Names the columns of the means over classes, and their figures, if classes are unequal."""
     if not any(BALANCED[0] in found for found in figures):
         return {}
-    return dict(zip(("validation by class", "test by class"), BALANCED, strict=True))
+    heads = (f"{part}, {MEAN}" for part in ("validation", "test"))
+    return dict(zip(heads, BALANCED, strict=True))
 
 
-def deciding(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None, str]:
-    """Returns the validation and test figures that decide, and the words for them.
-
-    They are the means over classes where classes are unequal, and plain accuracies elsewhere.
-    """
-    keys, words = ACCURACIES, ""
-    if found.get(BALANCED[0]):
-        keys, words = BALANCED, " (mean over classes)"
-    return found[keys[0]], found[keys[1]], words
+def decides(comparison: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Names the validation and the test accuracy that decide in all sizes, and words for them."""
+    key = deciding(found for size in comparison["sizes"] for found in size["differences"])
+    return key, key.replace("val", "test"), f" ({MEAN})" if key in BALANCED else ""
 
 
 def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
@@ -282,17 +294,19 @@ def difference_line(
     """Says that one is better or worse than another only where it is clear.
 
     Args:
-        comparison: It has the number of validation images.
+        comparison: It has the number of validation images, and all sizes.
         size: It has the seeds.
         found: The differences, from `differences`.
         this: The name of the one.
         other: The name of the other.
     """
-    (of_validation, of_test, what), seeds = deciding(found), len(size["seeds"])
+    (key, test_key, what), seeds = decides(comparison), len(size["seeds"])
+    of_validation, of_test = found[key], found[test_key]
     words = "is better than" if of_validation["mean"] > 0 else "is worse than"
     unclear = ""
     if not of_validation["is_clear"]:
-        judges = f"{seeds} seeds" if seeds > 1 else f"{comparison['images_validation']:,} images"
+        judges = f"{comparison['images_validation']:,} images"
+        judges = f"{seeds} seeds on {judges}" if seeds > 1 else judges
         words, unclear = "and", f": {judges} show no clear difference"
     line = f"{this} {words} {other}: {points(of_validation)} of validation accuracy"
     if of_test:
@@ -326,13 +340,14 @@ def notes(size: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def seed_rows(size: Mapping[str, Any]) -> list[list[str]]:
+def seed_rows(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
     """Lists the validation accuracies of each seed, below a head."""
-    is_unequal = bool(mean_columns(size["stages"].values()))
-    rows = [["validation by seed" + (", by class" if is_unequal else ""), *size["stages"]]]
+    key, _, what = decides(comparison)
+    rows = [[f"validation by seed{what}", *size["stages"]]]
     for seed in size["seeds"]:
-        accuracies = [deciding_accuracy(found) for found in seed["stages"].values()]
-        rows.append([str(seed["seed"]), *(f"{accuracy:.2%}" for accuracy in accuracies)])
+        accuracies = [found.get(key) for found in seed["stages"].values()]  # base: other classes
+        shown = ("-" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies)
+        rows.append([str(seed["seed"]), *shown])
     return rows
 
 
@@ -342,7 +357,7 @@ def legend(comparison: Mapping[str, Any]) -> list[str]:
         f"{comparison['images_validation']:,} validation images of the new classes judge.",
         "s/epoch: training, validation. total s: also reading, frozen features, testing, saving.",
         "Times compare only if nothing else ran on the machine.",
-        *majority_lines(comparison["sizes"][-1]["ways"]),
+        *majority_lines(comparison, comparison["sizes"][-1]["ways"]),
     ]
     if backbone := comparison["backbone"]:
         lines.append(
@@ -363,7 +378,9 @@ def legend(comparison: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def majority_lines(ways: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def majority_lines(
+    comparison: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """Says what always saying the most frequent class gives, if classes are unequal."""
     found = [way for way in ways.values() if way.get(MAJORITY[0])]
     if not found:
@@ -371,8 +388,9 @@ def majority_lines(ways: Mapping[str, Mapping[str, Any]]) -> list[str]:
     val, test = (found[0][key] for key in MAJORITY)
     tested = f", {percent(test)} of the test images" if test else ""
     return [
-        "Classes are unequal: by class is the mean over classes, and it decides. Always saying the "
-        f"most frequent class is right for {percent(val)} of the validation images{tested}.",
+        f"Classes are unequal: the {MEAN if decides(comparison)[2] else 'plain accuracy'} decides. "
+        f"Always saying the most frequent class is right for {percent(val)} of the validation "
+        f"images{tested}.",
     ]
 
 

@@ -142,7 +142,7 @@ def _comparison(comparison: Mapping[str, Any]) -> list[str]:
             _paragraphs(words.notes(size)),
         ]
         if len(size["seeds"]) > 1:
-            parts.append(_table(words.seed_rows(size)))
+            parts.append(_table(words.seed_rows(comparison, size)))
     return [*parts, f"<p><small>{_text(' '.join(words.legend(comparison)))}</small></p>\n"]
 
 

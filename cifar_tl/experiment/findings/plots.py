@@ -14,7 +14,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 import torch
@@ -32,6 +32,7 @@ from cifar_tl.experiment import stages
 from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
 from cifar_tl.experiment.findings.layers import dropout_rate
 from cifar_tl.experiment.findings.results import training_words
+from cifar_tl.experiment.findings.unequal import MEAN, always_words, deciding
 from cifar_tl.experiment.folder import HistoryRow, read_history, read_result
 from cifar_tl.experiment.stages import BLUE, GREY, ORANGE
 from cifar_tl.names import printable
@@ -45,8 +46,8 @@ DOCUMENTED_IMAGES = 20_000
 SAMPLES = (5, 8)  # rows and columns
 SHOWN = 112  # pixels, of a picture that a pretrained network sees
 MOST_NUMBERS = 20  # classes: numbers in a larger confusion matrix could not be read
-MEAN = " (mean over unequal classes)"
 DOTS_PER_INCH = 120
+Always: TypeAlias = tuple[float, str] | None
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
 
@@ -68,7 +69,7 @@ def draw_stage(folder: Path, data: Data, features: Path | None) -> None:
     seen = training_words(result, dropout_rate(model, result.get("dropout")))
     with _drawing(), locked(folder, wait=True):
         figures = [
-            curves(rows, title, seen),
+            curves(rows, title, seen, always_words(result)),
             confusion(result["val_confusion"], outputs, title),
             samples(_shower(model, pictures), labels, logits, outputs.names, title),
         ]
@@ -111,27 +112,22 @@ def draw_comparison(places: Sequence[stages.Place], names: Iterable[str]) -> Non
             title,
             seconds_reading=result.get("seconds_reading", 0.0),  # runs of before lack it
             documented=is_documented,
+            always=always_words(result),
         )
         save(figure, folder / stages.COMPARISON_PICTURES[0])
 
 
-def draw_images(folder: Path) -> None:
-    """Draws accuracy against the number of images, from the comparison in the data's folder."""
+def draw_images(place: stages.Place) -> None:
+    """Draws accuracy against the number of images, from the comparison in the data's folder.
+
+    The control in ``place`` says how many classes there are.
+    """
+    folder, (result, _) = place.comparison, _read(place.of(stages.control()))
     content = json.loads((folder / stages.COMPARISON[0]).read_text(encoding="utf-8"))
+    title = f"{printable(content['data'])}, {content['recipe']}"
     with _drawing(), locked(folder, wait=True):
-        figure = images(content["sizes"], f"{printable(content['data'])}, {content['recipe']}")
+        figure = images(content["sizes"], title, always_words(result))
         save(figure, folder / stages.COMPARISON_PICTURES[1])
-
-
-def deciding(record: EpochRecord) -> float:
-    """Returns the validation accuracy that decides: the mean over classes if they are unequal."""
-    mean = record.val_balanced_accuracy
-    return record.val_accuracy if math.isnan(mean) else mean
-
-
-def deciding_words(records: Sequence[EpochRecord]) -> str:
-    """Says in a label that `deciding` gives means over classes."""
-    return "" if all(math.isnan(record.val_balanced_accuracy) for record in records) else MEAN
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -141,14 +137,16 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def curves(records: Sequence[EpochRecord], title: str, seen: str) -> Figure:
+def curves(records: Sequence[EpochRecord], title: str, seen: str, always: Always = None) -> Figure:
     """Draws loss and accuracy by epoch, training and validation.
 
     Args:
         records: Of the epochs.
         title: Above all.
         seen: How the training figures were seen, from `training_words`.
+        always: Where classes are unequal, from `always_words`.
     """
+    key = deciding(map(vars, records))
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
@@ -160,15 +158,14 @@ def curves(records: Sequence[EpochRecord], title: str, seen: str) -> Figure:
         if len(epochs) > 30:
             style["marker"] = ""
         style["linestyle"] = "--" if part == "train" else "-"
-        losses = [getattr(record, f"{part}_loss") for record in records]
-        accuracies = [
-            record.train_accuracy if part == "train" else deciding(record) for record in records
-        ]
-        axes[0].plot(epochs, losses, label=name, **style)
-        axes[1].plot(epochs, accuracies, label=name, **style)
+        accuracy = "train_accuracy" if part == "train" else key
+        for ax, figures in zip(axes, (f"{part}_loss", accuracy), strict=True):
+            ax.plot(epochs, [getattr(record, figures) for record in records], label=name, **style)
     axes[0].set_ylabel("loss (cross-entropy)")
-    label_accuracy(axes[1], f"accuracy{deciding_words(records)}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    what = _draw_always(axes[1], key, always)
+    label_accuracy(axes[1], f"accuracy{what.replace('(', '(validation: ')}")
+    handles, columns = axes[1].get_legend_handles_labels(), 1 if what else 2
+    figure.legend(*handles, loc="outside lower center", ncols=columns)
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -295,6 +292,7 @@ def comparison(
     *,
     seconds_reading: float = 0.0,
     documented: bool = False,
+    always: Always = None,
 ) -> Figure:
     """Draws validation accuracy against time for transfer, transfer and finetuning, and scratch.
 
@@ -304,7 +302,9 @@ def comparison(
         title: The title.
         seconds_reading: How long reading took. It is in the time of each stage, and counts once.
         documented: Mark the documented result.
+        always: Where classes are unequal, from `always_words`.
     """
+    key = deciding(vars(row) for seeds in histories.values() for rows in seeds for row in rows)
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     ax = figure.subplots()
     ways: dict[str, list[tuple[float, float]]] = {}  # to each stage, on from the one before it
@@ -312,11 +312,13 @@ def comparison(
         rows = _mean(of_seeds)
         before = [ways[other][-1] for other in stages.way_to(stage)[-2:-1]]
         start = before[0][0] - seconds_reading if before else 0.0
-        ways[stage] = before + [(row.seconds_total_so_far + start, deciding(row)) for row in rows]
+        ways[stage] = before + [
+            (row.seconds_total_so_far + start, getattr(row, key)) for row in rows
+        ]
     names = {stage: stages.way_name(stage) for stage in ways}
     styles: dict[str, dict[str, Any]] = {}
     for stage, points in ways.items():
-        accuracy = f"{points[-1][1]:.1%}{_draw_spread(ax, stage, points, histories[stage])}"
+        accuracy = f"{points[-1][1]:.1%}{_draw_spread(ax, stage, points, histories[stage], key)}"
         last = f"{accuracy} in {_seconds(points[-1][0])}"
         styles[stage] = {**_style(stage), "markevery": math.ceil(len(points) / 20)}
         ax.plot(*zip(*points, strict=True), label=f"{names[stage]}: {last}", **styles[stage])
@@ -343,8 +345,8 @@ def comparison(
     if documented:
         _mark_documented(ax)
     ax.set_xlabel("seconds to the end of each epoch, from the start, reading and features included")
-    every = [row for of_seeds in histories.values() for rows in of_seeds for row in rows]
-    label_accuracy(ax, f"validation accuracy, new classes{deciding_words(every)}")
+    what = _draw_always(ax, key, always)
+    label_accuracy(ax, f"validation accuracy, new classes{what}")
     ax.set_title(f"What transfer saves and costs: {title}")
     plain(ax)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -369,12 +371,13 @@ def _draw_spread(
     stage: str,
     points: Sequence[tuple[float, float]],
     histories: Sequence[Sequence[HistoryRow]],
+    key: str,
 ) -> str:
     """Draws a band of the standard deviation over seeds. Returns the last deviation in words."""
     if len(histories) == 1:
         return ""
     spreads = [
-        statistics.stdev(deciding(row) for row in rows) for rows in zip(*histories, strict=True)
+        statistics.stdev(getattr(row, key) for row in rows) for rows in zip(*histories, strict=True)
     ]
     own = points[-len(spreads) :]  # the first may be the end of the stage before it
     seconds = [second for second, _ in own]
@@ -387,19 +390,30 @@ def _draw_spread(
     return f" +- {100 * spreads[-1]:.1f}"
 
 
-def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def _draw_always(ax: Axes, key: str, always: Always) -> str:
+    """Draws what always saying the most frequent class gives, if the mean over classes is drawn.
+
+    Returns what the label of the axis says then.
+    """
+    if always is not None and key == "val_balanced_accuracy":
+        ax.axhline(always[0], label=always[1], color=GREY, linestyle=":", linewidth=1)
+    return f"\n({MEAN})" if key == "val_balanced_accuracy" else ""
+
+
+def images(sizes: Sequence[Mapping[str, Any]], title: str, always: Always = None) -> Figure:
     """Draws validation accuracy against the number of labelled training images.
 
-    ``sizes`` are those of `compare`. Means and standard deviations are drawn.
+    ``sizes`` are those of `compare`. Means and standard deviations are drawn. ``always`` is from
+    `always_words`.
     """
+    key = deciding(way for size in sizes for way in size["ways"].values())
     figure = Figure(figsize=(7, 4.3), layout="constrained")
     ax = figure.subplots()
     numbers = [size["images_train"] for size in sizes]
     for stage in stages.STAGES:
         if (way := stages.way_name(stage)) not in sizes[0]["ways"]:
             continue
-        figures = [size["ways"][way] for size in sizes]
-        found = [each.get("val_balanced_accuracy") or each["val_accuracy"] for each in figures]
+        found = [size["ways"][way][key] for size in sizes]
         spreads = [accuracy["deviation"] or 0 for accuracy in found]
         means = [accuracy["mean"] for accuracy in found]
         ax.errorbar(numbers, means, spreads, label=way, capsize=3, **_style(stage))
@@ -407,23 +421,25 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str) -> Figure:
     ax.set_xticks(numbers, [f"{number:,}" for number in numbers])
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_xlabel("labelled training images of the new classes (logarithmic)")
-    is_mean = any("val_balanced_accuracy" in way for way in sizes[0]["ways"].values())
-    label_accuracy(ax, f"validation accuracy{MEAN if is_mean else ''}")
-    ax.set_title(f"{_headline(sizes)}\n{title}", fontsize="medium")
-    ax.legend(frameon=False, loc="lower right")
+    what = _draw_always(ax, key, always)
+    label_accuracy(ax, f"validation accuracy{what}")
+    ax.set_title(f"{_headline(sizes, key)}\n{title}", fontsize="medium")
+    if what:  # the dotted line is at the bottom
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    else:
+        ax.legend(frameon=False, loc="lower right")
     plain(ax)
     return figure
 
 
-def _headline(sizes: Sequence[Mapping[str, Any]]) -> str:
+def _headline(sizes: Sequence[Mapping[str, Any]], key: str) -> str:
     """Says where a transfer, finetuned or not, is clearly better than the control: see `images`."""
     control = stages.way_name(stages.control())
     clear = [
         [
-            of_validation["mean"]
+            found[key]["mean"]
             for found in size["differences"]
-            for of_validation in (found.get("val_balanced_accuracy") or found["val_accuracy"],)
-            if found["other"] == control and of_validation["is_clear"]
+            if found["other"] == control and found[key]["is_clear"]
         ]
         for size in sizes
     ]

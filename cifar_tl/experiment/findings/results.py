@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cifar_tl.experiment.findings.layers import Layer
 from cifar_tl.experiment.findings.uncertainty import wilson_interval
-from cifar_tl.experiment.findings.unequal import beside, never_predicted
+from cifar_tl.experiment.findings.unequal import MEAN, beside, never_predicted
 from cifar_tl.names import count, numbered, printable
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import Recipe
@@ -91,10 +91,11 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     mean = record.val_balanced_accuracy
     return (
         f"epoch {record.epoch:{len(str(epochs))}}/{epochs}"
-        f"  training: loss {record.train_loss:.4f}, accuracy {record.train_accuracy:7.2%}"
-        f"  validation: loss {record.val_loss:.4f}, accuracy {record.val_accuracy:7.2%}"
-        + ("" if math.isnan(mean) else f", mean over classes {mean:7.2%}")
-        + f"  {record.seconds_train:.2f} s + {record.seconds_validation:.2f} s"
+        f"  training: loss {record.train_loss:.4f}, accuracy {record.train_accuracy:7.2%}, "
+        f"{record.seconds_train:.2f} s"
+        f"  validation: loss {record.val_loss:.4f}, accuracy {record.val_accuracy:7.2%}, "
+        + ("" if math.isnan(mean) else f"{MEAN} {mean:7.2%}, ")
+        + f"{record.seconds_validation:.2f} s"
     )
 
 
@@ -125,7 +126,7 @@ def doubt(result: Mapping[str, Any]) -> str:
 
 
 def training_words(result: Mapping[str, Any], dropout: float) -> str:
-    """Says what makes training figures worse than those of the finished model.
+    """Says what makes training figures other than those of the finished model.
 
     Args:
         result: The content of ``result.json``.
@@ -133,7 +134,8 @@ def training_words(result: Mapping[str, Any], dropout: float) -> str:
     """
     harder = [f"dropout {dropout}"] if dropout else []
     harder += ["shifts"] if result.get("shift") else []  # runs of before may lack it
-    return f"with {' and '.join(harder)}, while weights move" if harder else "while weights move"
+    words = f"with {' and '.join(harder)}, while weights move" if harder else "while weights move"
+    return words + ("; the loss has the offsets of balanced training" * ("class_balance" in result))
 
 
 def results_text(
@@ -152,7 +154,7 @@ def results_text(
         *_layer_lines(result, layers),
         "",
         *(epoch_line(record, result["epochs"]) for record in records),
-        f"(training figures are those seen in training, {seen}; times are training + validation)",
+        f"(training figures are those seen in training, {seen})",
         "",
         *_what_came_out(result, outputs),
         "",
@@ -170,7 +172,7 @@ def _what_was_trained(result: Mapping[str, Any]) -> list[str]:
         f"Stage {result['stage']} on {result['data']} ({result['data_description']})",
         recipe_line(result),
         f"Seed {result['seed']}",
-        *(["Training aimed at the mean over classes"] if "class_balance" in result else []),
+        *([f"Training aimed at the {MEAN}"] if "class_balance" in result else []),
         *_where_it_started(result),
         f"Classes {numbered(classes)}",
         f"{result['images_train']:,} training, {result['images_validation']:,} validation and "

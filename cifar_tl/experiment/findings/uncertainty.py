@@ -41,31 +41,33 @@ def difference(
     values: Sequence[float],
     others: Sequence[float],
     num_images: int,
-    intervals: tuple[Interval, Interval] | None = None,
+    intervals: Sequence[tuple[Interval, Interval]] | None = None,
 ) -> Difference:
     """Compares accuracies seed by seed: Student's paired test.
 
-    One seed has no spread. Then `difference_is_clear` decides.
+    One seed has no spread. Seeds whose differences are the same, to the image, have none either:
+    an accuracy is a count, and the test is one of continuous values. Then the images judge, as
+    Newcombe (1998) does: the difference must be clear in every seed. See `difference_is_clear`.
 
     Args:
         values: The accuracy of each seed, a fraction.
         others: Those that they are compared with, of the same seeds.
         num_images: How many images each accuracy was measured on.
-        intervals: Of the two accuracies of one seed, if they are means over classes. None: those
+        intervals: Of the two accuracies of each seed, if they are means over classes. None: those
             of Wilson.
     """
     found = [value - other for value, other in zip(values, others, strict=True)]
     mean = statistics.mean(found)
-    if len(found) == 1:
-        pair = (values[0], others[0])
-        is_clear = (
-            accuracy_difference_is_clear(*pair, num_images)
-            if intervals is None
-            else difference_is_clear(*pair, *intervals)
-        )
-        return Difference(mean, None, found, is_clear)
-    error = statistics.stdev(found) / math.sqrt(len(found))
-    return Difference(mean, error, found, abs(mean) > student_quantile(len(found) - 1) * error)
+    error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+    if error is not None and max(found) - min(found) > 0.5 / num_images:
+        return Difference(mean, error, found, abs(mean) > student_quantile(len(found) - 1) * error)
+    pairs = intervals or [
+        (wilson_interval(value, num_images), wilson_interval(other, num_images))
+        for value, other in zip(values, others, strict=True)
+    ]
+    each = zip(values, others, pairs, strict=True)
+    is_clear = all(difference_is_clear(value, other, *pair) for value, other, pair in each)
+    return Difference(mean, error, found, is_clear)
 
 
 def student_quantile(degrees: int) -> float:
@@ -111,12 +113,6 @@ def balanced_interval(correct: Sequence[int], images: Sequence[int]) -> Interval
     down = math.hypot(*(accuracy - low for accuracy, low, _ in found)) / len(found)
     up = math.hypot(*(high - accuracy for accuracy, _, high in found)) / len(found)
     return max(0.0, mean - down), min(1.0, mean + up)
-
-
-def accuracy_difference_is_clear(accuracy: float, other: float, num_images: int) -> bool:
-    """Returns whether two accuracies on so many images differ with 95 % confidence."""
-    intervals = (wilson_interval(accuracy, num_images), wilson_interval(other, num_images))
-    return difference_is_clear(accuracy, other, *intervals)
 
 
 def difference_is_clear(

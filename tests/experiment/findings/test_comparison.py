@@ -166,7 +166,7 @@ def test_better_is_said_only_where_it_holds() -> None:
     assert "|                  2 | 77.00% |   82.00% |   87.00% |  92.00% |" in text
     unclear = comparison_text(compare({1.0: [of_seed(s, 0.86) for s in range(3)]}))
     assert "transfer+finetune and scratch: +0.00 +- 0.58 points of validation" in unclear
-    assert "3 seeds show no clear difference." in unclear
+    assert "3 seeds on 1,200 images show no clear difference." in unclear
 
 
 def test_without_test_images_nothing_is_said_of_them() -> None:

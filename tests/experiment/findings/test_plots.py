@@ -25,6 +25,7 @@ from cifar_tl.command import train
 from cifar_tl.data.source import load_data
 from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment.findings import plots
+from cifar_tl.experiment.findings.results import training_words
 from cifar_tl.experiment.findings.uncertainty import difference, spread
 from cifar_tl.experiment.folder import HistoryRow, discard, read_history
 from cifar_tl.experiment.stages import PICTURES, STAGES, Place
@@ -161,7 +162,7 @@ def test_curves_name_the_dropout_of_the_run(
     plots.save(plots.curves(rows, f"{stage} on small.npz", words), tmp_path / "expected.png")
     expected = (tmp_path / "expected.png").read_bytes()
     assert (drawn / stage / "curves.png").read_bytes() == expected
-    assert f"seen in training, {words};" in (drawn / stage / "results.txt").read_text()
+    assert f"seen in training, {words})" in (drawn / stage / "results.txt").read_text()
 
 
 def test_where_classes_are_unequal_the_mean_over_classes_is_drawn() -> None:
@@ -169,14 +170,39 @@ def test_where_classes_are_unequal_the_mean_over_classes_is_drawn() -> None:
         stage: [dataclasses.replace(row, val_balanced_accuracy=0.5) for row in rows]
         for stage, rows in HISTORIES.items()
     }
-    figure = plots.curves(rows["scratch"], "title", "while weights move")
+    seen = training_words({"shift": 1, "class_balance": "even"}, 0.2)
+    always = (0.25, "always the most frequent class: 25.0% (plain accuracy 90.0%)")
+    figure = plots.curves(rows["scratch"], "title", seen, always)
     lines = {line.get_label(): points(line) for line in figure.axes[1].lines}
     assert lines["validation"] == [(1, 0.5), (2, 0.5)]
-    assert "accuracy (mean over unequal classes)" in texts(figure)
-    figure = plots.comparison({stage: [each] for stage, each in rows.items()}, None, "title")
-    assert "scratch: 50.0% in 20 s" in {str(line.get_label()) for line in figure.axes[0].lines}
-    assert "new classes (mean over unequal classes)" in texts(figure)
-    assert "unequal" not in texts(plots.curves(HISTORIES["scratch"], "title", "while weights move"))
+    assert [y for _, y in lines[f"training ({seen})"]] == [0.5, 0.5]
+    assert [y for _, y in lines[always[1]]] == [0.25, 0.25]
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert figure.bbox.containsx(legend.get_window_extent().x0)
+    assert figure.bbox.containsx(legend.get_window_extent().x1)
+    assert "accuracy\n(validation: mean over classes)" in texts(figure)
+    of_seed = {stage: [each] for stage, each in rows.items()}
+    figure = plots.comparison(of_seed, None, "title", always=always)
+    assert {"scratch: 50.0% in 20 s", always[1]} <= {
+        line.get_label() for line in figure.axes[0].lines
+    }
+    assert "validation accuracy, new classes\n(mean over classes)" in texts(figure)
+    figure.draw_without_rendering()
+    label = figure.axes[0].yaxis.label.get_window_extent()
+    assert 0 <= label.y0 < label.y1 <= figure.bbox.y1  # and not cut off
+    equal = plots.curves(HISTORIES["scratch"], "title", "while weights move")
+    assert "mean" not in texts(equal)
+    older = {**of_seed, "scratch": [HISTORIES["scratch"]]}  # one figure in all lines
+    figure = plots.comparison(older, None, "title", always=always)
+    assert "mean over" not in texts(figure)
+    assert "transfer: 70.0% in 6.0 s" in {line.get_label() for line in figure.axes[0].lines}
+
+
+def test_the_training_loss_of_unequal_classes_is_said_to_be_another() -> None:
+    even = training_words({"shift": 1, "class_balance": "even"}, 0.0)
+    assert even == "with shifts, while weights move; the loss has the offsets of balanced training"
+    assert training_words({"shift": 1}, 0.0) == "with shifts, while weights move"
 
 
 def test_confusion_is_in_percent_of_each_class_with_other_outputs_only_if_they_occur() -> None:
@@ -299,6 +325,28 @@ def test_several_sizes_are_points_with_their_spread() -> None:
     assert [(200, 0.75), (2000, 0.9)] in lines
     assert [(200, 0.5), (2000, 0)] in lines
     assert "2,000" in texts(figure)
+
+
+def test_all_sizes_show_one_figure() -> None:
+    """A size of which an earlier version said no mean makes all lines those of plain accuracy."""
+    sizes = [size(200, [0.7], [0.7], [0.5]), size(2000, [0.9], [0.8], [0.6])]
+    always = (0.5, "always the most frequent class: 50.0% (plain accuracy 90.0%)")
+
+    def add_means(found: dict[str, Any]) -> None:
+        for each in (*found["ways"].values(), *found["differences"]):
+            each["val_balanced_accuracy"] = {**each["val_accuracy"], "mean": 0.55}
+
+    add_means(sizes[1])
+    figure = plots.images(sizes, "title", always)
+    assert [(200, 0.5), (2000, 0.6)] in [points(line) for line in figure.axes[0].lines]
+    assert "mean over classes" not in texts(figure)
+    add_means(sizes[0])
+    figure = plots.images(sizes, "title", always)
+    lines = [points(line) for line in figure.axes[0].lines]
+    assert [(200, 0.55), (2000, 0.55)] in lines
+    assert [y for _, y in lines[-1]] == [0.5, 0.5]
+    assert "validation accuracy\n(mean over classes)" in texts(figure)
+    assert always[1] in texts(figure)
 
 
 def test_the_title_over_several_sizes_follows_from_the_results() -> None:

@@ -65,14 +65,14 @@ def test_results_say_what_the_run_trained_with(
     text = results_text(result, [RECORD], layers(model, dropout), Outputs((5, 6), ("a", "b"), 10))
     assert f" {layer} " in text
     assert text.count("Dropout") == 1
-    assert f"figures are those seen in training, {words}; times" in text
+    assert f"figures are those seen in training, {words})" in text
     assert training_words(result, dropout_rate(model, dropout)) == words
 
 
 def test_lines_hold_the_figures() -> None:
     line = epoch_line(RECORD, 10)
     assert line.startswith("epoch  1/10")
-    for figure in ("1.5000", "30.00%", "1.2500", "45.68%", "9.00 s + 1.00 s"):
+    for figure in ("1.5000", "30.00%", "1.2500", "45.68%, 1.00 s", "9.00 s"):
         assert figure in line
     assert "\n" not in line
     assert summary(make_result("base", 0.75, 100.0)) == (

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from cifar_tl.experiment.findings.uncertainty import (
-    accuracy_difference_is_clear,
     difference,
     spread,
     student_quantile,
@@ -35,14 +34,30 @@ def test_the_interval_holds_what_it_should_in_most_cases() -> None:
 
 
 def test_few_images_cannot_tell_accuracies_apart() -> None:
-    assert not accuracy_difference_is_clear(20 / 24, 16 / 24, 24)
-    assert accuracy_difference_is_clear(0.86, 0.80, 5000)
-    assert accuracy_difference_is_clear(0.80, 0.86, 5000)
-    assert not accuracy_difference_is_clear(0.8, 0.8, 5000)
+    def is_clear(accuracy: float, other: float, images: int) -> bool:
+        return difference([accuracy], [other], images).is_clear
+
+    assert not is_clear(20 / 24, 16 / 24, 24)
+    assert is_clear(0.86, 0.80, 5000)
+    assert is_clear(0.80, 0.86, 5000)
+    assert not is_clear(0.8, 0.8, 5000)
     # Newcombe 1998, "Interval estimation for the difference", table II, (a): 0.0524 to 0.3339,
     # of 56/70 and 48/80; here with as many images on both sides.
-    assert accuracy_difference_is_clear(56 / 70, 42 / 70, 70)
-    assert not accuracy_difference_is_clear(56 / 70, 48 / 70, 70)
+    assert is_clear(56 / 70, 42 / 70, 70)
+    assert not is_clear(56 / 70, 48 / 70, 70)
+
+
+def test_where_the_seeds_agree_the_images_judge() -> None:
+    """One image of 33 in each of two seeds has no spread, and says little."""
+    found = difference([31 / 33, 30 / 33], [30 / 33, 29 / 33], 33)
+    assert found.standard_error == pytest.approx(0, abs=1e-9)
+    assert not found.is_clear
+    assert difference([31 / 33, 30 / 33], [15 / 33, 14 / 33], 33).is_clear
+    assert not difference([1, 20 / 33], [27 / 33, 14 / 33], 33).is_clear  # in one seed alone
+    # Of means over classes their own intervals judge, here of a class with few images.
+    wide = [((0.5, 1.0), (0.4, 0.9))] * 2
+    assert not difference([0.9, 0.9], [0.7, 0.7], 1000, wide).is_clear
+    assert difference([0.9, 0.9], [0.7, 0.7], 1000).is_clear
 
 
 def test_spread_of_one_value_is_unknown() -> None:
@@ -51,7 +66,7 @@ def test_spread_of_one_value_is_unknown() -> None:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    found = difference([0.5, 0.7, 0.9], [0.4, 0.6, 0.8], 10)  # far apart, and always by 0.1
+    found = difference([0.5, 0.7, 0.9], [0.4, 0.6, 0.8], 1000)  # far apart, and always by 0.1
     assert found.mean == pytest.approx(0.1)
     assert found.is_clear
     assert found.standard_error == pytest.approx(0, abs=1e-9)
@@ -65,7 +80,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
         assert (alone.standard_error, alone.is_clear) == (None, is_clear)
     # Two seeds would have to agree very well: Student's quantile is 12.7.
     assert not difference([0.55, 0.57], [0.5, 0.5], 10_000).is_clear
-    assert difference([0.55, 0.551], [0.5, 0.5], 10).is_clear
+    assert difference([0.55, 0.551], [0.5, 0.5], 10_000).is_clear
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,18 @@
+import re
+
 import pytest
+import torch
 
 from cifar_tl.experiment.findings.bases import bases_text, compare_bases
 from cifar_tl.experiment.findings.comparison import compare, comparison_text
 from cifar_tl.experiment.findings.results import epoch_line, summary
-from cifar_tl.experiment.findings.unequal import counts_line, deciding_accuracy, never_predicted
+from cifar_tl.experiment.findings.unequal import (
+    always_words,
+    counts_line,
+    deciding,
+    majority_accuracy,
+    never_predicted,
+)
 from cifar_tl.training import EpochRecord
 from tests.experiment.conftest import make_result
 
@@ -63,21 +72,25 @@ def test_a_class_without_images_is_not_called_never_predicted(results: Results) 
 def test_lines_of_epochs_have_the_mean_where_classes_are_unequal() -> None:
     values = (1, 1.5, 0.3, 1.25, 0.9677, 9.0, 1.0)
     line = epoch_line(EpochRecord(*values, val_balanced_accuracy=0.5), 10)
-    assert "accuracy  96.77%, mean over classes  50.00%  9.00 s" in line
+    assert "accuracy  30.00%, 9.00 s  validation: " in line
+    assert line.endswith("accuracy  96.77%, mean over classes  50.00%, 1.00 s")
     assert "mean" not in epoch_line(EpochRecord(*values), 10)
 
 
 def test_the_counts_are_in_one_line_however_many_classes_there_are() -> None:
-    assert counts_line({"defect": 8, "good": 300}, evenly=True) == (
+    always = "always saying the most frequent class is right for 97.40% of the validation images; "
+    assert counts_line({"defect": 8, "good": 300}, 300 / 308, evenly=True) == (
         "unequal classes: good 300, defect 8 training images; "
-        "training aims at the mean over classes"
+        f"{always}training aims at the mean over classes"
     )
-    assert counts_line({"a": 8, "b": 23}, evenly=True) is None
-    line = counts_line({f"kind{n}": n for n in range(1, 31)}, evenly=False)
+    assert counts_line({"a": 8, "b": 23}, 0.974, evenly=True) == (
+        f"unequal classes: {always}training aims at the mean over classes"
+    )
+    line = counts_line({f"kind{n}": n for n in range(1, 31)}, 0.974, evenly=False)
     assert line == (
         "unequal classes: kind30 30, kind29 29, kind28 28, kind27 27, kind26 26, 20 more, "
         "kind5 5, kind4 4, kind3 3, kind2 2, kind1 1 training images; "
-        "training aims at the plain accuracy"
+        f"{always}training aims at the plain accuracy"
     )
 
 
@@ -89,8 +102,8 @@ def test_the_mean_over_classes_decides_what_is_better(results: Results) -> None:
         "transfer+finetune is better than scratch: +45.00 points of validation accuracy, "
         "+45.00 points of test accuracy (mean over classes)."
     ) in text
-    assert "| stage    | validation |    test | validation by class | test by class |" in text
-    assert "|    96.77 % | 50.00 % |             50.00 % |       50.00 % |" in text
+    assert "| validation |    test | validation, mean over classes | test, mean over cl" in text
+    assert re.search(r"\|    96.77 % \| 50.00 % \| +50.00 % \| +50.00 % \|", text)
     assert (
         "Always saying the most frequent class is right for 96.77 % of the validation images, "
         "50.00 % of the test images."
@@ -110,7 +123,7 @@ def test_seeds_and_bases_are_compared_by_the_mean_over_classes(results: Results)
     ]
     comparison = compare({1.0: seeds})
     text = comparison_text(comparison)
-    assert "| validation by seed, by class | transfer | finetune | scratch |" in text
+    assert "| validation by seed (mean over classes) | transfer | finetune | scratch |" in text
     assert "|   75.00% |   95.00% |  50.00% |" in text
     worse = {**results, "transfer": unequal_result("transfer", 0.95, 0.50, 20.0)}
     found = compare_bases(
@@ -133,10 +146,26 @@ def test_an_older_result_among_new_ones_is_compared_by_accuracy(results: Results
         del results["transfer"][name]
     text = comparison_text(compare({1.0: [results]}))
     assert "transfer and scratch: -6.77 points of validation accuracy, +25.00 points of" in text
-    assert "|    90.00 % | 75.00 % |                   - |             - |" in text
+    assert "transfer+finetune and scratch: -7.77 points of validation accuracy" in text
+    assert "the plain accuracy decides" in text
+    assert re.search(r"\|    90.00 % \| 75.00 % \| +- \| +- \|", text)
 
 
-def test_the_best_model_is_that_of_the_best_mean_over_classes(results: Results) -> None:
-    assert max(results, key=lambda stage: deciding_accuracy(results[stage])) == "finetune"
-    equal = {stage: make_result(stage, accuracy, 1.0) for stage, accuracy in (("a", 0.5), ("b", 1))}
-    assert max(equal, key=lambda stage: deciding_accuracy(equal[stage])) == "b"
+def test_one_accuracy_decides_among_all(results: Results) -> None:
+    assert deciding(results.values()) == "val_balanced_accuracy"
+    older = make_result("base", 0.5, 1.0)
+    assert deciding([*results.values(), older]) == "val_accuracy"
+    assert deciding([]) == "val_accuracy"
+    record = EpochRecord(1, 1.5, 0.3, 1.25, 0.9677, 9.0, 1.0)  # its mean is nan
+    assert deciding([vars(record)]) == "val_accuracy"
+
+
+def test_always_saying_the_most_frequent_class_is_a_plain_fraction(results: Results) -> None:
+    labels = torch.tensor([1] * 40 + [0] * 9)
+    found = majority_accuracy(labels, torch.tensor([1, 10]))
+    assert found == 10 / 11  # and not the float32 next to it, 0.9090909361839294
+    assert always_words(results["scratch"]) == (
+        0.5,
+        "always the most frequent class: 50.0% (plain accuracy 96.8%)",
+    )
+    assert always_words(make_result("base", 0.5, 1.0)) is None
