@@ -34,7 +34,7 @@ DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
 )
-RANGES = {  # by the name of a field; the first that fits
+RANGES: dict[str, tuple[float, float]] = {  # by the name of a field; the first that fits
     "*accurac*": (0, 1),
     "*majority": (0, 1),
     "*interval": (0, 1),
