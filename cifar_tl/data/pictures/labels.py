@@ -109,6 +109,7 @@ def find_labelled(folder: Path, labels: str) -> Classes:
                 taken[top] = part
     _check_classes(first, images)
     notes = [note for table in tables for note in table.notes]
+    notes += [f"{table.path} is read, too" for table in tables[1:]]
     notes += [f"{folder / top} is taken for {part}" for top, part in sorted(taken.items())]
     notes += left_out(folder, [path for path in found.others if not path.lower().endswith(".csv")])
     notes += [*unused_tables(folder, [table.path for table in tables]), *alike(classes)]

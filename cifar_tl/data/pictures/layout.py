@@ -183,7 +183,7 @@ def explain_folder(folder: Path) -> DataError:
     moves = _moves(folder, parts)
     if moves and (not classes or (folder / TRAIN).is_dir()):
         return _explain_moves(folder, moves)
-    if len(names) == 1 and image_folders(inner := folder / names[0]):
+    if len(names) == 1 and not parts and image_folders(inner := folder / names[0]):
         if not (has_classes(inner) or _is_set(inner)):
             return explain_folder(inner)
         return DataError(

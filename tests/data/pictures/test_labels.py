@@ -109,8 +109,10 @@ def test_tables_of_hugging_face_have_a_part_each() -> None:
     images, notes = find_labelled(Path("dogs"), "dogs/train/metadata.csv")
     assert [len(paths) for paths in images["train"].values()] == [4, 4, 4]
     assert [len(paths) for paths in images["test"].values()] == [2, 2, 2]
-    assert len(notes) == 2
-    assert all("the files are in the column 'file_name'" in note for note in notes)
+    assert notes == [
+        "dogs/train/metadata.csv: the files are in the column 'file_name', the labels in 'label'",
+        "dogs/test/metadata.csv is read, too",
+    ]
 
 
 @pytest.mark.parametrize(

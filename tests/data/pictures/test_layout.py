@@ -303,7 +303,7 @@ def test_a_folder_with_an_npz_file_names_the_file(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("typed", ["flowers", "flowrs"])
 def test_the_library_names_the_near_folder_too(typed: str) -> None:
     add_classes(Path("Flowers"))
-    with pytest.raises(DataError, match="there is Flowers|no such file or folder; check") as error:
+    with pytest.raises(DataError, match=r"there is Flowers|no such file or folder; check") as error:
         load_data(typed)
     assert "CIFAR-10" not in str(error.value)
 
