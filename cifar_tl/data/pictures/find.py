@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ from cifar_tl.names import count
 TRAIN, VALIDATION, TEST = PARTS = ("train", "val", "test")  # folders with a folder for each class
 # The words for them in the names that people give. Of each word, the longest form comes first.
 _WORDS = {
-    TRAIN: ("training", TRAIN),
-    VALIDATION: ("validation", "valid", VALIDATION, "eval"),
-    TEST: ("testing", TEST, "pred"),
+    TRAIN: ("trainset", "training", TRAIN),
+    VALIDATION: ("validation", "valid", "valset", VALIDATION, "eval"),
+    TEST: ("testset", "testing", TEST, "pred"),
 }
 _VALIDATION = (VALIDATION, "valid", "validation")  # these folders are read as they are
 
@@ -317,9 +318,9 @@ def folders(folder: Path) -> list[str]:
         )
 
 
-def image_folders(folder: Path) -> list[str]:
-    """Lists the folders in a folder that hold images, in them or below them."""
-    return [name for name in folders(folder) if _holds_images(folder / name)]
+def image_folders(folder: Path, most: int | None = None) -> list[str]:
+    """Lists the folders in a folder that hold images, in them or below them, or the first ones."""
+    return [*islice((name for name in folders(folder) if _holds_images(folder / name)), most)]
 
 
 def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool | None) -> None:

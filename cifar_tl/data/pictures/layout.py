@@ -73,8 +73,8 @@ def _same_folders(folder: Path, names: Sequence[str]) -> list[str]:
 def _inner(folder: Path) -> Path:
     """Goes into a folder as long as it holds one folder alone, with folders of images in it."""
     for _ in range(3):  # a link may lead back
-        names = image_folders(folder)
-        if len(names) != 1 or not image_folders(folder / names[0]):
+        names = image_folders(folder, 2)  # there may be thousands
+        if len(names) != 1 or not image_folders(folder / names[0], 1):
             break
         folder /= names[0]
     return folder
@@ -242,8 +242,8 @@ def _explain_moves(folder: Path, moves: Sequence[tuple[Path, Path]]) -> DataErro
             old = aside / old.relative_to(new)
         commands.append(shlex.join(["mv", str(old), str(new)]))
     return DataError(
-        f"{folder} holds {names}, which must be called {listed_names([n.name for _, n in wrong])}: "
-        f"rename with `{' && '.join(commands)}`, and name {folder}",
+        f"{folder} holds {names} instead of {listed_names([new.name for _, new in wrong])}: move "
+        f"{'it' if len(wrong) == 1 else 'them'} with `{' && '.join(commands)}`, and name {folder}",
         data=str(folder),
     )
 

@@ -119,7 +119,7 @@ def test_parts_of_another_name_are_renamed_by_the_command_in_the_message(
     for name in ("Train", "Validation", "test"):
         add_classes(Path("my flowers") / name)
     line = refusal("my flowers", capsys)
-    assert "holds Train and Validation, which must be called train and val: rename with" in line
+    assert "holds Train and Validation instead of train and val: move them with" in line
     (command,) = re.findall("`(.*)`", line)
     subprocess.run(["sh", "-c", command], check=True)
     assert suggested(line) == "my flowers"
@@ -208,7 +208,7 @@ def draw(*images: str) -> None:
         {"seg_train/seg_train": "train", "seg_test/seg_test": "test", "seg_pred/seg_pred": ""},
         {"training_set": "train", "test_set": "test"},
         {"train_set": "train", "val_set": "val"},
-        {"Dataset Train": "train", "evalImages": "val"},
+        {"Dataset Train": "train", "evalImages": "val", "TESTSET": "test"},
         {"train/train": "train", "test": "test"},
         {"train/train": "train", "test/test": "test"},
         {"train/images": "train"},
