@@ -9,8 +9,8 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import islice, takewhile
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from cifar_tl.data.pictures.find import (
@@ -91,8 +91,7 @@ def find_labelled(folder: Path, labels: str) -> Classes:
     tables += [read_table(other, tables[0].columns) for other in _siblings(folder, first)]
     found = find_images(folder)
     known: dict[str, Row] = {}
-    for table in tables:
-        _match(folder, table, found.images, known)
+    notes = [note for table in tables for note in _match(folder, table, found.images, known)]
     labels_of = _without_zeros({path: row.label for path, row in known.items()})
     unlabelled = [path for path in found.images if not labels_of.get(path)]
     classes = sorted({label for label in labels_of.values() if label})
@@ -108,7 +107,7 @@ def find_labelled(folder: Path, labels: str) -> Classes:
             if known[path].part is None and part not in (TRAIN, top):
                 taken[top] = part
     _check_classes(first, images)
-    notes = [note for table in tables for note in table.notes]
+    notes = [*(note for table in tables for note in table.notes), *notes]
     notes += [f"{table.path} is read, too" for table in tables[1:]]
     notes += [f"{folder / top} is taken for {part}" for top, part in sorted(taken.items())]
     notes += left_out(folder, [path for path in found.others if not path.lower().endswith(".csv")])
@@ -292,7 +291,7 @@ def _guess(path: Path, names: Sequence[str], usual: Sequence[str]) -> str:
     return found[0]
 
 
-def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, Row]) -> None:
+def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, Row]) -> list[str]:
     """Gives each file of a table its label.
 
     A row's image lies there as seen from the table or from the folder. Or else it is the one with
@@ -306,22 +305,27 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, R
         table: The table.
         images: The paths of all images.
         found: Gets the path of each image that the table names, and its row.
+
+    Returns:
+        A note if paths begin with such folders.
     """
     there, by_name = defaultdict(list), defaultdict(list)
     for path in images:
         whole = Path(os.path.abspath(path))  # noqa: PTH100  # resolve would follow links
         for named in {whole, whole.with_suffix("")}:
             there[named].append(path)
-            by_name[_folded(named.name)].append((path, named))
-    before: dict[tuple[str, ...] | None, list[str]] = defaultdict(list)  # None: no such image
+            folded = _folded(named)
+            by_name[folded[-1:]].append((path, named.parts, folded))
+    # The file and image of each row, by what is before their common end. None: no such image.
+    before: dict[tuple[str, ...] | None, list[tuple[str, ...]]] = defaultdict(list)
     for row in table.rows:
         file = PurePosixPath(row.file.replace("\\", "/"))
         near = (Path(os.path.abspath(place / file)) for place in (table.path.parent, folder))  # noqa: PTH100
         start: tuple[str, ...] = ()
         paths = next((there[path] for path in near if path in there), [])
         if not paths:
-            paths, start = _closest(by_name.get(_folded(file.name), []), file)
-        before[start if paths else None].append(row.file)
+            paths, start = _closest(by_name.get(_folded(file)[-1:], []), file)
+        before[start if paths else None].append((row.file, *paths))
         if len(paths) > 1:
             raise DataError(
                 f"{table.path}: {row.file} can be {' or '.join(paths[:2])}: name it with its "
@@ -335,40 +339,46 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, R
                         f"{table.path}: {row.file} has two {what}, {one!r} and {another!r}: delete "
                         "what is wrong"
                     )
-    missing = before.pop(None, [])
-    usual = max(before.values(), key=len, default=[])
-    if missing := [*missing, *(file for of in before.values() if of is not usual for file in of)]:
+    missing = [file for file, *_ in before.pop(None, [])]
+    usual = max(before, key=lambda start: len(before[start]), default=())
+    missing += [file for start, of in before.items() if start != usual for file, *_ in of]
+    if missing:
         raise DataError(
             f"{table.path} names {count(len(missing), 'file')} that {folder} does not have as an "
             f"image, such as {', '.join(missing[:3])}: name the folder with all images of the "
             "table, add what is missing, or delete these lines"
         )
+    if not usual:
+        return []
+    first, image = before[usual][0]
+    return [f"{table.path}: {first} is taken for {image}, and the other files likewise"]
 
 
 def _closest(
-    images: Sequence[tuple[str, Path]], file: PurePosixPath
+    images: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]], file: PurePosixPath
 ) -> tuple[list[str], tuple[str, ...]]:
     """Finds the images with the longest end in common with a file, and what is before that end.
 
     Case and the two ways to write an accent count only where images differ in nothing else.
     """
-    folded = [*map(_folded, file.parts)]
-    ends = [
-        (_common_end([*map(_folded, path.parts)], folded), _common_end(path.parts, file.parts))
-        for _, path in images
-    ]
-    best = max(ends, default=(0, 0))
-    paths = [path for (path, _), end in zip(images, ends, strict=True) if end == best]
-    return paths, file.parts[: len(file.parts) - best[0]]
+    folded = _folded(file)
+    ends = [_common_end(of_image, folded) for _, _, of_image in images]
+    most = max(ends, default=0)
+    best = [image for image, end in zip(images, ends, strict=True) if end == most]
+    exact = [_common_end(parts, file.parts) for _, parts, _ in best]
+    paths = [image[0] for image, end in zip(best, exact, strict=True) if end == max(exact)]
+    return paths, file.parts[: len(file.parts) - most]
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    number = 0
+    while number < min(len(one), len(other)) and one[-1 - number] == other[-1 - number]:
+        number += 1
+    return number
 
 
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+def _folded(path: PurePath) -> tuple[str, ...]:
+    return tuple(unicodedata.normalize("NFC", part).casefold() for part in path.parts)
 
 
 def _check_classes(table: Path, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None:

@@ -38,8 +38,6 @@ ARCHIVES: dict[str, str] = {
     for name, suffixes_of_format, _ in shutil.get_unpack_formats()
     for suffix in suffixes_of_format
 } | dict.fromkeys((".7z", ".rar"), "")
-
-
 # Folders with images of all classes: images, images_001, ham_part_1, fold2.
 _MIXED = re.compile(r"(images?|imgs?)[ _-]?\d*|.*(part|fold|split)[ _-]?\d+", re.IGNORECASE)
 
