@@ -122,9 +122,9 @@ def load_data(
               them, ten classes of colour images of 32x32 pixels in the layout of Keras are
               CIFAR-10's; others are called by their numbers.
             - A folder with classes of your own: image files ``train/CLASS/*``, maybe
-              ``val/CLASS/*`` (also ``valid``) and ``test/CLASS/*``; or ``CLASS/*`` alone. `read_image` says how a
-              file is read. Without ``val/``, the files of each class are sorted by name; the first
-              80 % train, the last 20 % validate.
+              ``val/CLASS/*`` (also ``valid``) and ``test/CLASS/*``; or ``CLASS/*`` alone.
+              `read_image` says how a file is read. Without ``val/``, the files of each
+              class are sorted by name; the first 80 % train, the last 20 % validate.
         labels: For a folder of image files: the CSV file in which their classes are, such as
             ``"train.csv"``, or ``"train.csv:image,breed"`` with the names of its columns. Default:
             the folders are the classes. For CIFAR-100: ``"coarse"`` for its 20 superclasses.
