@@ -21,9 +21,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{ending}"
 
 
-def numbered(classes: Mapping[int, str]) -> str:
-    """Lists classes with their numbers: ``3 cat, 5 dog``."""
-    return ", ".join(f"{number} {printable(name)}" for number, name in classes.items())
+def numbered(classes: Mapping[int, str], most: int | None = None) -> str:
+    """Lists classes with their numbers: ``3 cat, 5 dog and 8 more`` if two are the most."""
+    listed = [f"{number} {printable(name)}" for number, name in classes.items()]
+    rest = "" if most is None or len(listed) <= most else f" and {len(listed) - most} more"
+    return ", ".join(listed[:most]) + rest
 
 
 def shown(value: object) -> str:

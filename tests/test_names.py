@@ -1,6 +1,6 @@
 import pytest
 
-from cifar_tl.names import count, portable, printable
+from cifar_tl.names import count, numbered, portable, printable
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,9 @@ def test_numbers_have_their_nouns() -> None:
         "2,000 files",
     ]
     assert [count(number, "class") for number in (1, 2)] == ["1 class", "2 classes"]
+
+
+def test_many_classes_are_cut_with_their_number() -> None:
+    classes = {3: "cat", 5: "dog", 7: "horse"}
+    assert numbered(classes) == numbered(classes, 3) == "3 cat, 5 dog, 7 horse"
+    assert numbered(classes, 2) == "3 cat, 5 dog and 1 more"

@@ -117,8 +117,8 @@ def select_pictures(
     expected = dict(enumerate(data.class_names))
     if not classes.items() <= expected.items():
         raise DataError(
-            f"{options.model} knows the classes {numbered(classes)}, but {options.data} has "
-            f"{numbered(expected)}: name the data that it was made for"
+            f"{options.model} knows the classes {numbered(classes, 10)}, but {options.data} has "
+            f"{numbered(expected, 10)}: name the data that it was made for"
         )
     found: dict[str, Pictures] = dict(zip(SPLITS[::-1], pictures_of(data, classes), strict=True))
     chosen = found[options.split]

@@ -11,8 +11,14 @@ import torch
 
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, labeled_images
-from cifar_tl.data.pictures.layout import other_case
-from cifar_tl.data.source import BATCH, check_cifar10, holds_cifar10, official_archive
+from cifar_tl.data.pictures.layout import explain_missing
+from cifar_tl.data.source import (
+    BATCH,
+    DEFAULT_SOURCE,
+    check_cifar10,
+    holds_cifar10,
+    official_archive,
+)
 from cifar_tl.disk import locked
 from cifar_tl.errors import DataError, DownloadError, MissingDataError
 
@@ -32,11 +38,10 @@ def read_cifar10(folder: Path, **_: object) -> Data:
 
     check_cifar10(folder)
     if not folder.exists():
-        meant = other_case(folder)
-        raise MissingDataError(
-            f"there is no file or folder {folder}: check the path"
-            f"{f', there is {meant}' if meant else ''}; download_cifar10 would put CIFAR-10 there"
-        )
+        missing = explain_missing(folder)
+        is_for_it = folder.name == DEFAULT_SOURCE or "cifar" in folder.name.lower()
+        how = "; download_cifar10 puts CIFAR-10 there" if is_for_it and not missing.remedy else ""
+        raise MissingDataError(f"{missing}{how}", **missing.remedy)
     folder = _root(folder)
 
     def read(is_train: bool) -> LabeledImages:

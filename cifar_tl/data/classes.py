@@ -59,6 +59,11 @@ def choose_classes(
         return halves(len(names))
     if base is None and (new is None or (new == ALL_CLASSES and ALL_CLASSES not in names)):
         return everything, everything
+    if base == new == ALL_CLASSES and ALL_CLASSES not in names:
+        raise DataError(
+            "base classes and new classes cannot both be all: leave the base classes out to learn "
+            "all classes from a base of other data, or leave the new classes out to make a base"
+        )
     if base == ALL_CLASSES and ALL_CLASSES not in names:
         base = everything
         new = () if new is None else new

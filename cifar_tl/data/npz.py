@@ -137,7 +137,7 @@ def _default_names(
     Numbers are for other images than those of CIFAR-10's size in the Keras layout, and for these
     if the labels are those of fewer or more classes than ten.
     """
-    numbers = np.unique(_read(path, archive, labels, INTEGERS, "integers from 0")).tolist()
+    numbers = np.unique(_read_labels(path, archive, labels, "integers from 0")).tolist()
     in_order = len(numbers) > 1 and numbers == list(range(len(numbers)))
     like_cifar10 = images == "x_train" and _header(archive, images)[0][1:] == (SIZE, SIZE, 3)
     if like_cifar10 and (len(numbers) == 10 or not in_order):
@@ -157,10 +157,12 @@ def _read_part(
         raise DataError(f"{path}: {x} must have the shape {shape}, not {images.shape}")
     if 0 in images.shape[1:]:
         raise DataError(f"{path}: {x} has images without pixels, of the shape {images.shape}")
-    labels = _read(path, archive, y, INTEGERS, f"integers from 0 to {last}")
+    labels = _read_labels(path, archive, y, f"integers from 0 to {last}")
     if labels.shape not in ((len(images),), (len(images), 1)):
+        one_hot = labels.ndim == 2 and len(labels) == len(images)
+        how = f": with a column a class, {y}.argmax(axis=1) gives that" if one_hot else ""
         raise DataError(
-            f"{path}: {y} must have the shape ({len(images)},) to fit {x}, not {labels.shape}"
+            f"{path}: {y} must have the shape ({len(images)},) to fit {x}, not {labels.shape}{how}"
         )
     if labels.size and not 0 <= labels.min() <= labels.max() <= last:
         raise DataError(
@@ -170,6 +172,13 @@ def _read_part(
     pixels = _to_size(images, fit).transpose(0, 3, 1, 2)
     examples = labeled_images(pixels, labels.reshape(len(images)))
     return _Part(examples, images)
+
+
+def _read_labels(path: Path, archive: zipfile.ZipFile, name: str, what: str) -> NDArray[Any]:
+    """Reads labels. Of numbers that are no integers the error says how to convert them."""
+    kind = _header(archive, name)[1].kind
+    how = f", as {name}.astype(int) makes them" if kind in "bf" else ""
+    return _read(path, archive, name, INTEGERS, what + how)
 
 
 def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -19,7 +19,7 @@ from cifar_tl.data.classes import (
     listed,
     split_suffix,
 )
-from cifar_tl.data.pictures.find import TRAIN, find_classes
+from cifar_tl.data.pictures.find import TRAIN, find_classes, image_folders, listed_names
 from cifar_tl.data.pictures.labels import find_labelled
 from cifar_tl.data.pictures.layout import explain_file, explain_folder, has_classes
 from cifar_tl.errors import DataError, DataWarning
@@ -122,9 +122,9 @@ def load_data(
               them, ten classes of colour images of 32x32 pixels in the layout of Keras are
               CIFAR-10's; others are called by their numbers.
             - A folder with classes of your own: image files ``train/CLASS/*``, maybe
-              ``val/CLASS/*`` and ``test/CLASS/*``; or ``CLASS/*`` alone. `read_image` says how a
-              file is read. Without ``val/``, the files of each class are sorted by name; the first
-              80 % train, the last 20 % validate.
+              ``val/CLASS/*`` (also ``valid``) and ``test/CLASS/*``; or ``CLASS/*`` alone.
+              `read_image` says how a file is read. Without ``val/``, the files of each
+              class are sorted by name; the first 80 % train, the last 20 % validate.
         labels: For a folder of image files: the CSV file in which their classes are, such as
             ``"train.csv"``, or ``"train.csv:image,breed"`` with the names of its columns. Default:
             the folders are the classes. For CIFAR-100: ``"coarse"`` for its 20 superclasses.
@@ -175,6 +175,7 @@ def load_data(
                 "classes and new classes can be chosen"
             )
             notes += (f"{source} has {len(names)} classes: {which}",)
+    notes += _beside(Path(source), kind)
     data = replace(data, name=name, base_classes=base, new_classes=new, notes=notes)
     if not kind.own_classes:
         check_classes(str(source), data)
@@ -184,8 +185,22 @@ def load_data(
     return data
 
 
+def _beside(folder: Path, kind: Kind) -> tuple[str, ...]:
+    """Returns notes about what else is in a folder with CIFAR-10 or CIFAR-100."""
+    if kind.module not in ("cifar10", "cifar100") or not folder.is_dir():
+        return ()
+    name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[kind.module]
+    notes = []
+    if kind.module == "cifar100" and folder == Path(DEFAULT_SOURCE):
+        notes.append(f"{folder} holds {name}, which is taken: for CIFAR-10, name another folder")
+    if others := image_folders(folder):
+        listed = listed_names([str(folder / other) for other in others])
+        notes.append(f"images in {listed} are not used: {folder} holds {name}, which is taken")
+    return tuple(notes)
+
+
 def _has_own_classes(folder: Path) -> bool:
-    if (folder / TRAIN).is_dir():
+    if (folder / TRAIN).is_dir() and has_classes(folder):
         return True
     return not holds_cifar10(folder) and not _holds_cifar100(folder) and has_classes(folder)
 

@@ -29,11 +29,11 @@ def class_subset(dataset: Dataset[Example], classes: Iterable[int]) -> ClassSubs
         A dataset of these examples. Their order and labels stay, and it has ``targets``, too.
 
     Raises:
-        TypeError: If the dataset has no list of its labels, or they are not whole numbers.
+        TypeError: If the dataset has no list of its labels, or labels are not whole numbers.
         ValueError: If a class has no example.
     """
     labels = _targets(dataset)
-    wanted = {int(label) for label in classes}
+    wanted = {_whole(label) for label in classes}
     if absent := wanted.difference(labels):
         raise ValueError(
             f"no example has the label {min(absent)}: labels are {min(labels)} to {max(labels)}"

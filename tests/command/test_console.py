@@ -328,5 +328,5 @@ def test_the_command_drops_pillow_s_warnings_and_no_others(
         load_data("own")  # the library drops none
     assert evaluate.main(["cifar5", "--data", "own"]) == 1
     left_out, error = capsys.readouterr().err.splitlines()
-    assert "evaluate: warning: own: left out, 1 file (1 .txt)" in left_out
+    assert "evaluate: warning: own: not used: 1 file (1 .txt)" in left_out
     assert "cifar5 knows the classes 0 airplane" in error

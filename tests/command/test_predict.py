@@ -44,8 +44,8 @@ def test_files_and_folders_are_named_a_line_each(
     assert names == [str(pictures / name) for name in ("a.JPG", "b.png", "more/c.png", "b.png")]
     assert all(line.count("%") == 2 for line in output.splitlines())
     assert one_line(errors) == (
-        f"cifar-tl predict: warning: {pictures}: left out, 1 file (1 .txt): convert what is an "
-        "image to PNG or JPEG\n"
+        f"cifar-tl predict: warning: {pictures}: not used: 1 file (1 .txt); convert pictures of "
+        "other formats to PNG or JPEG\n"
     )
 
 

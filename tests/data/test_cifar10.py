@@ -93,7 +93,7 @@ def test_download_is_whole_and_happens_once(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "data"
-    with pytest.raises(MissingDataError, match=r"there is no file or folder .*data: check"):
+    with pytest.raises(MissingDataError, match=r"data: there is no such .*; download_cifar10 puts"):
         load_data(folder)
     download_cifar10(folder)
     assert len(load_data(folder).train.labels) == 200

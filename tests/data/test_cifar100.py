@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from cifar_tl.command import evaluate, train
@@ -143,3 +144,18 @@ def test_a_folder_with_cifar10_too_is_cifar10s(tmp_path: Path, files: dict[str, 
     (tmp_path / "cifar-10-batches-py").mkdir()
     assert kind_of(tmp_path).module == "cifar10"
     assert kind_of(tmp_path / FOLDER).module == "cifar100"
+
+
+def test_what_lies_beside_cifar100_is_named(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_folder(Path("data", FOLDER), files)
+    Path("data/a").mkdir()
+    Image.new("RGB", (9, 9)).save("data/a/0.png")
+    with pytest.warns(DataWarning):
+        notes = load_data("data").notes
+    assert notes[-2:] == (
+        "data holds CIFAR-100, which is taken: for CIFAR-10, name another folder",
+        "images in data/a are not used: data holds CIFAR-100, which is taken",
+    )

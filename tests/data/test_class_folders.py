@@ -140,7 +140,7 @@ def test_damaged_images_are_all_listed(own_classes: Path, tmp_path: Path) -> Non
         ),
         (
             "val/ash/a.png",
-            "val/Birch has no image: add some, or delete .*val, to validate with",
+            "val/Birch has no image: add some, or delete .*val: then images of",
         ),
         ("test/oak/a.png", "oak is a class that train does not have"),
     ],
@@ -167,7 +167,7 @@ def test_folders_of_other_kinds_are_explained(own_classes: Path, tmp_path: Path)
     for name, message in {
         "empty": "holds no classes: there must be two or more, each a folder with its images",
         "one": "holds only one class",
-        "held-out": "validation would be ignored: rename it to val",
+        "held-out": "validation/Birch has no image: add some, or delete .*validation: then imag",
         "loose": "test/a.png has no class: move it into the folder of its class",
         "cifar10": "a folder cifar10 are of other data: rename it",
     }.items():

@@ -105,6 +105,7 @@ def test_too_few_classes_to_divide_are_all_new(number: int) -> None:
         (range(9), None, r"new classes: there must be at least two, not 9 truck"),
         (None, range(10), r"base classes: there must be at least two, not none"),
         ("0,1", "1,2", r"base classes and new classes both have 1 automobile"),
+        ("all", "all", r"cannot both be all: leave the base classes out to learn all classes from"),
         ("all", "0,1", r"both have 0 airplane, 1 automobile"),
     ],
 )

@@ -93,6 +93,8 @@ def test_fingerprints_stay_so_that_runs_go_on(tmp_path: Path) -> None:
             r"x_train must have the shape \(N, height",
         ),
         ({"y_test": lambda y: y.astype(float)}, "y_test must hold integers .*, not float64"),
+        ({"y_train": lambda y: y > 4}, r"y_train.astype\(int\) makes them, not bool"),
+        ({"y_train": lambda y: np.eye(10, dtype=int)[y]}, r"y_train.argmax\(axis=1\) gives that"),
         ({"y_train": lambda y: y[:-1]}, r"y_train must have the shape \(200,\).*, not \(199,\)"),
         ({"y_train": lambda y: y + 1}, "y_train must hold labels from 0 to 9, not from 1 to 10"),
         ({"y_test": lambda y: y - 1}, "y_test must hold labels from 0 to 9, not from -1 to 8"),

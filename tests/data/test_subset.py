@@ -93,5 +93,9 @@ def test_labels_are_those_that_the_dataset_returns() -> None:
 def test_labels_that_are_no_whole_numbers_are_refused(label: Any) -> None:
     with pytest.raises(TypeError, match="labels must be whole numbers, not "):
         class_subset(Undecodable([1, label]), [1])
+    wrong: list[Any] = [[label], "01"]
+    for classes in wrong:
+        with pytest.raises(TypeError, match="labels must be whole numbers, not "):
+            class_subset(Undecodable([0, 1]), classes)
     whole: list[Any] = [1, 1.0, np.int64(2), torch.tensor(2), True]
     assert class_subset(Undecodable(whole), [1]).targets == [1, 1, 1]

@@ -152,7 +152,7 @@ def test_a_folder_of_cifar10_is_not_transferred_to_from_cifar10(
     own = load_data(own_classes)
     for name in CIFAR10_CLASS_NAMES:
         shutil.copytree(own_classes / "train" / "ash", tmp_path / "mine" / "train" / name)
-    with pytest.warns(DataWarning, match="in two classes are 25 images"):
+    with pytest.warns(DataWarning, match="25 images are in two classes"):
         mine = load_data(tmp_path / "mine")
     assert mine.class_names == CIFAR10_CLASS_NAMES
     base = finished / "base" / "model.pt"

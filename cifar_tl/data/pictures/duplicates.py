@@ -50,8 +50,7 @@ def find_duplicates(images: Tensor, samples: Sequence[tuple[str, str, int]]) -> 
         (_, path, label), *same_image = ambiguous[0]
         elsewhere = next(there for _, there, another in same_image if another != label)
         lines.append(
-            f"in two classes {'is' if len(ambiguous) == 1 else 'are'} "
-            f"{count(len(ambiguous), 'image')}, such as {path} and {elsewhere}: "
-            "delete what is wrong"
+            f"{count(len(ambiguous), 'image')} {'is' if len(ambiguous) == 1 else 'are'} in two "
+            f"classes, such as {path} and {elsewhere}: delete the wrong copy"
         )
     return lines

@@ -1,10 +1,13 @@
 """Finds the image files in folders, and the class of each. Importing it imports no torch."""
 
 import os
+import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,16 +15,13 @@ from cifar_tl.errors import DataError
 from cifar_tl.names import count
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "val", "test")  # folders with a folder for each class
-# What people call these folders. Capital letters do not count.
-LIKE_PARTS: dict[str, str] = {
-    name: part
-    for part, names in {
-        TRAIN: (TRAIN, "training"),
-        VALIDATION: (VALIDATION, "valid", "validation"),
-        TEST: (TEST, "testing"),
-    }.items()
-    for name in names
+# The words for them in the names that people give. Of each word, the longest form comes first.
+_WORDS = {
+    TRAIN: ("trainset", "training", TRAIN),
+    VALIDATION: ("validation", "valid", "valset", VALIDATION, "eval"),
+    TEST: ("testset", "testing", TEST, "pred"),
 }
+_VALIDATION = (VALIDATION, "valid", "validation")  # these folders are read as they are
 
 # The formats that are read, by Pillow's names, with every suffix that Pillow registers for them.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -145,10 +145,10 @@ def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
     if not counts:
         return []
     listed = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in counts.most_common())
-    can = f"{INSTALL_HEIF} reads {HEIF_SUFFIXES[0]}; " if counts.keys() & {*HEIF_SUFFIXES} else ""
+    can = f" {INSTALL_HEIF} reads {HEIF_SUFFIXES[0]};" if counts.keys() & {*HEIF_SUFFIXES} else ""
     return [
-        f"{folder}: left out, {count(len(others), 'file')} ({listed}): {can}convert what is an "
-        "image to PNG or JPEG"
+        f"{folder}: not used: {count(len(others), 'file')} ({listed});{can} convert pictures of "
+        "other formats to PNG or JPEG"
     ]
 
 
@@ -156,7 +156,8 @@ def find_classes(folder: Path) -> Classes:
     """Finds the image files of classes of your own. `load_data` describes the folder.
 
     Returns:
-        The files. ``val`` is empty if there is no folder ``val``; part of ``train`` validates then.
+        The files. ``val`` is empty if there is no folder ``val``, ``valid`` or ``validation``; part
+        of ``train`` validates then.
 
     Raises:
         DataError: If a class lacks training or validation images, if ``train`` does not have a
@@ -164,7 +165,7 @@ def find_classes(folder: Path) -> Classes:
             ignored.
     """
     bare = not (folder / TRAIN).is_dir()  # without parts: its folders are the classes
-    where = {TRAIN: folder} if bare else {part: folder / part for part in PARTS}
+    where = {TRAIN: folder} if bare else _places(folder)
     if bare:
         _check_alone(folder)
     _check_layout(folder, where)
@@ -182,7 +183,7 @@ def find_classes(folder: Path) -> Classes:
         part: {name: find_images(where[part] / name) for name in names}
         for part, names in of_part.items()
     }
-    held_out = None if bare else (folder / VALIDATION).is_dir()
+    held_out = None if bare else where[VALIDATION].is_dir()
     for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
         for name in classes:
             _check_number(where[part] / name, part, found[part].get(name), held_out)
@@ -194,9 +195,24 @@ def find_classes(folder: Path) -> Classes:
         for part in PARTS
         for of in (found.get(part, {}),)
     }
-    notes = [*left_out(folder, others), *(_bare(folder, classes) if bare else _unused(folder))]
+    notes = [
+        *left_out(folder, others),
+        *(_bare(folder, classes) if bare else _unused(folder, where)),
+    ]
     notes += [*unused_tables(folder), *_untested(images[TEST])]
     return Classes(images, [*notes, *_nested(where[TRAIN], images[TRAIN]), *alike(classes)])
+
+
+def _places(folder: Path) -> dict[str, Path]:
+    """Finds the folder of each part. That of ``val`` may be called ``valid`` or ``validation``."""
+    given = [folder / name for name in folders(folder) if name in _VALIDATION] or [
+        folder / VALIDATION
+    ]
+    if len(given) > 1:
+        raise DataError(
+            f"{listed_names([str(path) for path in given])} both hold validation images: keep one"
+        )
+    return {TRAIN: folder / TRAIN, VALIDATION: given[0], TEST: folder / TEST}
 
 
 def _check_alone(folder: Path) -> None:
@@ -233,9 +249,6 @@ def _check_layout(folder: Path, where: Mapping[str, Path]) -> None:
     for path in (folder / part for part in PARTS):
         if os.path.lexists(path) and not path.is_dir():
             raise DataError(f"{path} is no folder, or a link to nowhere: repair or delete it")
-    for wrong in ("valid", "validation"):
-        if where[TRAIN] != folder and (folder / wrong).is_dir():
-            raise DataError(f"{folder / wrong} would be ignored: rename it to {VALIDATION}")
     known = suffixes()
     for path in sorted(path for place in where.values() for path in place.glob("[!.]*")):
         if path.suffix.lower() in known and not path.is_dir():
@@ -248,7 +261,7 @@ def _without_class(folder: Path, image: Path) -> DataError:
     """Makes the error for an image that lies where the folders of the classes should be."""
     tables = [*find_tables(image.parent), *find_tables(folder)]
     if image.parent == folder / TRAIN and not tables and len(image_folders(image.parent)) < 2:
-        beside = [name for name in image_folders(folder) if not is_part(name)]
+        beside = [name for name in image_folders(folder) if not part_of(name)]
         if beside:
             return ambiguous(folder, [TRAIN], beside)
     elsewhere = f"out of {folder}" if image.parent == folder else f"{image.parent.name} elsewhere"
@@ -262,20 +275,30 @@ def _without_class(folder: Path, image: Path) -> DataError:
 def ambiguous(folder: Path, parts: Sequence[str], classes: Sequence[str]) -> DataError:
     """Makes the error for folders that may be parts of the data, or classes beside others."""
     these, those = listed_names(parts), listed_names(classes)
+    words = "|".join(word for of_part in _WORDS.values() for word in of_part)
+    moves = [
+        shlex.join(["mv", str(folder / name), str(folder / re.sub(f"(?i)({words})", r"\1s", name))])
+        for name in parts
+    ]
     many = len(parts) > 1
     return DataError(
-        f"{folder} holds {listed_names([*classes, *parts])}, and {these} can be read in two ways: "
-        f"if {these} "
-        f"{'are classes, too' if many else 'is a class, too'}, rename "
-        f"{'them' if many else 'it'}, such as {parts[0]} to {parts[0]}s; if {these} "
-        f"{'are parts' if many else 'is a part'} of the data, move {those} out of {folder}, and "
-        f"give each class a folder in {folder / TRAIN}"
+        f"{folder} holds {those}, and beside {'them' if len(classes) > 1 else 'it'} {these}: "
+        f"{'are these classes, or parts' if many else 'is this a class, or a part'} of the data? "
+        f"For {'classes' if many else 'a class'}, rename with `{' && '.join(moves)}`; for "
+        f"{'parts' if many else 'a part'}, move {those} out of {folder}, and give each class a "
+        f"folder in {folder / TRAIN}"
     )
 
 
+def part_of(name: str) -> str | None:
+    """Finds the part of the data that the name of a folder has a word for, as ``test_images``."""
+    words = re.split(r"[\W\d_]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
+    return next((part for part, of_part in _WORDS.items() if {*words} & {*of_part}), None)
+
+
 def is_part(name: str) -> bool:
-    """Returns whether a folder is called as a part of the data is."""
-    return name.lower() in LIKE_PARTS
+    """Returns whether the name of a folder is such a word alone."""
+    return name.lower() in {word for of in _WORDS.values() for word in of}
 
 
 def listed_names(names: Sequence[str], most: int = 5) -> str:
@@ -287,13 +310,17 @@ def listed_names(names: Sequence[str], most: int = 5) -> str:
 
 def folders(folder: Path) -> list[str]:
     """Lists the folders in a folder, without hidden ones. If it is missing, the list is empty."""
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path.name for path in paths if not _is_service(path.name) and path.is_dir())
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # asks the disk less often than Path does
+        return sorted(
+            entry.name for entry in entries if not _is_service(entry.name) and entry.is_dir()
+        )
 
 
-def image_folders(folder: Path) -> list[str]:
-    """Lists the folders in a folder that hold images, in them or below them."""
-    return [name for name in folders(folder) if _holds_images(folder / name)]
+def image_folders(folder: Path, most: int | None = None) -> list[str]:
+    """Lists the folders in a folder that hold images, in them or below them, or the first ones."""
+    return [*islice((name for name in folders(folder) if _holds_images(folder / name)), most)]
 
 
 def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool | None) -> None:
@@ -305,7 +332,7 @@ def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool
     if not images:
         names = [os.path.basename(path) for path in others[:2]]  # noqa: PTH119
         what = f", only {count(len(others), 'other file')}: {', '.join(names)}" if names else ""
-        instead = f"{of_class.parent}, to validate with images of {TRAIN}"
+        instead = f"{of_class.parent}: then images of {TRAIN} validate"
         raise DataError(
             f"{of_class} has no image{what}: add some, or delete "
             f"{'that class' if part == TRAIN else instead}"
@@ -337,20 +364,24 @@ def _bare(folder: Path, classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _unused(folder: Path) -> list[str]:
-    """Returns a note about folders with images beside ``train``, ``val`` and ``test``."""
-    parts = [folder / part for part in PARTS if (folder / part).exists()]
-    others = [folder / name for name in folders(folder) if name not in PARTS]
+def _unused(folder: Path, where: Mapping[str, Path]) -> list[str]:
+    """Returns notes about a folder ``valid``, and about folders with images that are not used."""
+    parts = [path for path in where.values() if path.exists()]
+    others = [folder / name for name in folders(folder) if folder / name not in parts]
     # Where case does not count, Train is train.
     others = [path for path in others if not any(path.samefile(part) for part in parts)]
     unused = [str(path) for path in others if _holds_images(path)]
-    note = f"images in {', '.join(unused)} are not used: what is used is in {', '.join(PARTS)}"
-    return [note] if unused else []
+    used = ", ".join(path.name for path in where.values())
+    name = where[VALIDATION].name
+    return [
+        *([f"{folder} has no {VALIDATION}: {name} validates"] if name != VALIDATION else []),
+        *([f"images in {', '.join(unused)} are not used: only {used} are"] if unused else []),
+    ]
 
 
 def unused_tables(folder: Path, used: Sequence[Path] = ()) -> list[str]:
     """Returns a note about CSV files beside the images that may hold labels, but are not used."""
-    places = (folder, *(folder / part for part in PARTS))
+    places = (folder, *(folder / name for name in folders(folder) if is_part(name)))
     tables = [path for place in places for path in find_tables(place)]
     names = [str(path) for path in tables if not any(map(path.samefile, used))]
     if not names:
@@ -397,7 +428,7 @@ def _nested(train: Path, images: Mapping[str, Sequence[str]]) -> list[str]:
         if len(below) > 1 and not any((of_class / part).is_file() for part in below):
             notes.append(
                 f"{of_class}: images in {', '.join(sorted(below))} are all of the class {name}; "
-                "for classes of their own, move these folders up"
+                f"if these folders are classes, move them into {train}"
             )
     return notes
 

@@ -4,21 +4,30 @@ Importing it imports no torch.
 """
 
 import csv
+import os
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from cifar_tl.data.pictures.find import (
-    LIKE_PARTS,
     PARTS,
+    TEST,
     TRAIN,
     VALIDATION,
     Classes,
     alike,
     find_images,
+    find_tables,
+    folders,
+    is_part,
     left_out,
     listed_names,
+    part_of,
+    suffixes,
     unused_tables,
 )
 from cifar_tl.errors import DataError, first_line, what_helps
@@ -35,11 +44,18 @@ LABEL_COLUMNS = (
 )
 
 
+# With the part of each image: a word for it, or yes and no.
+PART_COLUMNS = ("split", "set", "subset")
+YES_COLUMNS = {"is_test": TEST, "is_valid": VALIDATION, "is_val": VALIDATION}
+_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
+
+
 class Row(NamedTuple):
     """A line of a table."""
 
     file: str
     label: str
+    part: str | None  # None: the folder of the file tells
 
 
 class Table(NamedTuple):
@@ -48,14 +64,15 @@ class Table(NamedTuple):
     path: Path
     rows: list[Row]
     columns: tuple[str, str]  # of the files and of the labels
-    guessed: bool  # by their names
+    notes: list[str]
 
 
 def find_labelled(folder: Path, labels: str) -> Classes:
     """Finds the image files in and below a folder, with the classes that a table gives them.
 
-    Files below ``val`` and ``test``, also ``valid``, ``Test`` and so on, belong to these parts, all
-    others to ``train``.
+    A column such as ``split`` says to which part a file belongs. Without it, files below ``val``
+    and ``test``, also ``valid``, ``test_images`` and so on, belong to these parts, all others to
+    ``train``.
 
     Args:
         folder: The folder with the images.
@@ -71,26 +88,28 @@ def find_labelled(folder: Path, labels: str) -> Classes:
     """
     first, columns = _split(folder, labels)
     tables = [read_table(first, columns)]
-    for other in _siblings(folder, first):  # a note says that it is used
-        tables.append(read_table(other, tables[0].columns)._replace(guessed=True))
+    tables += [read_table(other, tables[0].columns) for other in _siblings(folder, first)]
     found = find_images(folder)
-    known: dict[str, str] = {}
-    for table in tables:
-        _match(folder, table, found.images, known)
-    unlabelled = [path for path in found.images if not known.get(path)]
-    classes = sorted({label for label in known.values() if label})
+    known: dict[str, Row] = {}
+    notes = [note for table in tables for note in _match(folder, table, found.images, known)]
+    labels_of = _without_zeros({path: row.label for path, row in known.items()})
+    unlabelled = [path for path in found.images if not labels_of.get(path)]
+    classes = sorted({label for label in labels_of.values() if label})
     images: dict[str, dict[str, list[str]]] = {
         part: {name: [] for name in classes} for part in PARTS
     }
+    taken: dict[str, str] = {}  # folders that are not called as the part that they are taken for
     for path in found.images:
-        if label := known.get(path):
-            images[_part(folder, path)][label].append(path)
+        if label := labels_of.get(path):
+            top = Path(path).relative_to(folder).parts[0]
+            part = known[path].part or part_of(top) or TRAIN
+            images[part][label].append(path)
+            if known[path].part is None and part not in (TRAIN, top):
+                taken[top] = part
     _check_classes(first, images)
-    notes = [
-        f"{path}: the files are in the column {file!r}, the labels in {label!r}"
-        for path, _, (file, label), guessed in tables
-        if guessed
-    ]
+    notes = [*(note for table in tables for note in table.notes), *notes]
+    notes += [f"{table.path} is read, too" for table in tables[1:]]
+    notes += [f"{folder / top} is taken for {part}" for top, part in sorted(taken.items())]
     notes += left_out(folder, [path for path in found.others if not path.lower().endswith(".csv")])
     notes += [*unused_tables(folder, [table.path for table in tables]), *alike(classes)]
     if unlabelled:
@@ -104,7 +123,7 @@ def find_labelled(folder: Path, labels: str) -> Classes:
 
 def _siblings(folder: Path, table: Path) -> list[Path]:
     """Lists the tables of the same name in the other parts, as Hugging Face has them."""
-    places = [folder / part for part in PARTS if (folder / part).is_dir()]
+    places = [folder / name for name in folders(folder) if is_part(name)]
     if not any(place.samefile(table.parent) for place in places):
         return []
     others = [place / table.name for place in places if not place.samefile(table.parent)]
@@ -121,20 +140,13 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
     Raises:
         DataError: If it is missing or damaged, or if it is not clear which columns to take.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            separator = max(",;\t", key=head.count)
-            lines = [line for line in csv.reader(file, delimiter=separator) if any(line)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    (_, names), *rows = _lines(path)
+    if any(name.lower().endswith(suffixes()) for name in names):
         raise DataError(
-            f"{path} is no readable CSV file ({first_line(error)}): "
-            + what_helps(error, "check the path, or save it anew as CSV in UTF-8")
-        ) from error
-    if len(lines) < 2:
+            f"{path} names no columns, its first line names an image: add the line file,label above"
+        )
+    if not rows:
         raise DataError(f"{path} has no lines below the names of its columns: add them")
-    names, *rows = lines
     columns = given or (_guess(path, names, FILE_COLUMNS), _guess(path, names, LABEL_COLUMNS))
     places = []
     for column in columns:
@@ -144,11 +156,99 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
                 f"{path} has {what} {column!r}: its columns are {', '.join(map(repr, names))}"
             )
         places.append(names.index(column))
-    for number, row in enumerate(rows, 2):
-        if len(row) <= max(places):
-            raise DataError(f"{path}: row {number} has only {count(len(row), 'value')}: repair it")
-    found = [Row(*(row[place].strip() for place in places)) for row in rows]
-    return Table(path, found, columns, guessed=given is None)
+    of_part = _part_columns(names, columns)
+    found = []
+    for number, row in rows:
+        if len(row) <= max(*places, *of_part):
+            raise DataError(f"{path}: line {number} has only {count(len(row), 'value')}: repair it")
+        file, label = (row[place].strip() for place in places)
+        where = f"{path}: line {number}"
+        part = _part_in(where, names, row, of_part) if label else None
+        found.append(Row(file, label, part))
+    notes = []
+    if given is None:
+        file, label = columns
+        notes = [f"{path}: the files are in the column {file!r}, the labels in {label!r}"]
+    if of_part:
+        listed = listed_names([repr(names[place]) for place in of_part])
+        notes.append(f"{path}: {listed} says which images are for {', '.join(PARTS)}")
+    used = [*places, *of_part]
+    if unused := [repr(name) for place, name in enumerate(names) if name and place not in used]:
+        notes.append(f"{path}: other columns are not used: {listed_names(unused)}")
+    return Table(path, found, columns, notes)
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Reads the lines of a table that are not empty, with their numbers."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=head.count))
+            lines = [(reader.line_num, line) for line in reader if any(line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path} is no readable CSV file ({first_line(error)}): "
+            + what_helps(error, "check the path, or save it anew as CSV in UTF-8")
+        ) from error
+    return lines or [(1, [])]
+
+
+def table_of(folder: Path) -> Path | None:
+    """Finds the CSV file in a folder that has the labels of images below it, by the names in it."""
+    tables = find_tables(folder)
+    images = find_images(folder).images if tables else []
+    known = {name for image in map(Path, images) for name in (image.name, image.stem)}
+
+    def rank(table: Path) -> tuple[bool, bool, int]:
+        rows = [row for _, row in islice(_lines(table), 1000) if len(row) > 1]
+        named = sum(any(PurePosixPath(cell).name in known for cell in row) for row in rows)
+        is_train = part_of(table.stem) == TRAIN  # Kaggle has the labels in it
+        return named > 0, is_train, -1 if "submission" in table.stem.lower() else named
+
+    best = max(tables, key=rank, default=None)
+    return best if best and rank(best)[0] else None
+
+
+def _part_columns(names: Sequence[str], taken: Sequence[str]) -> dict[int, str]:
+    """Finds the columns with the part of each image: one of words, or those of yes and no.
+
+    Returns:
+        The place of each, and the part that yes means in it.
+    """
+    meaning = {place: _spoken(name) for place, name in enumerate(names) if name not in taken}
+    for place, name in meaning.items():
+        if name in PART_COLUMNS:
+            return {place: ""}
+    return {place: YES_COLUMNS[name] for place, name in meaning.items() if name in YES_COLUMNS}
+
+
+def _part_in(
+    where: str, names: Sequence[str], row: Sequence[str], columns: Mapping[int, str]
+) -> str | None:
+    """Reads the part of an image. None: no column has it."""
+    part = TRAIN if columns else None
+    for place, if_yes in columns.items():
+        value = row[place].strip().lower()
+        if value not in (*_YES, *_NO) if if_yes else part_of(value) is None:
+            wanted = "true or false" if if_yes else "train, val or test"
+            raise DataError(
+                f"{where} has {row[place]!r} in the column {names[place]!r}: write {wanted}, or "
+                "rename the column if it means something else"
+            )
+        if not if_yes or value in _YES:
+            part = if_yes or part_of(value)
+    return part
+
+
+def _without_zeros(labels: Mapping[str, str]) -> dict[str, str]:
+    """Makes ``1.0`` to ``1``, if there are both. Some programs write whole numbers like this."""
+    whole = {label: re.sub(r"(?<=\d)\.0+$", "", label) for label in {*labels.values()}}
+    return {path: whole[of] if whole[of] in whole else of for path, of in labels.items()}
+
+
+def _spoken(name: str) -> str:
+    return "_".join(name.strip().lower().replace("-", " ").split())
 
 
 def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
@@ -176,7 +276,7 @@ def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
 
 def _guess(path: Path, names: Sequence[str], usual: Sequence[str]) -> str:
     """Finds a column by its usual names. Of labels there may be one candidate alone."""
-    spoken = {"_".join(name.strip().lower().replace("-", " ").split()): name for name in names}
+    spoken = {_spoken(name): name for name in names}
     found = [spoken[name] for name in usual if name in spoken]
     what, place = ("labels", "FILE") if usual is LABEL_COLUMNS else ("files", "LABEL")
     if not found or (usual is LABEL_COLUMNS and len(found) > 1):
@@ -184,84 +284,101 @@ def _guess(path: Path, names: Sequence[str], usual: Sequence[str]) -> str:
         state = f"more than one column of {what}" if found else f"no usual column of {what}"
         example = f"{path}:{place},COLUMN" if what == "labels" else f"{path}:COLUMN,{place}"
         raise DataError(
-            f"{path} has {state}; its columns are {listed}: name two of them, {example} with the "
-            "column of the files first"
+            f"{path} has {state}; its first line is {listed}: if these are names of columns, give "
+            f"two of them, {example} with the column of the files first; else add the line "
+            "file,label above"
         )
     return found[0]
 
 
-def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, str]) -> None:
+def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, Row]) -> list[str]:
     """Gives each file of a table its label.
 
-    A table names files below the folder or below its own place, with their suffix or without it.
-    The end of the path, or the name alone, is enough if there is one such file.
+    A row's image lies there as seen from the table or from the folder. Or else it is the one with
+    the longest common end of the path. The suffix may be missing.
+
+    Before the common ends, all rows must have the same folders, such as those of another computer.
+    Otherwise an image that is missing could be taken for another one of its name.
 
     Args:
         folder: The folder with the images.
         table: The table.
         images: The paths of all images.
-        found: Gets the path of each image that the table names, and its label, or nothing.
+        found: Gets the path of each image that the table names, and its row.
+
+    Returns:
+        A note if paths begin with such folders.
     """
-    by_name = _index(folder, images)
-    beside = _inside(folder, table.path.parent)
-    missing: list[str] = []
-    for file, label in table.rows:
-        name = str(PurePosixPath(file.replace("\\", "/")))
-        paths = by_name.get(f"{beside}/{name}" if beside else name) or by_name.get(name, [])
+    there, by_name = defaultdict(list), defaultdict(list)
+    for path in images:
+        whole = Path(os.path.abspath(path))  # noqa: PTH100  # resolve would follow links
+        for named in {whole, whole.with_suffix("")}:
+            there[named].append(path)
+            folded = _folded(named)
+            by_name[folded[-1:]].append((path, named.parts, folded))
+    # The file and image of each row, by what is before their common end. None: no such image.
+    before: dict[tuple[str, ...] | None, list[tuple[str, ...]]] = defaultdict(list)
+    for row in table.rows:
+        file = PurePosixPath(row.file.replace("\\", "/"))
+        near = (Path(os.path.abspath(place / file)) for place in (table.path.parent, folder))  # noqa: PTH100
+        start: tuple[str, ...] = ()
+        paths = next((there[path] for path in near if path in there), [])
+        if not paths:
+            paths, start = _closest(by_name.get(_folded(file)[-1:], []), file)
+        before[start if paths else None].append((row.file, *paths))
         if len(paths) > 1:
             raise DataError(
-                f"{table.path}: {file} can be {' or '.join(paths[:2])}: name it with its folders"
+                f"{table.path}: {row.file} can be {' or '.join(paths[:2])}: name it with its "
+                "folders"
             )
-        if not paths:
-            missing.append(file)
-            continue
-        other = found.setdefault(paths[0], label)
-        if other != label:
-            raise DataError(
-                f"{table.path}: {file} has two labels, {other!r} and {label!r}: delete what is "
-                "wrong"
-            )
+        for path in paths:
+            other = found.setdefault(path, row)
+            for what, one, another in zip(("labels", "parts"), other[1:], row[1:], strict=True):
+                if one != another:
+                    raise DataError(
+                        f"{table.path}: {row.file} has two {what}, {one!r} and {another!r}: delete "
+                        "what is wrong"
+                    )
+    missing = [file for file, *_ in before.pop(None, [])]
+    usual = max(before, key=lambda start: len(before[start]), default=())
+    missing += [file for start, of in before.items() if start != usual for file, *_ in of]
     if missing:
         raise DataError(
-            f"{table.path} names {count(len(missing), 'file')} that {folder} does not have as "
-            f"an image, such as {', '.join(missing[:3])}: add the images, or delete these lines"
+            f"{table.path} names {count(len(missing), 'file')} that {folder} does not have as an "
+            f"image, such as {', '.join(missing[:3])}: name the folder with all images of the "
+            "table, add what is missing, or delete these lines"
         )
+    if not usual:
+        return []
+    first, image = before[usual][0]
+    return [f"{table.path}: {first} is taken for {image}, and the other files likewise"]
 
 
-def _index(folder: Path, images: Sequence[str]) -> dict[str, list[str]]:
-    """Lists the images of each name. A whole path or a suffix goes before a part without."""
-    by_name: dict[str, list[str]] = {}
-    relative = {path: PurePosixPath(Path(path).relative_to(folder).as_posix()) for path in images}
+def _closest(
+    images: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]], file: PurePosixPath
+) -> tuple[list[str], tuple[str, ...]]:
+    """Finds the images with the longest end in common with a file, and what is before that end.
 
-    def ends(path: PurePosixPath) -> list[str]:
-        return ["/".join(path.parts[first:]) for first in range(1, len(path.parts))]
-
-    for names_of in (
-        lambda path: [str(path)],
-        lambda path: [str(path.with_suffix(""))],
-        ends,
-        lambda path: ends(path.with_suffix("")),
-    ):
-        more = defaultdict(list)
-        for path, inside in relative.items():
-            for name in names_of(inside):
-                more[name].append(path)
-        by_name = dict(more) | by_name
-    return by_name
+    Case and the two ways to write an accent count only where images differ in nothing else.
+    """
+    folded = _folded(file)
+    ends = [_common_end(of_image, folded) for _, _, of_image in images]
+    most = max(ends, default=0)
+    best = [image for image, end in zip(images, ends, strict=True) if end == most]
+    exact = [_common_end(parts, file.parts) for _, parts, _ in best]
+    paths = [image[0] for image, end in zip(best, exact, strict=True) if end == max(exact)]
+    return paths, file.parts[: len(file.parts) - most]
 
 
-def _inside(folder: Path, place: Path) -> str:
-    """Returns a place as it lies in a folder, or nothing if it lies elsewhere."""
-    try:
-        inside = place.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        return ""
-    return "" if inside == "." else inside
+def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
+    number = 0
+    while number < min(len(one), len(other)) and one[-1 - number] == other[-1 - number]:
+        number += 1
+    return number
 
 
-def _part(folder: Path, path: str) -> str:
-    first = Path(path).relative_to(folder).parts[0]
-    return LIKE_PARTS.get(first.lower(), TRAIN)
+def _folded(path: PurePath) -> tuple[str, ...]:
+    return tuple(unicodedata.normalize("NFC", part).casefold() for part in path.parts)
 
 
 def _check_classes(table: Path, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None:

@@ -6,6 +6,7 @@ Importing it imports no torch.
 import itertools
 import lzma
 import os
+import re
 import shlex
 import shutil
 import tarfile
@@ -16,18 +17,18 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 from cifar_tl.data.pictures.find import (
-    LIKE_PARTS,
     TRAIN,
     ambiguous,
     find_images,
-    find_tables,
     folders,
     image_folders,
     is_part,
     left_out,
     listed_names,
+    part_of,
     suffixes,
 )
+from cifar_tl.data.pictures.labels import table_of
 from cifar_tl.errors import DataError
 from cifar_tl.names import count
 
@@ -37,20 +38,44 @@ ARCHIVES: dict[str, str] = {
     for name, suffixes_of_format, _ in shutil.get_unpack_formats()
     for suffix in suffixes_of_format
 } | dict.fromkeys((".7z", ".rar"), "")
+# Folders with images of all classes: images, images_001, ham_part_1, fold2.
+_MIXED = re.compile(r"(images?|imgs?)[ _-]?\d*|.*(part|fold|split)[ _-]?\d+", re.IGNORECASE)
 
 
 def has_classes(folder: Path) -> bool:
     """Returns whether a folder holds classes: in ``train``, or else two or more in itself."""
     if (folder / TRAIN).is_dir():
-        return True
+        return _inner(folder / TRAIN) == folder / TRAIN
     names = image_folders(folder)
-    return len(names) > 1 and not any(is_part(name) or _is_set(folder / name) for name in names)
+    odd = any(part_of(name) or _MIXED.fullmatch(name) or _is_set(folder / name) for name in names)
+    return len(names) > 1 and not odd and not _same_folders(folder, names)
 
 
 def _is_set(folder: Path) -> bool:
     """Returns whether a folder is a whole set of images, and not a class."""
-    of_train = [name for name in folders(folder) if LIKE_PARTS.get(name.lower()) == TRAIN]
+    of_train = [name for name in folders(folder) if part_of(name) == TRAIN]
     return any(folders(folder / name) for name in of_train)
+
+
+def _same_folders(folder: Path, names: Sequence[str]) -> list[str]:
+    """Lists the folders that two of several folders both have, if there are two or more."""
+    seen = set()
+    for name in names:
+        inside = tuple(folders(folder / name))
+        if len(inside) > 1 and inside in seen:
+            return [*inside]
+        seen.add(inside)
+    return []
+
+
+def _inner(folder: Path) -> Path:
+    """Goes into a folder as long as it holds one folder alone, with folders of images in it."""
+    for _ in range(3):  # a link may lead back
+        names = image_folders(folder, 2)  # there may be thousands
+        if len(names) != 1 or not image_folders(folder / names[0], 1):
+            break
+        folder /= names[0]
+    return folder
 
 
 def other_case(path: Path) -> Path | None:
@@ -151,69 +176,107 @@ def explain_folder(folder: Path) -> DataError:
             "for each class"
         )
     names = image_folders(folder)
-    parts = [name for name in names if is_part(name)]
-    classes = [name for name in names if not is_part(name)]
-    if parts:
-        return _explain_parts(folder, parts, classes)
-    if sets := [name for name in classes if _is_set(folder / name)]:
-        source = folder / sets[0]
-        what = (
-            f"holds {listed_names(sets)}, which are sets of images of their own: name one of them"
-            if len(sets) > 1
-            else f"has its classes one folder deeper: name {source}"
-        )
-        return DataError(f"{folder} {what}", data=str(source))
-    if not classes:
-        return _explain_loose(folder)
-    inner = folder / classes[0]
-    if has_classes(inner):
+    parts = [name for name in names if part_of(name)]
+    classes = [name for name in names if not part_of(name)]
+    moves = _moves(folder, parts)
+    if moves and (not classes or (folder / TRAIN).is_dir()):
+        return _explain_moves(folder, moves)
+    if len(names) == 1 and not parts and image_folders(inner := folder / names[0]):
+        if not (has_classes(inner) or _is_set(inner)):
+            return explain_folder(inner)
         return DataError(
             f"{folder} has its classes one folder deeper: name {inner}", data=str(inner)
         )
-    if image_folders(inner):
-        return explain_folder(inner)
+    if table := table_of(folder):
+        return DataError(
+            f"{folder} holds {listed_names(names) if names else 'images'}: if the labels of the "
+            f"images are in {table}, add --labels {table}",
+            data=str(folder),
+            labels=str(table),
+        )
+    if parts and classes:
+        return ambiguous(folder, parts, classes)
+    if parts:
+        return DataError(
+            f"{folder} holds {listed_names(parts)}, but no {TRAIN} with classes: put the training "
+            f"images into {folder / TRAIN}, a folder for each class"
+        )
+    return _explain_sets(folder, names) if names else _explain_loose(folder)
+
+
+def _moves(folder: Path, parts: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Lists the folders of parts that hold classes of the training images, and their right places.
+
+    They may be called otherwise, and lie deeper: ``training_set/training_set``.
+    """
+    inner = {name: _inner(folder / name) for name in parts}
+    of_train = {
+        name
+        for part, path in inner.items()
+        if part_of(part) == TRAIN
+        for name in image_folders(path)
+    }
+    return [
+        (path, folder / str(part_of(name)))
+        for name, path in inner.items()
+        if of_train.intersection(image_folders(path))
+    ]
+
+
+def _explain_moves(folder: Path, moves: Sequence[tuple[Path, Path]]) -> DataError:
+    """Makes the error for parts that are called otherwise or lie deeper: how to move them."""
+    wrong = [(old, new) for old, new in moves if old != new]
+    names = listed_names([str(old.relative_to(folder)) for old, _ in wrong])
+    if len({new for _, new in moves}) < len(moves):
+        twice = listed_names([str(old.relative_to(folder)) for old, _ in moves])
+        return DataError(
+            f"{folder} holds {twice}, and two of these are the same part: keep one of each part"
+        )
+    commands = []
+    for old, new in wrong:
+        if new in old.parents:  # first out of the way
+            aside = new.with_name(f"{new.name}_")
+            commands.append(shlex.join(["mv", str(new), str(aside)]))
+            old = aside / old.relative_to(new)
+        commands.append(shlex.join(["mv", str(old), str(new)]))
     return DataError(
-        f"{folder} holds only one class, {classes[0]}: there must be two or more, each a folder "
-        "with its images"
+        f"{folder} holds {names} instead of {listed_names([new.name for _, new in wrong])}: move "
+        f"{'it' if len(wrong) == 1 else 'them'} with `{' && '.join(commands)}`, and name {folder}",
+        data=str(folder),
     )
 
 
-def _explain_parts(folder: Path, parts: list[str], classes: list[str]) -> DataError:
-    """Makes the error for a folder with parts that are called otherwise."""
-    like_train = [name for name in parts if LIKE_PARTS[name.lower()] == TRAIN]
-    if classes:
-        return ambiguous(folder, parts, classes)
-    if not like_train:
+def _explain_sets(folder: Path, names: Sequence[str]) -> DataError:
+    """Makes the error for folders that are no classes, or one alone."""
+    listed = listed_names(names)
+    if len(names) == 1:
         return DataError(
-            f"{folder} holds {listed_names(parts)}, but no {TRAIN}: put the training images into "
-            f"{folder / TRAIN}, a folder for each class"
+            f"{folder} holds only one class, {listed}: there must be two or more, each a folder "
+            "with its images"
         )
-    wrong = {name: LIKE_PARTS[name.lower()] for name in parts if name != LIKE_PARTS[name.lower()]}
-    if len({LIKE_PARTS[name.lower()] for name in parts}) < len(parts):
+    if sets := [name for name in names if _is_set(folder / name)]:
+        what = f"with a folder {TRAIN} in {'each' if len(sets) > 1 else sets[0]}"
         return DataError(
-            f"{folder} holds {listed_names(parts)}, and two of these are the same part: keep one "
-            f"of them, and call it {LIKE_PARTS[parts[0].lower()]}"
+            f"{folder} holds {listed}, {what}: name one, such as {folder / sets[0]}",
+            data=str(folder / sets[0]),
         )
-    moves = [shlex.join(["mv", str(folder / old), str(folder / new)]) for old, new in wrong.items()]
+    if same := listed_names(_same_folders(folder, names)):
+        return DataError(
+            f"{folder} holds {listed}, with the folders {same} in more than one of them: if these "
+            f"are the classes, name one folder, such as {folder / names[0]}, or merge them; if "
+            f"{listed} are the classes, move them into {folder / TRAIN}",
+            data=str(folder / names[0]),
+        )
+    mixed = listed_names([name for name in names if _MIXED.fullmatch(name)])
     return DataError(
-        f"{folder} holds {listed_names(list(wrong))}, which must be called "
-        f"{listed_names(list(wrong.values()))}: rename with `{' && '.join(moves)}`, and name "
-        f"{folder}",
-        data=str(folder),
+        f"{folder} holds {listed}: is {mixed} a class? If so, move all of these folders into "
+        f"{folder / TRAIN}; if not, make a folder for each class and sort the images into them"
     )
 
 
 def _explain_loose(folder: Path) -> DataError:
     """Makes the error for a folder without folders of images."""
     found = find_images(folder)
-    tables = find_tables(folder)
-    if found.images and tables:
-        return DataError(
-            f"{folder} holds {count(len(found.images), 'image')} and no folders for classes: if "
-            f"the labels are in {tables[0]}, add --labels {tables[0]}",
-            data=str(folder),
-            labels=str(tables[0]),
-        )
     above = folder.resolve().parent
     if found.images and above.name == TRAIN:
         source = folder.parent.parent if len(folder.parts) > 1 else above.parent
@@ -231,6 +294,8 @@ def _explain_loose(folder: Path) -> DataError:
         )
     if archives := [path for path in sorted(folder.glob("[!.]*")) if _archive_suffix(path)]:
         return _explain_archives(archives)
+    if files := [path for path in found.others if path.lower().endswith(".npz")]:
+        return DataError(f"{folder} holds {files[0]}: name that file", data=files[0])
     others = "".join(f" ({note})" for note in left_out(folder, found.others))
     return DataError(
         f"{folder} holds no images that are read, and no CIFAR-10{others}: your own images belong "

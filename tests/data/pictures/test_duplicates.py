@@ -43,10 +43,10 @@ def test_the_same_image_on_both_sides_is_counted_with_two_names() -> None:
 
 def test_the_same_image_in_two_classes() -> None:
     assert lines(("train", 0, 1), ("train", 1, 1), ("train", 0, 3)) == [
-        "in two classes is 1 image, such as 0.png and 1.png: delete what is wrong"
+        "1 image is in two classes, such as 0.png and 1.png: delete the wrong copy"
     ]
     assert lines(("train", 0, 1), ("train", 1, 1), ("train", 0, 3), ("train", 2, 3)) == [
-        "in two classes are 2 images, such as 0.png and 1.png: delete what is wrong"
+        "2 images are in two classes, such as 0.png and 1.png: delete the wrong copy"
     ]
 
 
@@ -66,8 +66,10 @@ def test_copies_in_folders_are_found_and_the_result_says_so(
     assert [str(warning.message) for warning in warned] == [split, classes]
     # The last files of a class validate: both copies in Birch, and the one in ash.
     assert split.startswith("3 of 10 validation images are also among the training images, such as")
-    assert classes.startswith("in two classes is 1 image, such as ")
-    assert {str(folder / "train/ash/copy.jpg"), str(train / "01.jpg")} < {*classes[:-22].split()}
+    assert classes.startswith("1 image is in two classes, such as ")
+    assert {str(folder / "train/ash/copy.jpg"), str(train / "01.jpg")} < {
+        *classes[: -len(": delete the wrong copy")].split()
+    }
     recipe = replace(TUNED, epochs=1)
     result = run_stage("scratch", data, recipe, output_dir=tmp_path)
     assert result["data_notes"] == [split, classes]

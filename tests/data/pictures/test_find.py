@@ -96,8 +96,8 @@ def test_what_is_left_out_is_counted_by_suffix_with_what_to_do(
     for name in ("a.heic", "b.HEIC", "c.svg", "raw"):
         (folder / "train/ash" / name).write_bytes(b"content")
     expected = (
-        f"{folder}: left out, 4 files (2 .heic, 1 .svg, 1 without suffix): "
-        "pip install pillow-heif reads .heic; convert what is an image to PNG or JPEG"
+        f"{folder}: not used: 4 files (2 .heic, 1 .svg, 1 without suffix); pip install "
+        "pillow-heif reads .heic; convert pictures of other formats to PNG or JPEG"
     )
     with pytest.warns(DataWarning) as warned:
         data = load_data(folder)
@@ -185,7 +185,7 @@ def test_folders_beside_the_parts_are_named_if_they_hold_images(folder: Path) ->
     add_image(folder / "labels" / ".ipynb_checkpoints" / "a.png", "red")
     found = find_classes(folder)
     unused = ", ".join(str(folder / name) for name in ("Test", "Val", "eval", "more", "testing"))
-    line = f"images in {unused} are not used: what is used is in train, val, test"
+    line = f"images in {unused} are not used: only train, val, test are"
     assert found.notes == [line]
     with pytest.warns(DataWarning, match=re.escape(line)):
         load_data(folder)
@@ -218,7 +218,7 @@ def test_a_pipe_is_no_image(folder: Path) -> None:
     found = find_classes(folder)
     assert len(found.images["train"]["ash"]) == 25
     assert found.notes == [
-        f"{folder}: left out, 1 file (1 .png): convert what is an image to PNG or JPEG"
+        f"{folder}: not used: 1 file (1 .png); convert pictures of other formats to PNG or JPEG"
     ]
 
 
@@ -270,7 +270,9 @@ def test_classes_within_a_class_are_named(folder: Path) -> None:
     for name in ("oak", "elm"):
         add_image(folder / "train/tree" / name / f"{name}.png", "red" if name == "oak" else "blue")
     (note,) = find_classes(folder).notes
-    assert "images in elm, oak are all of the class tree; for classes of their own, move" in note
+    assert (
+        "images in elm, oak are all of the class tree; if these folders are classes, move" in note
+    )
     add_image(folder / "train/tree/a.png", "green")  # sorted into folders, but one class
     assert find_classes(folder).notes == []
 

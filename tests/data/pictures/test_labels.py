@@ -62,12 +62,13 @@ def test_a_table_gives_the_classes(columns: tuple[str, str], form: str) -> None:
 def test_files_below_a_part_belong_to_it_however_it_is_called() -> None:
     rows = [
         (f"{place}/{name}", breed)
-        for place in ("images", "Valid", "test")
+        for place in ("images", "Valid", "test_images")
         for name, breed in labelled(add_loose(f"dogs/{place}", 6))
     ]
     write("labels.csv", [("path", "species"), *rows])
-    images, _ = find_labelled(Path("dogs"), "labels.csv")
-    for part, place in (("train", "images"), ("val", "Valid"), ("test", "test")):
+    images, notes = find_labelled(Path("dogs"), "labels.csv")
+    assert notes[1:] == ["dogs/Valid is taken for val", "dogs/test_images is taken for test"]
+    for part, place in (("train", "images"), ("val", "Valid"), ("test", "test_images")):
         paths = [path for of in images[part].values() for path in of]
         assert {Path(path).parent for path in paths} == {Path("dogs", place)}
         assert len(paths) == 6
@@ -79,7 +80,8 @@ def test_columns_can_be_named_and_the_table_found_in_the_folder() -> None:
     with pytest.raises(DataError, match=r"no usual column of files; its .* 'picture', 'label', 'k"):
         find_labelled(Path("dogs"), "all.csv")
     found = find_labelled(Path("dogs"), "all.csv:picture,kind")
-    assert (list(found.images["train"]), found.notes) == (list(BREEDS), [])
+    assert list(found.images["train"]) == list(BREEDS)
+    assert found.notes == ["dogs/all.csv: other columns are not used: 'label'"]
 
 
 def test_the_data_is_the_same_as_from_folders() -> None:
@@ -107,8 +109,10 @@ def test_tables_of_hugging_face_have_a_part_each() -> None:
     images, notes = find_labelled(Path("dogs"), "dogs/train/metadata.csv")
     assert [len(paths) for paths in images["train"].values()] == [4, 4, 4]
     assert [len(paths) for paths in images["test"].values()] == [2, 2, 2]
-    assert len(notes) == 2
-    assert all("the files are in the column 'file_name'" in note for note in notes)
+    assert notes == [
+        "dogs/train/metadata.csv: the files are in the column 'file_name', the labels in 'label'",
+        "dogs/test/metadata.csv is read, too",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_tables_of_hugging_face_have_a_part_each() -> None:
         ([("00.png", "pug")], r"00\.png has two labels, 'beagle' and 'pug'"),
         ([("00", "pug")], r"00 has two labels, 'beagle' and 'pug'"),
         ([("15.png", "boxer")], "boxer has one image: a class needs one to train and another"),
-        ([("15.png",)], "row 17 has only 1 value: repair it"),
+        ([("15.png",)], "line 17 has only 1 value: repair it"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named(rows: list[tuple[str, ...]], message: str) -> None:
@@ -135,8 +139,17 @@ def test_what_is_wrong_in_a_table_is_named(rows: list[tuple[str, ...]], message:
     [
         (b"", "has no lines below the names of its columns"),
         (b"file,label\n", "has no lines below the names of its columns"),
-        (b"file,label,class\n00.png,a,b\n", "has more than one column of labels; its columns are"),
+        (
+            b"file,label,class\n00.png,a,b\n",
+            "has more than one column of labels; its first line is",
+        ),
         (b"file,other\n00.png,a\n", "no usual column of labels"),
+        (b"00.png,a\n01.png,b\n", "names no columns, its first line names an image: add the lin"),
+        (b"00,a\n01,b\n", "else add the line file,label above"),
+        (b"file,label,split\n00.png,a,new\n", "line 2 has 'new' in the column 'split': write tr"),
+        (b"file,label,is_test\n00,a,?\n", "line 2 has '?' in the column 'is_test': write true or"),
+        (b"file,label,set\n00,a,val\n00.png,a,test\n", "00.png has two parts, 'val' and 'test'"),
+        (b"file,label\n\n\n00.png\n", "line 4 has only 1 value: repair it"),
         (b"file,label\n00.png,\xff\n", r"is no readable CSV file \('utf-8' codec"),
         (b"file,label\n00.png,a\n01.png,a\n", "has only the label a: there must be two or more"),
     ],
@@ -166,7 +179,7 @@ def test_images_without_a_label_and_other_tables_are_named() -> None:
     Path("dogs/read.me").touch()
     _, notes = find_labelled(Path("dogs"), "dogs/train.csv:id,breed")
     assert notes == [
-        "dogs: left out, 1 file (1 .me): convert what is an image to PNG or JPEG",
+        "dogs: not used: 1 file (1 .me); convert pictures of other formats to PNG or JPEG",
         "dogs/sample.csv is not used: the labels are in another file; --labels dogs/sample.csv "
         "takes the labels from there",
         "dogs/train.csv: no label for 2 images, such as dogs/train/15.png, dogs/train/16.png: "
@@ -227,6 +240,101 @@ def test_labels_that_sound_alike_are_named() -> None:
     images, notes = find_labelled(Path("dogs"), "all.csv")
     assert list(images["train"]) == ["Beagle", "Pug", "beagle"]
     assert notes[-1].startswith("the classes 'Beagle' and 'beagle' differ only in their spelling")
+
+
+COLUMNS: list[dict[str, tuple[str, str, str]]] = [
+    {"split": ("train", "valid", "test")},
+    {"Subset": ("Training", "val", "TEST")},
+    {"is_valid": ("False", "True", "False"), "is_test": ("0", "0", "1")},
+]
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_a_column_says_the_part_of_each_image(columns: dict[str, tuple[str, str, str]]) -> None:
+    names = add_loose("dogs/test", 18)
+    rows = [
+        (name, BREEDS[row % 3], *(cells[row // 6] for cells in columns.values()), str(row % 2))
+        for row, name in enumerate(names)
+    ]
+    write("dogs/all.csv", [("file", "label", *columns, "fold"), *rows])
+    images, notes = find_labelled(Path("dogs"), "all.csv")
+    for number, part in enumerate(("train", "val", "test")):
+        paths = sorted(Path(path).name for of in images[part].values() for path in of)
+        assert paths == names[6 * number : 6 * number + 6]
+    listed = " and ".join(map(repr, columns))
+    assert notes[1:] == [
+        f"dogs/all.csv: {listed} says which images are for train, val, test",
+        "dogs/all.csv: other columns are not used: 'fold'",
+    ]
+
+
+def test_whole_numbers_are_the_same_label_with_a_point() -> None:
+    labels = ["1", "1.0", "2", "2.00", "1.5", "1.5", "v3", "v3.0"]
+    names = add_loose("dogs", 12)
+    write("dogs/all.csv", [("file", "label"), *zip(names, labels + labels[4:], strict=True)])
+    images, _ = find_labelled(Path("dogs"), "all.csv")
+    assert list(images["train"]) == ["1", "1.5", "2", "v3"]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "images/{}.png",  # from the table's own place, above the data
+        "./images/../images/{}.png",
+        "{folder}/{}.png",
+        "/kaggle/input/dogs/images/{}.png",
+        "C:\\Users\\me\\images\\{}.png",
+        "e\u0301t\u00e9{}.PNG",
+        "IMAGES/{}.Png",
+    ],
+)
+def test_files_are_found_however_they_are_named(named: str) -> None:
+    accent = "\u00e9te\u0301" if "PNG" in named else ""
+    names = add_loose("dogs/images")
+    for name in names if accent else ():
+        Path("dogs/images", name).rename(Path("dogs/images", accent + name))
+    folder = Path("dogs/images").absolute()
+    rows = [
+        (named.format(Path(name).stem, folder=folder), breed) for name, breed in labelled(names)
+    ]
+    write("dogs/all.csv", [("file", "label"), *rows])
+    images, notes = find_labelled(Path("dogs/images"), "dogs/all.csv")
+    is_far = named.startswith(("/kaggle", "C:"))
+    assert [note for note in notes if "is taken for" in note] == (
+        [
+            f"dogs/all.csv: {rows[0][0]} is taken for dogs/images/00.png, and the other files "
+            "likewise"
+        ]
+        if is_far
+        else []
+    )
+    expected = {
+        breed: [accent + name for name, of in labelled(names) if of == breed] for breed in BREEDS
+    }
+    assert of_class(images["train"]) == expected
+
+
+def test_case_counts_between_two_files() -> None:
+    names = add_loose("dogs")
+    for name in names:
+        add_image(Path("dogs", name.replace("png", "PNG")), "white")
+    write("dogs/all.csv", [("file", "label"), *labelled(names)])
+    images, _ = find_labelled(Path("dogs"), "all.csv")
+    assert sorted(name for of in of_class(images["train"]).values() for name in of) == names
+
+
+def test_a_missing_image_is_not_taken_for_another_of_its_name() -> None:
+    rows = [
+        (f"{place}/{name}", breed)
+        for place in "ab"
+        for name, breed in labelled(add_loose(f"dogs/{place}"))
+    ]
+    Path("dogs/b/03.png").unlink()
+    write("dogs/all.csv", [("file", "label"), *rows])
+    with pytest.raises(
+        DataError, match=r"names 1 file that dogs does not .* as b/03\.png: name the"
+    ):
+        find_labelled(Path("dogs"), "all.csv")
 
 
 @pytest.mark.parametrize("suffix", ["", ".png"])

@@ -79,9 +79,10 @@ def test_a_class_that_is_called_as_a_part_is_asked_about(
 ) -> None:
     add_classes(Path("things"), ("cars", part, "ship"))
     line = refusal("things", capsys)
-    assert f"things holds cars, ship and {part}, and {part} can be read in two ways: if" in line
-    assert f"rename it, such as {part} to {part}s; if {part} is a part of the data, move" in line
-    Path("things", part).rename(Path("things", f"{part}s"))
+    assert f"things holds cars and ship, and beside them {part}: is this a class, or a part" in line
+    assert "for a part, move cars and ship out of things, and give each class a folder in" in line
+    (command,) = re.findall("`(.*)`", line)
+    subprocess.run(["sh", "-c", command], check=True)
     assert len(find_classes(Path("things")).images["train"]) == 3
 
 
@@ -109,9 +110,7 @@ def test_training_images_beside_other_folders_stay_a_part(tmp_path: Path) -> Non
     add_classes(tmp_path / "more", ("fig", "oak"))
     found = find_classes(tmp_path)
     assert list(found.images["train"]) == list(COLOURS)
-    assert found.notes == [
-        f"images in {tmp_path / 'more'} are not used: what is used is in train, val, test"
-    ]
+    assert found.notes == [f"images in {tmp_path / 'more'} are not used: only train, val, test are"]
 
 
 def test_parts_of_another_name_are_renamed_by_the_command_in_the_message(
@@ -120,7 +119,7 @@ def test_parts_of_another_name_are_renamed_by_the_command_in_the_message(
     for name in ("Train", "Validation", "test"):
         add_classes(Path("my flowers") / name)
     line = refusal("my flowers", capsys)
-    assert "holds Train and Validation, which must be called train and val: rename with" in line
+    assert "holds Train and Validation instead of train and val: move them with" in line
     (command,) = re.findall("`(.*)`", line)
     subprocess.run(["sh", "-c", command], check=True)
     assert suggested(line) == "my flowers"
@@ -173,8 +172,14 @@ def test_a_part_is_not_taken_for_the_whole(capsys: pytest.CaptureFixture[str]) -
     [
         (["a/0.png", "a/1.png"], "d holds only one class, a: there must be two or more"),
         (["0.png", "1.png"], "d holds 2 images and no folders for classes: move them into d/CLASS"),
-        (["a/train/x/0.png", "b/train/x/0.png"], "d holds a and b, which are sets of images of"),
-        (["val/x/0.png", "val/y/0.png"], "d holds val, but no train: put the training images into"),
+        (
+            ["a/train/x/0.png", "b/train/x/0.png"],
+            "d holds a and b, with a folder train in each: name one",
+        ),
+        (
+            ["val/x/0.png", "val/y/0.png"],
+            "d holds val, but no train with classes: put the training",
+        ),
         (["train/x/0.png", "training/x/0.png"], "holds no classes|only one class"),
         (["Train/x/0.png", "training/x/0.png"], "two of these are the same part: keep one"),
     ],
@@ -185,6 +190,122 @@ def test_other_layouts_are_named(
     for image in images:
         add_image(Path("d", image), "red")
     assert re.search(message, refusal("d", capsys))
+
+
+MIX = ("cats/0.png", "cats/1.png", "dogs/0.png", "dogs/1.png")
+
+
+def draw(*images: str) -> None:
+    """Writes images, all of them different."""
+    for number, image in enumerate(images):
+        add_image(Path("d", image), f"#{20 * (number % 12):02x}{10 * (number // 12):02x}80")
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"training_set/training_set": "train", "test_set/test_set": "test"},
+        {"seg_train/seg_train": "train", "seg_test/seg_test": "test", "seg_pred/seg_pred": ""},
+        {"training_set": "train", "test_set": "test"},
+        {"train_set": "train", "val_set": "val"},
+        {"Dataset Train": "train", "evalImages": "val", "TESTSET": "test"},
+        {"train/train": "train", "test": "test"},
+        {"train/train": "train", "test/test": "test"},
+        {"train/images": "train"},
+    ],
+)
+def test_parts_of_any_name_and_depth_are_moved_by_the_command(
+    places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, part in places.items():
+        draw(*(f"{place}/{image}" if part else f"{place}/{image[5:]}" for image in MIX))
+    line = refusal("d", capsys)
+    (command,) = re.findall("`(.*)`", line)
+    subprocess.run(["sh", "-c", command], check=True)
+    assert suggested(line) == "d"
+    found = find_classes(Path("d"))
+    for part in ("train", "val", "test"):
+        number = 2 if part in places.values() else 0
+        assert {name: len(of) for name, of in found.images[part].items()} == {
+            "cats": number,
+            "dogs": number,
+        }
+    assert [note for note in found.notes if "seg_pred" in note] == (
+        ["images in d/seg_pred are not used: only train, val, test are"]
+        if "" in places.values()
+        else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([f"fold{n}/{i}" for n in (1, 2) for i in MIX], "with the folders cats and dogs in more"),
+        ([f"{n}/{i}" for n in "ab" for i in MIX], "if these are the classes, name one folder, suc"),
+        (["images/0.png", "masks/0.png"], "d holds images and masks: is images a class"),
+        (["x_part_1/0.png", "x_part_2/1.png"], "is x_part_1 and x_part_2 a class"),
+        (["images_001/0.png", "images_002/1.png"], "make a folder for each class and sort the"),
+        (["train_images/0.png", "test_images/1.png"], "but no train with classes: put the train"),
+        (["test_tube/0.png", "flask/1.png"], "d holds flask, and beside it test_tube: is this a"),
+    ],
+)
+def test_folders_that_are_no_classes_are_asked_about(
+    images: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(*images)
+    assert message in refusal("d", capsys)
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_data("d")
+
+
+@pytest.mark.parametrize(
+    ("images", "table"),
+    [
+        (["train_images/0.png", "train_images/1.png", "test_images/2.png"], "train.csv"),
+        (["ham_part_1/0.png", "ham_part_2/1.png"], "ham_metadata.csv"),
+        (["images/0.png", "images/1.png"], "labels.csv"),
+        (["images/0.png", "masks/0.png"], "labels.csv"),
+        (["0.png", "1.png"], "labels.csv"),
+    ],
+)
+def test_a_table_beside_such_folders_is_suggested(
+    images: list[str], table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(*images)
+    Path("d", table).write_text("id,dx\n0,a\n1,b\n")
+    Path("d/other.csv").write_text("name,size\nx,1\ny,2\n")
+    Path("d/sample_submission.csv").write_text("id,dx\n2,a\n")
+    Path("d/test.csv").write_text("id\n2\n")
+    line = refusal("d", capsys)
+    assert line.endswith(f"cifar-tl train --data d --labels d/{table}")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_validation_images_of_another_name_are_taken(name: str) -> None:
+    draw(*(f"{part}/{image}" for part in ("train", name, "test") for image in MIX))
+    with pytest.warns(DataWarning, match=f"d has no val: {name} validates"):
+        data = load_data("d")
+    assert {Path(file).parts[1] for file in data.files["validation"]} == {name}
+    assert len(data.validation.labels if data.validation else ()) == 4
+    draw(*(f"val/{image}" for image in MIX))
+    with pytest.raises(DataError, match=f"d/val and d/{name} both hold validation images"):
+        find_classes(Path("d"))
+
+
+def test_a_folder_with_an_npz_file_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("d").mkdir()
+    Path("d/digits.npz").touch()
+    line = refusal("d", capsys)
+    assert "d holds d/digits.npz: name that file" in line
+    assert suggested(line) == "d/digits.npz"
+
+
+@pytest.mark.parametrize("typed", ["flowers", "flowrs"])
+def test_the_library_names_the_near_folder_too(typed: str) -> None:
+    add_classes(Path("Flowers"))
+    with pytest.raises(DataError, match=r"there is Flowers|no such file or folder; check") as error:
+        load_data(typed)
+    assert "CIFAR-10" not in str(error.value)
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(capsys: pytest.CaptureFixture[str]) -> None:
