@@ -49,22 +49,21 @@ def open_file(path: str | Path, most: int) -> BinaryIO:
         OSError: If it cannot be read, is no regular file, or is larger. ``strerror`` says so.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, flags)
+    # From the first moment it belongs to the object that closes it: a signal can come at any one.
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
     try:
-        about = os.fstat(descriptor)
+        about = os.fstat(file.fileno())
         reason = None
-        if stat.S_ISDIR(about.st_mode):
-            reason = os.strerror(errno.EISDIR)
-        elif not stat.S_ISREG(about.st_mode):
+        if not stat.S_ISREG(about.st_mode):
             reason = "it is a pipe or a device, and only files are read"
         elif about.st_size > most:
             reason = f"it is larger than {most // 10**6:,} MB, and no such file is read"
         if reason is not None:
             raise OSError(errno.EINVAL, reason, str(path))
-        return os.fdopen(descriptor, "rb")
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
 
 
 def write_sealed(path: Path, content: bytes) -> None:
@@ -116,9 +115,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OSError(errno.EISDIR, "there is a folder of this name: move it away", str(temporary))
     try:
         temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # the last one follows no link
-        descriptor = os.open(temporary, flags | getattr(os, "O_BINARY", 0), 0o666)
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:  # x: a new file, so it follows no link
             file.write(content)
             file.flush()
             _sync(file.fileno())
