@@ -1,6 +1,7 @@
 """The command's first word: ``cifar-tl train``, ``python -m cifar_tl train``, and so on."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -32,7 +33,17 @@ def start(*words: str) -> NoReturn:
         code = caught.code
     if ours:  # Python takes a second to tidy up
         signals.end_at_once_with(code)
+    _drop_what_cannot_be_written()
     sys.exit(code)
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Forgets output that could not be written. Python would try again, and say so once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
