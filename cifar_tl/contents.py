@@ -28,7 +28,6 @@ from cifar_tl.recipe import Precision
 
 MOST_VALUES = 1_000_000  # in a file, but for lists of integers; a list may be in it many times
 DEEPEST = 20  # lists in lists
-LONGEST = 5000  # characters of a name: longer than any path
 LARGEST = 1e38  # of any number: float32 ends there
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.bool),
@@ -164,8 +163,6 @@ def _check(value: Any, kind: Any, name: str, budget: Iterator[int], depth: int =
         _check_tensor(value, name)
     else:
         _check_type(value, (kind,), name)
-        if kind is str and len(value) > LONGEST:
-            raise ValueError(f"{name} is longer than {LONGEST:,} characters")
 
 
 def _check_record(value: Any, kind: Any, name: str, budget: Iterator[int], depth: int) -> None:

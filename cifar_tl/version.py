@@ -1,6 +1,7 @@
 """The version, in its one place."""
 
 import functools
+import os
 import subprocess
 from pathlib import Path
 
@@ -15,8 +16,10 @@ def commit() -> str | None:
         return None
     command = ["git", "--no-optional-locks", "-C", str(clone), "describe"]
     command += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]  # no tags
+    # A hook of git has variables that name another clone.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        described = subprocess.run(command, capture_output=True, text=True, check=True)
+        described = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     except (OSError, subprocess.CalledProcessError):  # no git, or not for this user
         return None
     return described.stdout.strip()

@@ -91,7 +91,8 @@ class Command:
 
     def end(self, code: int) -> str:
         """Waits for its end with a code; returns its one line of errors."""
-        assert self.exit_code() == code, Path("errors.txt").read_text()
+        found = self.exit_code()
+        assert found == code, f"{found}: {Path('errors.txt').read_text()}"
         return one_line(Path("errors.txt").read_text())
 
 

@@ -91,7 +91,7 @@ def called(name: str, *, short: bool = False) -> str:
     """
     program, *arguments = sys.argv
     file, module = Path(program), ["-m", "cifar_tl", name]
-    python, *typed = sys.orig_argv
+    python, *typed = sys.orig_argv or ["python"]  # a program that embeds Python has none
     options = typed[: max(0, len(typed) - len(arguments))]
     python = _spell_python(python, short)
     if name == "train" and (launcher := launch.words()):
@@ -128,7 +128,7 @@ def missing() -> str | None:
     names = [name for name in REQUIREMENTS if find_spec(name) is None]
     if not names:
         return None
-    python = _spell_python(sys.orig_argv[0], short=False)
+    python = _spell_python((sys.orig_argv or ["python"])[0], short=False)
     return f"what it needs is not installed: {python} -m pip install {' '.join(names)}"
 
 

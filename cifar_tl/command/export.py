@@ -20,7 +20,7 @@ def make_parser() -> Parser:
     parser = Parser(
         "export",
         "Writes a trained model as OUT.pt2 for torch.export.load and, after pip install "
-        "'cifar_tl[onnx]', as OUT.onnx. Both take uint8 images.",
+        "'.[onnx]' in the clone, as OUT.onnx. Both take uint8 images.",
     )
     add = parser.add_group("model and files", "runs/cifar10/transfer/model.pt transfer")
     add("model", metavar="MODEL", type=local_path, help=MODEL_HELP)

@@ -32,6 +32,7 @@ from cifar_tl.names import count, printable
 from cifar_tl.pretrained import is_backbone
 from cifar_tl.processes import launch
 from cifar_tl.recipe import finetune_lr_for
+from cifar_tl.version import commit
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
     from torch.distributed import ProcessGroup
@@ -65,6 +66,7 @@ def load() -> None:
     import torch
 
     torch.optim.SGD([torch.zeros(1)])
+    commit()  # of the code that is imported now: it may change while it trains
 
 
 def how_to_go_on(options: argparse.Namespace) -> str:

@@ -50,7 +50,6 @@ def show(
     """Shows what came out, and what to type next."""
     from cifar_tl.experiment.findings.table import save_runs
 
-    save_runs(options.output_dir)
     if options.stage == ALL and data.new_classes:
         compare_all(options, experiments)
     elif options.seeds is not None:
@@ -61,6 +60,7 @@ def show(
         log(next_step(experiments))
     if data.own_classes and options.base is None and data.shorter_side > LARGE:
         log(larger_base(options, data))
+    save_runs(options.output_dir)  # last: all else is shown, even if it fails
 
 
 def larger_base(options: argparse.Namespace, data: "Data") -> str:

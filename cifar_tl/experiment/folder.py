@@ -27,6 +27,7 @@ from cifar_tl.disk import (
     LARGEST_TEXT,
     TEMPORARY,
     locked,
+    open_file,
     read_file,
     write_atomically,
 )
@@ -419,10 +420,14 @@ def _digest(result: dict[str, Any]) -> str:
 
 def _digest_of(path: Path) -> str | None:
     """Computes the SHA-256 of a file. None: it cannot be read."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(read_file(path, LARGEST_CHECKPOINT)).hexdigest()
+        with open_file(path, LARGEST_CHECKPOINT) as file:
+            while part := file.read(2**20):  # it may have become very large
+                digest.update(part)
     except OSError:
         return None
+    return digest.hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -163,19 +163,19 @@ def test_a_file_in_place_of_a_folder_is_refused_before_any_work(
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-def test_too_little_memory_is_one_line(
-    zygote: subprocess.Popen[str], small_npz: Path, arguments: list[str]
-) -> None:
+def test_too_little_memory_is_one_line(zygote: subprocess.Popen[str], arguments: list[str]) -> None:
+    """A batch of all shapes takes half a gigabyte at once. Small pieces might crash oneDNN."""
     limit = """
 import resource
 from pathlib import Path
 # Threads, which need memory of their own, are there before.
 torch.ones(500, 500, requires_grad=True).square().sum().backward()
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-size = pages * resource.getpagesize() + 20_000_000
+size = pages * resource.getpagesize() + 200_000_000
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 """
-    arguments += ["--data", str(small_npz), "--stage", "base", "--batch-size", "80"]
+    arguments += ["--data", "shapes", "--stage", "base", "--recipe", "original"]
+    arguments += ["--batch-size", "4800"]
     errors = Command(zygote, ["train", *arguments], before=limit).end(1)
     assert errors.startswith("cifar-tl train: out of memory: close other programs, or")
 

@@ -9,7 +9,7 @@ from typing import Any
 from cifar_tl.disk import locked, write_atomically
 from cifar_tl.errors import RunWarning
 from cifar_tl.experiment.folder import read_result
-from cifar_tl.experiment.stages import RESULT, RUNS, STAGES, takes_base
+from cifar_tl.experiment.stages import MODEL, RESULT, RUNS, STAGES, takes_base
 
 FIRST = ("folder", "stage", "data", "base", "seed", "train_fraction")
 
@@ -29,7 +29,9 @@ def save_runs(output_dir: Path) -> None:
             try:
                 result, _ = read_result(path)
                 found[path.relative_to(output_dir).parts[:-1]] = result
-            except (OSError, ValueError) as error:
+            except ValueError as error:
+                if not (path.parent / MODEL).exists():  # of another program, or not finished
+                    continue
                 warnings.warn(f"{error}: {RUNS} lacks it", RunWarning, stacklevel=2)
         rows = [{**result, "folder": "/".join(parts)} for parts, result in found.items()]
         for parts, row in zip(found, rows, strict=True):

@@ -55,6 +55,8 @@ def test_a_damaged_result_is_left_out_with_a_warning(content: str) -> None:
     folder = Path("runs/own/base")
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(content)
+    save_runs(Path("runs"))  # it may be of another program
+    (folder / "model.pt").touch()
     lacking = r"own/base/result\.json is damaged, .*: runs\.csv lacks it"
     with pytest.warns(RunWarning, match=lacking):
         save_runs(Path("runs"))
