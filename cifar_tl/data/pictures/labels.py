@@ -101,7 +101,7 @@ def find_labelled(folder: Path, labels: str) -> Classes:
     taken: dict[str, str] = {}  # folders that are not called as the part that they are taken for
     for path in found.images:
         if label := labels_of.get(path):
-            top = Path(path).relative_to(folder).parts[0]
+            top = next(iter(Path(path).relative_to(folder).parts[:-1]), "")  # no folder: nothing
             part = known[path].part or part_of(top) or TRAIN
             images[part][label].append(path)
             if known[path].part is None and part not in (TRAIN, top):
@@ -242,7 +242,7 @@ def _part_in(
 
 
 def _without_zeros(labels: Mapping[str, str]) -> dict[str, str]:
-    """Makes ``1.0`` to ``1``, if there are both. Some programs write whole numbers like this."""
+    """Writes the label ``1.0`` as ``1``, if there are both. Some programs write numbers so."""
     whole = {label: re.sub(r"(?<=\d)\.0+$", "", label) for label in {*labels.values()}}
     return {path: whole[of] if whole[of] in whole else of for path, of in labels.items()}
 

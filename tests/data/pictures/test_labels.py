@@ -59,6 +59,21 @@ def test_a_table_gives_the_classes(columns: tuple[str, str], form: str) -> None:
     ]
 
 
+def test_the_name_of_a_file_is_no_part() -> None:
+    """Only a folder is one: `test_0.png` beside the others trains as they do."""
+    names = add_loose("dogs")
+    for name in names[:6]:
+        Path("dogs", name).rename(Path("dogs", f"test_{name}"))
+    rows = labelled([f"test_{name}" for name in names[:6]] + names[6:])
+    write("dogs/labels.csv", [("file", "label"), *rows])
+    images, notes = find_labelled(Path("dogs"), "labels.csv")
+    assert of_class(images["train"]) == {
+        breed: sorted(name for name, label in rows if label == breed) for breed in BREEDS
+    }
+    assert not any(images["test"].values())
+    assert len(notes) == 1  # the columns
+
+
 def test_files_below_a_part_belong_to_it_however_it_is_called() -> None:
     rows = [
         (f"{place}/{name}", breed)
