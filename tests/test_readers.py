@@ -29,12 +29,11 @@ from cifar_tl.experiment.findings.comparison import compare, comparison_text
 from cifar_tl.experiment.findings.page import page
 from cifar_tl.experiment.findings.results import summary
 from cifar_tl.experiment.folder import RunFolder, read_result
-from cifar_tl.experiment.run import run_stage
 from cifar_tl.experiment.stages import STAGES
 from cifar_tl.network import CifarNet
 from cifar_tl.prediction import predict
 from cifar_tl.training import make_optimizer
-from tests.experiment.conftest import SMALL
+from tests.experiment.conftest import SMALL, run_all_stages
 from tests.hostile import bounded, saved, seal
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
@@ -107,10 +106,7 @@ def data(tiny_npz: Path) -> Data:
 @pytest.fixture(scope="module")
 def runs(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of all stages."""
-    output_dir = tmp_path_factory.mktemp("runs")
-    for stage in STAGES:
-        run_stage(stage, data, SMALL, output_dir=output_dir)
-    return output_dir / "tiny.npz"
+    return run_all_stages(data, tmp_path_factory.mktemp("runs"))
 
 
 def try_many(

@@ -32,13 +32,17 @@ def small_data(small_npz: Path) -> Data:
     return load_data(small_npz)
 
 
+def run_all_stages(data: Data, output_dir: Path) -> Path:
+    """Runs all stages; returns the folder of the data."""
+    for stage in STAGES:
+        run_stage(stage, data, SMALL, output_dir=output_dir)
+    return output_dir / data.name
+
+
 @pytest.fixture(scope="session")
 def finished(small_data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder in which all stages have run."""
-    output_dir = tmp_path_factory.mktemp("runs")
-    for stage in STAGES:
-        run_stage(stage, small_data, SMALL, output_dir=output_dir)
-    return output_dir / "small.npz"
+    return run_all_stages(small_data, tmp_path_factory.mktemp("runs"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

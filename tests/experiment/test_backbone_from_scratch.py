@@ -15,11 +15,10 @@ from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment import features
-from cifar_tl.experiment.features import pictures_of
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.run import _outlook, run_stage
 from tests.experiment.test_features import interrupt
-from tests.experiment.test_pretrained_finetune import PLAIN, deep, of
+from tests.experiment.test_pretrained_finetune import PLAIN, check_figures, deep, of
 
 RUN = Path("drawn.npz/Deep/scratch")
 
@@ -69,13 +68,7 @@ def test_the_base_and_the_documented_control_are_not_touched(drawn_data: Data) -
 
 def test_its_figures_are_those_of_its_model_on_the_pictures(drawn_data: Data, whole: Path) -> None:
     result = json.loads((whole / RUN / "result.json").read_text())
-    model = of(whole / RUN / "model.pt")
-    _, *parts = pictures_of(drawn_data, drawn_data.new_classes)
-    for key, pictures in zip(("val", "test"), parts, strict=True):
-        images = torch.cat(list(pictures.stream(range(len(pictures.rows)), model.frame)))
-        found = evaluate(model, images, pictures.examples().labels)
-        assert found.accuracy == result[f"{key}_accuracy"]
-        assert found.loss == pytest.approx(result[f"{key}_loss"], rel=1e-5)
+    check_figures(result, of(whole / RUN / "model.pt"), drawn_data)
 
 
 def test_images_are_kept_as_bytes_for_other_seeds_and_weights(

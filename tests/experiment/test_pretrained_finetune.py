@@ -77,6 +77,16 @@ def of(model: str | Path) -> Backbone:
     return found
 
 
+def check_figures(result: dict[str, Any], model: Backbone, data: Data) -> None:
+    """Compares the figures of a result with those of its model on the pictures themselves."""
+    _, *parts = pictures_of(data, data.new_classes)
+    for key, pictures in zip(("val", "test"), parts, strict=True):
+        images = torch.cat(list(pictures.stream(range(len(pictures.rows)), model.frame)))
+        found = evaluate(model, images, pictures.examples().labels)
+        assert found.accuracy == result[f"{key}_accuracy"]
+        assert found.loss == pytest.approx(result[f"{key}_loss"], rel=1e-5)
+
+
 def test_the_last_layers_learn_and_all_else_stays(whole: Path) -> None:
     before, after = (of(whole / f"Deep/{stage}/model.pt") for stage in ("transfer", "finetune"))
     old, new = before.state_dict(), after.state_dict()
@@ -98,13 +108,7 @@ def test_its_figures_are_those_of_its_model_on_the_pictures(
     result = json.loads((whole / "Deep/finetune/result.json").read_text())
     transfer = json.loads((whole / "Deep/transfer/result.json").read_text())
     assert result["val_loss"] < transfer["val_loss"]
-    model = of(whole / "Deep/finetune/model.pt")
-    _, *parts = pictures_of(drawn_data, drawn_data.new_classes)
-    for key, pictures in zip(("val", "test"), parts, strict=True):
-        images = torch.cat(list(pictures.stream(range(len(pictures.rows)), model.frame)))
-        found = evaluate(model, images, pictures.examples().labels)
-        assert found.accuracy == result[f"{key}_accuracy"]
-        assert found.loss == pytest.approx(result[f"{key}_loss"], rel=1e-5)
+    check_figures(result, of(whole / "Deep/finetune/model.pt"), drawn_data)
 
 
 @pytest.mark.parametrize("when", ["in the maps", "after an epoch"])
