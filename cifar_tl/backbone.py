@@ -45,8 +45,8 @@ class Backbone(nn.Module):
         white: The value of white in images of more than 8 bits, for `read_image`.
 
     Raises:
-        ValueError: If the module has no such layer, changes its outputs, or takes no images of this
-            size.
+        ValueError: If the module has no such layer, changes its outputs, is not float32, gives no
+            finite numbers, or takes no images of this size; or if another value makes no sense.
     """
 
     name: str

@@ -201,7 +201,7 @@ def read_model(
         module: As for `load_model`.
     """
     sealed = read_model_file(path) if sealed is None else sealed
-    content = load_checkpoint(path, sealed, kind=None)
+    content = load_checkpoint(path, sealed)
     if "network" not in content:
         raise CheckpointError(f"{path} holds no finished model: name a model.pt instead")
     check_checkpoint(path, content, AnyModelFile)

@@ -2,7 +2,7 @@
 
 Anybody can make such a file, seal it and give it away. A row of a table is a field of a `TypedDict`
 or of a dataclass: its annotation is the type, and `RANGES` has the range. `check` compares a
-content with such a table. What has no type of its own, `Any`, is a plain value, and not many.
+content with such a table. A field without a row is a plain value. So is a field of type `Any`.
 """
 
 import types
@@ -26,7 +26,7 @@ from torch import Tensor
 from cifar_tl.frame import Frame
 from cifar_tl.recipe import Precision
 
-MOST_VALUES = 1_000_000  # in a file, but for lists of integers; a list may be in it many times
+MOST_VALUES = 1_000_000  # in a file; a list of integers counts as three
 DEEPEST = 20  # lists in lists
 LARGEST = 1e38  # of any number: float32 ends there
 DTYPES = (

@@ -261,9 +261,10 @@ def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
         if not network.num_classes:  # published without a last layer: one shows where it belongs
             network = timm.create_model(name_there, pretrained=pretrained, num_classes=1)
     except Exception as error:  # whatever a hub raises
-        published: Any = timm.models.get_pretrained_cfg(name_there) if pretrained else None
-        hub, address = (getattr(published, key, None) for key in ("hf_hub_id", "url"))
-        where = f" from {f'https://huggingface.co/{hub}' if hub else address}" if published else ""
+        where = ""
+        if pretrained and (published := timm.models.get_pretrained_cfg(name_there)):
+            hub = published.hf_hub_id
+            where = f" from {f'https://huggingface.co/{hub}' if hub else published.url}"
         raise BackboneError(
             f"{name} cannot be had ({first_line(error)}): name a file of its weights{where}, or "
             "choose another base"

@@ -43,8 +43,7 @@ class EpochRecord:
     Losses are means over examples, accuracies are fractions. The training figures are collected
     during the epoch, with dropout and while the weights move. The validation figures are from the
     end of the epoch. They are nan without validation data. The balanced accuracy is the mean over
-    classes. It is nan unless the training classes are unequal (`are_unequal`) and the loss is
-    cross-entropy, or unless `fit` is told.
+    classes. It is nan where `fit` does not record it: see its ``by_class``.
     """
 
     epoch: int
@@ -109,11 +108,11 @@ def fit(
         balanced: Aim at the mean over classes, if some have many more examples than others: add
             `logit_offsets` to the logits in training. The labels must be classes.
         by_class: Record the balanced accuracy of the validation. None: if the training classes are
-            unequal.
+            unequal (`are_unequal`) and the loss is cross-entropy.
         records: The records of earlier epochs.
         on_epoch: Called with each new record. If it returns True, the training ends.
         keep_best: End with the weights that validated best in this call, not with the last ones.
-            If it is recorded, the balanced accuracy decides.
+            If the balanced accuracy is recorded, it decides.
         progress: Text before a progress bar on standard error. None: no bar.
         group: Processes that share the work, such as ``torch.distributed.group.WORLD``. All pass
             the same arguments. Each computes its part of every batch, so that the result is that of

@@ -1,4 +1,4 @@
-"""What all commands share: the parser, signals, errors in one line, exit codes.
+"""What all commands share: the parser, errors in one line, exit codes.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage; after a signal 128 and its number, 130 for Ctrl-C.
 """

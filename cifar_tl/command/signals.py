@@ -1,7 +1,7 @@
 """Signals that end a process: Ctrl-C, and what batch systems and closed terminals send.
 
-Only a process of our own handles them. In somebody else's they do what they do there: Ctrl-C raises
-``KeyboardInterrupt``.
+Only a process of our own handles them. In the process of another program they stay as they are:
+Ctrl-C raises ``KeyboardInterrupt``.
 """
 
 import contextlib

@@ -200,9 +200,8 @@ def _beside(folder: Path, kind: Kind) -> tuple[str, ...]:
 
 
 def _has_own_classes(folder: Path) -> bool:
-    if (folder / TRAIN).is_dir() and has_classes(folder):
-        return True
-    return not holds_cifar10(folder) and not _holds_cifar100(folder) and has_classes(folder)
+    is_official = holds_cifar10(folder) or _holds_cifar100(folder)
+    return ((folder / TRAIN).is_dir() or not is_official) and has_classes(folder)
 
 
 def _holds_cifar100(path: Path) -> bool:

@@ -384,7 +384,7 @@ def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None) -> Tens
     if num_bytes <= IN_MEMORY:
         return torch.empty(shape, dtype=dtype)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     with tempfile.TemporaryFile(dir=folder) as file:
         for start in range(0, num_bytes, 2**20):  # a full disk is found here, not by a crash later
             file.write(bytes(min(2**20, num_bytes - start)))

@@ -442,7 +442,8 @@ def _write_history(path: Path, rows: Sequence[HistoryRow]) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     names = [field.name for field in dataclasses.fields(HistoryRow)]
-    if any(math.isnan(row.val_balanced_accuracy) for row in rows):  # the classes are equal
+    # The classes are equal, or the first epochs are of a version that knew no balanced accuracy.
+    if any(math.isnan(row.val_balanced_accuracy) for row in rows):
         names.remove("val_balanced_accuracy")
     writer.writerow(names)
     writer.writerows([getattr(row, name) for name in names] for row in rows)

@@ -43,23 +43,15 @@ def load_parent(
         RunError: If there is no such model, it is damaged, or it comes from another stage or from
             other images; or if ``base`` may have been trained on these images.
     """
-    import torch
-
-    from cifar_tl.backbone import FRESH, Backbone, digest_of
+    from cifar_tl.backbone import Backbone, digest_of
     from cifar_tl.checkpoint import read_model
 
     backbone = base if isinstance(base, Backbone) else None
     file = None if isinstance(base, Backbone) else base
-    if backbone is not None and backbone.mean.dtype != torch.float32:
-        raise ValueError(f"the base {backbone.name} must be float32: base.float() makes it so")
-    if backbone is not None and STAGES[stage].control and backbone.source.get("weights") != FRESH:
-        raise ValueError(
-            f"{stage} starts from fresh weights, and those of {backbone.name} may not be: take "
-            f'load_backbone(name, "{FRESH}"), or for a module of your own with fresh weights '
-            f'Backbone(..., source={{"weights": "{FRESH}"}})'
-        )
-    if backbone is not None and (takes_base(stage) or STAGES[stage].control):
-        return Parent(backbone, backbone.name, digest_of(backbone))
+    if backbone is not None:
+        _check_backbone(stage, backbone)
+        if takes_base(stage) or STAGES[stage].control:
+            return Parent(backbone, backbone.name, digest_of(backbone))
     if STAGES[stage].parent is None or (file is not None and not takes_base(stage)):
         if base is None:
             return None
@@ -76,6 +68,22 @@ def load_parent(
     if backbone is not None and settings.get("parent") != digest_of(backbone):
         raise RunError(f"{path} was made from another {backbone.name}: make it anew", **remedy)
     return Parent(model, str(path), hashlib.sha256(content).hexdigest())
+
+
+def _check_backbone(stage: str, base: "Backbone") -> None:
+    """Refuses a network of another type, or one that is trained where it must be fresh."""
+    import torch
+
+    from cifar_tl.backbone import FRESH
+
+    if base.mean.dtype != torch.float32:
+        raise ValueError(f"the base {base.name} must be float32: base.float() makes it so")
+    if STAGES[stage].control and base.source.get("weights") != FRESH:
+        raise ValueError(
+            f"{stage} starts from fresh weights, and those of {base.name} may not be: take "
+            f'load_backbone(name, "{FRESH}"), or for a module of your own with fresh weights '
+            f'Backbone(..., source={{"weights": "{FRESH}"}})'
+        )
 
 
 def read_parent(

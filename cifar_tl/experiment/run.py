@@ -185,9 +185,7 @@ def run_stage(
             before = 0.0 if history.rows else seen.cost.seconds_before
             history.seconds_features += seen.cost.seconds + before
             history.start -= before
-            what = (
-                "frozen features of all these images" if part is not model else "all these images"
-            )
+            what = "all these images" if frozen.nothing else "frozen features of all these images"
             log(f"{stage}: {what} {seen.cost.note}")
         if isinstance(model, Backbone) and STAGES[stage].trains != HEAD and not history.rows:
             log(f"{stage}: {_outlook(part, seen.views, plan, tail)}")
@@ -303,9 +301,8 @@ def _plan(
     plan = recipe.for_stage(STAGES[stage].recipe, num_images, mirror=data.mirror)
     if of_backbone:  # its preprocessing and its first layer are its own
         plan = dataclasses.replace(plan, normalize=None, first_layer=None)
-        if (
-            STAGES[stage].control and num_images % plan.batch_size == 1
-        ):  # no batch norm of one image
+        # Its batch norms learn, too, and one image alone has no deviation.
+        if STAGES[stage].control and num_images % plan.batch_size == 1:
             plan = dataclasses.replace(plan, batch_size=plan.batch_size + 1)
     return dataclasses.replace(plan, precision=choose_precision(plan.precision, device))
 

@@ -135,7 +135,9 @@ def training_words(result: Mapping[str, Any], dropout: float) -> str:
     harder = [f"dropout {dropout}"] if dropout else []
     harder += ["shifts"] if result.get("shift") else []  # runs of before may lack it
     words = f"with {' and '.join(harder)}, while weights move" if harder else "while weights move"
-    return words + ("; the loss has the offsets of balanced training" * ("class_balance" in result))
+    if "class_balance" in result:
+        words += "; the loss has the offsets of balanced training"
+    return words
 
 
 def results_text(
