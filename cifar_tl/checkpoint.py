@@ -21,7 +21,7 @@ from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
 from cifar_tl.pretrained import TIMM, read_model_file
 
-_REBUILD = re.compile(rb"_rebuild_\w*")  # the functions by which a pickle makes tensors
+_REBUILD = re.compile(rb"\n(_rebuild_\w*)\n")  # the functions by which a pickle makes tensors
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -124,14 +124,24 @@ def save_model(
             f"save_model writes a CifarNet or a Backbone, not {type(model).__name__}: make a "
             "Backbone of it"
         )
+    save_checkpoint(Path(path), model_content(model, settings, class_names))
+
+
+def model_content(
+    model: Network,
+    settings: Mapping[str, Any] | None = None,
+    class_names: Mapping[int, str] | Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Makes what a ``model.pt`` holds, and reads it as `load_model` will. See `save_model`."""
     settings = dict(settings or {})
     if class_names is not None or (model.class_names and "classes" not in settings):
         names = model.class_names if class_names is None else class_names
         settings["classes"], settings["class_names"] = _check_names(model, names)
     if model.white:
         settings.setdefault("white", model.white)
-    content = {**model.describe(), "settings": settings, "state_dict": model.state_dict()}
-    content = _canonical(content)
+    content: dict[str, Any] = _canonical(
+        {**model.describe(), "settings": settings, "state_dict": model.state_dict()}
+    )
     try:
         check(content, AnyModelFile)
     except ValueError as error:
@@ -143,7 +153,7 @@ def save_model(
             f"the model has other weights than a {type(model).__name__} in float32: undo what "
             "changed them, such as half() or pruning"
         ) from error
-    save_checkpoint(Path(path), content)
+    return content
 
 
 def _check_names(

@@ -26,6 +26,7 @@ from torch import Tensor
 from cifar_tl.frame import Frame
 from cifar_tl.recipe import Precision
 
+MOST_CLASSES = 8_000  # of a run: a larger confusion matrix is not read
 MOST_VALUES = 1_000_000  # in a file; a list of integers counts as three
 DEEPEST = 20  # lists in lists
 LARGEST = 1e38  # of any number: float32 ends there
@@ -127,7 +128,7 @@ def check(content: Any, kind: Any) -> None:
 
 def _check(value: Any, kind: Any, name: str, budget: Iterator[int], depth: int = 0) -> None:
     if next(budget, None) is None or depth > DEEPEST:
-        raise ValueError("it has too many values, or lists in lists")
+        raise ValueError("it has too many values or lists")
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         kinds = [each for each in arguments if each is not types.NoneType or value is None]
@@ -148,7 +149,7 @@ def _check(value: Any, kind: Any, name: str, budget: Iterator[int], depth: int =
             value = [min(value), max(value)]
         kinds = list(arguments) if origin is tuple else [arguments[0]] * len(value)
         if len(value) != len(kinds):
-            raise ValueError(f"{name} has not {len(kinds)} values")
+            raise ValueError(f"{name} must have {len(kinds)} values")
         for each, of_each in zip(value, kinds, strict=True):
             _check(each, of_each, name, budget, depth + 1)
     elif origin is Literal:
@@ -200,8 +201,9 @@ def _check_type(value: Any, kinds: tuple[type, ...], name: str) -> None:
 def _check_tensor(value: Any, name: str) -> None:
     _check_type(value, (Tensor,), f"a tensor in {name}")
     if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in DTYPES:
-        raise ValueError(f"a tensor in {name} is of a kind that is not written here")
+        kind = f"{value.dtype}, {value.layout}, on {value.device.type}"
+        raise ValueError(f"a tensor in {name} is of a kind that is not saved: {kind}")
     if not value.is_contiguous():  # it may claim more values than the file has
-        raise ValueError(f"a tensor in {name} has other values than its own")
+        raise ValueError(f"a tensor in {name} is not contiguous")
     if value.isnan().any():
-        raise ValueError(f"a tensor in {name} has values that are no numbers (NaN)")
+        raise ValueError(f"a tensor in {name} has NaN")

@@ -12,14 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cifar_tl.errors import CheckpointError, LockedError, RunWarning
+from cifar_tl.errors import (
+    CheckpointError,
+    LockedError,
+    RunWarning,
+    may_be_whole,
+)
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
 # The most bytes that are read of a file. Every message of `read_file` says the limit.
 LARGEST_CHECKPOINT = 10 * 10**9
+LARGEST_DATA = 10**11  # of an archive with all images
 LARGEST_PICTURE = 10**9
-LARGEST_TEXT = 50 * 10**6  # of JSON and CSV: a confusion matrix of 2,000 classes is smaller
+LARGEST_TEXT = 200 * 10**6  # of JSON and CSV: a confusion matrix of `MOST_CLASSES` is smaller
 
 # torch.load does not notice a flipped bit. So a SHA-256 follows what torch.save writes. torch.load
 # ignores it.
@@ -38,7 +44,8 @@ def _size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def open_file(path: str | Path, most: int) -> BinaryIO:
+@contextlib.contextmanager
+def open_file(path: str | Path, most: int) -> Iterator[BinaryIO]:
     """Opens a file to read. Anything else is refused: a pipe may wait for ever, a device never end.
 
     Args:
@@ -46,24 +53,26 @@ def open_file(path: str | Path, most: int) -> BinaryIO:
         most: The most bytes that it may have.
 
     Raises:
-        OSError: If it cannot be read, is no regular file, or is larger. ``strerror`` says so.
+        OSError: If it cannot be opened or read, is no regular file, or is larger. ``strerror`` says
+            so, and what helps if the file may be whole.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    # From the first moment it belongs to the object that closes it: a signal can come at any one.
-    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
     try:
-        about = os.fstat(file.fileno())
-        reason = None
-        if not stat.S_ISREG(about.st_mode):
-            reason = "it is a pipe or a device, and only files are read"
-        elif about.st_size > most:
-            reason = f"it is larger than {most // 10**6:,} MB, and no such file is read"
-        if reason is not None:
-            raise OSError(errno.EINVAL, reason, str(path))
-    except BaseException:
-        file.close()
-        raise
-    return file
+        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+            about, reason = os.fstat(file.fileno()), None
+            if not stat.S_ISREG(about.st_mode):
+                reason = "it is a pipe or a device, and only files are read"
+            elif about.st_size > most:
+                reason = f"it is larger than {most // 10**6:,} MB, and no such file is read"
+            if reason is not None:
+                raise OSError(errno.EINVAL, reason, str(path))
+            yield file
+    except OSError as error:
+        if not may_be_whole(error):
+            raise
+        too_many = error.errno in (errno.EMFILE, errno.ENFILE)
+        how = "close some, or raise the limit (ulimit -n)" if too_many else "check its permissions"
+        raise OSError(error.errno, f"{error.strerror}: {how}", str(path)) from error
 
 
 def write_sealed(path: Path, content: bytes) -> None:
@@ -76,6 +85,7 @@ def read_sealed(path: Path) -> bytes:
 
     Raises:
         CheckpointError: If the file is missing or damaged, or another program wrote it.
+        OSError: If it cannot be read, and may be whole.
     """
     try:
         with open_file(path, LARGEST_CHECKPOINT) as file:
@@ -85,6 +95,8 @@ def read_sealed(path: Path) -> bytes:
             file.seek(0)
             sealed = file.read(size if is_sealed else len(_ZIP))
     except OSError as error:
+        if may_be_whole(error):
+            raise
         raise CheckpointError(
             f"cannot read checkpoint {path}: {error.strerror}: check the path"
         ) from error

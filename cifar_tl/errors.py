@@ -90,12 +90,18 @@ class DataWarning(CifarTLWarning):
     """A warning about data: what was left out, or is doubtful."""
 
 
+# Nothing is there, or no file. After any other error of the system, the file may be whole.
+_NO_FILE = (
+    *(None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
+    *(errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV),
+)
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message. Without a message: the name of its class."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def what_helps(error: BaseException, usual: str) -> str:
-    """Says what to do about a file that could not be read. It may be whole: then not the usual."""
-    too_many = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
-    return "close some, or raise the limit (ulimit -n)" if too_many else usual
+def may_be_whole(error: BaseException) -> bool:
+    """Returns whether the system failed, and not the file. It is then not called damaged."""
+    return isinstance(error, OSError) and error.errno not in _NO_FILE

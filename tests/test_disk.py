@@ -91,6 +91,6 @@ def test_only_files_are_read_and_none_beyond_a_limit(tmp_path: Path) -> None:
         (tmp_path, 5, "Is a directory"),
         (tmp_path / "none", 5, "No such file"),
     ):
-        with pytest.raises(OSError, match=message) as caught:
-            open_file(wrong, most)
+        with pytest.raises(OSError, match=message) as caught, open_file(wrong, most):
+            pass
         assert caught.value.filename == str(wrong)

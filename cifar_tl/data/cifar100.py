@@ -10,7 +10,8 @@ import numpy as np
 
 from cifar_tl.data.examples import SIZE, Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.source import BATCHES_100, official_archive
-from cifar_tl.errors import DataError, first_line, what_helps
+from cifar_tl.disk import LARGEST_DATA, open_file, read_file
+from cifar_tl.errors import DataError, first_line, may_be_whole
 
 
 def read_cifar100(source: Path, *, labels: str | None = None, **_: object) -> Data:
@@ -22,6 +23,7 @@ def read_cifar100(source: Path, *, labels: str | None = None, **_: object) -> Da
 
     Raises:
         DataError: If a file is missing or damaged.
+        OSError: If a file cannot be read, and may be whole.
     """
     from torchvision.datasets import CIFAR100  # here, since the import takes time
 
@@ -53,18 +55,20 @@ def _read_files(source: Path, names: list[str]) -> dict[str, bytes]:
     try:
         if source.is_file() or (archives and not (folder / names[0]).is_file()):
             return _unpack(source if source.is_file() else archives[0], names)
-        return {name: (folder / name).read_bytes() for name in names}
+        return {name: read_file(folder / name, LARGEST_DATA) for name in names}
     except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+        if may_be_whole(error):
+            raise
         raise DataError(
-            f"{source}: a file of CIFAR-100 is missing or damaged ({first_line(error)}): "
-            + what_helps(error, "copy or unpack it anew")
+            f"{source}: a file of CIFAR-100 is missing or damaged ({first_line(error)}): copy or "
+            "unpack it anew"
         ) from error
 
 
 def _unpack(archive: Path, names: list[str]) -> dict[str, bytes]:
     """Reads files of an archive into memory."""
     contents = {}
-    with tarfile.open(archive) as opened:
+    with open_file(archive, LARGEST_DATA) as content, tarfile.open(fileobj=content) as opened:
         for name in names:
             file = opened.extractfile(f"{BATCHES_100}/{name}")
             contents[name] = file.read() if file else b""

@@ -15,7 +15,8 @@ from PIL import Image
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.examples import SIZE, Data, LabeledImages, fingerprint_of, labeled_images
 from cifar_tl.data.pictures.read import READING_RULES
-from cifar_tl.errors import DataError, first_line, what_helps
+from cifar_tl.disk import LARGEST_DATA, open_file
+from cifar_tl.errors import DataError, first_line, may_be_whole
 from cifar_tl.frame import CIFAR_FRAME, Fit, Frame, cifar_frame, fill, scale
 
 INTEGERS = np.typecodes["AllInteger"]
@@ -32,6 +33,7 @@ def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
 
     Raises:
         DataError: If the archive is damaged or holds something else.
+        OSError: If it cannot be read, and may be whole.
     """
     with _open_npz(path) as archive:
         arrays = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -104,17 +106,18 @@ def _scaled(path: Path, sizes: Set[tuple[int, ...]]) -> list[str]:
 def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     """Opens an archive. Whatever goes wrong while it is open becomes a `DataError`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path, LARGEST_DATA) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except FileNotFoundError:
         raise DataError(f"there is no file {path}: check the path") from None
     except (DataError, MemoryError):
         raise
     except Exception as error:  # damage can raise anything
-        reason = first_line(error).partition(". ")[0]
+        if may_be_whole(error):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error).partition(". ")[0]
         raise DataError(
-            f"{path} is no readable .npz archive of plain arrays ({reason}): "
-            + what_helps(error, "make or copy it anew")
+            f"{path} is no readable .npz archive of plain arrays ({reason}): make or copy it anew"
         ) from error
 
 

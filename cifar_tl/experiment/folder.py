@@ -8,18 +8,19 @@ import io
 import itertools
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cifar_tl.backbone import Network
-from cifar_tl.checkpoint import load_checkpoint, save_checkpoint, save_model
+from cifar_tl.checkpoint import load_checkpoint, model_content, save_checkpoint, save_model
 from cifar_tl.contents import AnyModelFile, LastFile, check
 from cifar_tl.disk import (
     LARGEST_CHECKPOINT,
@@ -31,7 +32,7 @@ from cifar_tl.disk import (
     read_file,
     write_atomically,
 )
-from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning
+from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning, may_be_whole
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.settings import check_settings
@@ -42,20 +43,13 @@ from cifar_tl.training import EpochRecord
 DIGEST = "sha256"  # in result.json: of all the rest of it
 DIGESTS = "files"  # in result.json: of these files. The model has a digest of its own
 DIGESTED = (stages.HISTORY, stages.LAST, stages.RESULTS)
-NEEDED = {  # in every result.json, whatever version wrote it
-    *("stage", "data", "data_description", "classes", "class_names", "recipe", "precision"),
-    *("epochs", "seed"),
-    *("train_fraction", "num_classes", "images_train", "images_validation", "images_test"),
-    *("parameters_total", "parameters_trainable", "val_accuracy", "val_loss", "val_confusion"),
-    *("test_accuracy", "test_loss", "seconds_train", "seconds_validation", "seconds_features"),
-    *("seconds_total", "environment", "surroundings"),
-}
 _UNEQUAL = ("balanced_accuracy", "balanced_interval", "majority")
 _OF_UNEQUAL = {f"{part}_{name}" for part in ("val", "test") for name in _UNEQUAL}
 NEEDED_WITH = {  # if the field is there
     "backbone": {"backbone_source", "backbone_preprocessing", "fit"},
     **dict.fromkeys(_OF_UNEQUAL, _OF_UNEQUAL),
 }
+_STRING_OR_NUMBERS = re.compile(r'"(?:[^"\\]|\\.)*"|\[[^][{}"]*\]')  # in JSON
 MOST_LISTS = 100_000  # in result.json: it has one for each class, and few others
 
 
@@ -154,6 +148,13 @@ class RunFolder:
                 stacklevel=3,
             )
         return result
+
+    def check_model(self, model: Network) -> None:
+        """Raises a `RunError` before training if the trained model could not be saved."""
+        try:
+            model_content(model, self.settings)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
     def _read_last(self) -> dict[str, Any]:
         """Reads ``last.pt``. Raises a `RunError` if it is of a run with other settings."""
@@ -328,25 +329,25 @@ def read_result(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         result: dict[str, Any] = json.loads(text)
         if result.pop(DIGEST) != _digest(result):
             raise ValueError("wrong digest")
+        check(result, _ResultFile)
         digests = result.pop(DIGESTS, {})
-        check({DIGESTS: digests}, _Digests)
-        check(result, StageResult)
         _check_whole(result)
     # No JSON, no object, lists in lists in lists ..., or changed
     except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+        if may_be_whole(error):
+            raise
         raise ValueError(f"{path} is damaged, or not what this program writes there") from error
     return result, digests
 
 
-class _Digests(TypedDict):
-    files: dict[str, str]
+class _ResultFile(StageResult, total=False):
+    files: dict[str, str]  # `DIGESTS`
 
 
 def _check_whole(result: dict[str, Any]) -> None:
     """Raises an error if parts of a result are missing, or do not fit together."""
-    needed = NEEDED.union(*(names for name, names in NEEDED_WITH.items() if name in result))
-    if missing := sorted(needed - result.keys()):
-        raise KeyError(missing[0])
+    if any(name in result and needed - result.keys() for name, needed in NEEDED_WITH.items()):
+        raise ValueError("other fields")
     rows, size = result["val_confusion"], result["num_classes"]
     outputs = outputs_of(result, size)
     if outputs is None or [len(row) for row in rows] != [size] * len(outputs.classes):
@@ -369,7 +370,9 @@ def read_history(path: Path, epochs: int) -> list[HistoryRow]:
     try:
         lines = io.StringIO(read_file(path, LARGEST_TEXT).decode("ascii"), newline="")
         rows = [_read_row(row) for row in itertools.islice(csv.DictReader(lines), epochs)]
-    except (OSError, ValueError, TypeError, csv.Error):
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        if may_be_whole(error):
+            raise
         rows = []
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
         raise HistoryError(f"{path} is damaged or lacks epochs that {stages.LAST} has")
@@ -419,13 +422,15 @@ def _digest(result: dict[str, Any]) -> str:
 
 
 def _digest_of(path: Path) -> str | None:
-    """Computes the SHA-256 of a file. None: it cannot be read."""
+    """Computes the SHA-256 of a file. None: there is none."""
     digest = hashlib.sha256()
     try:
         with open_file(path, LARGEST_CHECKPOINT) as file:
             while part := file.read(2**20):  # it may have become very large
                 digest.update(part)
-    except OSError:
+    except OSError as error:
+        if may_be_whole(error):
+            raise
         return None
     return digest.hexdigest()
 
@@ -435,7 +440,14 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode("ascii"))
+    text = json.dumps(content, indent=2) + "\n"
+    # A confusion matrix of many classes: a row in a line, not a number.
+    text = _STRING_OR_NUMBERS.sub(lambda found: _in_one_line(found[0]), text)
+    write_atomically(path, text.encode("ascii"))
+
+
+def _in_one_line(text: str) -> str:
+    return text if text.startswith('"') else f"[{' '.join(text[1:-1].split())}]"
 
 
 def _write_history(path: Path, rows: Sequence[HistoryRow]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cifar_tl.backbone import Backbone, Network
 from cifar_tl.balance import are_unequal
+from cifar_tl.contents import MOST_CLASSES
 from cifar_tl.data.classes import listed
 from cifar_tl.data.examples import (
     Data,
@@ -25,7 +26,7 @@ from cifar_tl.data.examples import (
     stratified_prefix,
 )
 from cifar_tl.data.views import make_views, shift_randomly
-from cifar_tl.errors import TailError
+from cifar_tl.errors import DataError, TailError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
 from cifar_tl.experiment.features import Cost, Frozen, features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
@@ -168,6 +169,7 @@ def run_stage(
         processes = 1 if group is None else group.size()
         now = {**surroundings(device, processes), **data.software}
         saved = part if isinstance(model, Backbone) else model  # it is large, and elsewhere
+        folder.check_model(model)
         history = folder.resume(saved, optimizer, now, start)
         log(f"{stage}: {_announcement(stage, plan, parent, images, outputs, history)}")
         if is_unequal:
@@ -269,6 +271,11 @@ def _check(
     if class_balance not in get_args(ClassBalance):
         known = " or ".join(get_args(ClassBalance))
         raise ValueError(f"class_balance must be {known}, not {class_balance!r}")
+    if len(data.class_names) > MOST_CLASSES:
+        raise DataError(
+            f"{data.name} has {len(data.class_names):,} classes, and results hold {MOST_CLASSES:,} "
+            "at most: leave some out"
+        )
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose among {', '.join(STAGES)}")
     learns = STAGES[stage].learns

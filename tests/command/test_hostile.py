@@ -123,7 +123,7 @@ ROWS = {
         tensor("state_dict", "features.conv1.weight", lambda weight: weight * NAN),
         PREDICT,
         1,
-        MODEL + "(a tensor in state_dict has values that are no numbers",
+        MODEL + "(a tensor in state_dict has NaN",
     ),
     "weights infinite": Row(
         "model.pt",
@@ -159,7 +159,7 @@ ROWS = {
         ),
         PREDICT,
         1,
-        MODEL + "(a tensor in state_dict has other values than its own)",
+        MODEL + "(a tensor in state_dict is not contiguous)",
     ),
     "a sparse weight": Row(
         "model.pt",
@@ -169,7 +169,7 @@ ROWS = {
         NOT_WRITTEN,
     ),
     "lists in lists": Row(
-        "model.pt", sealed(laughs), PREDICT, 1, MODEL + "(it has too many values, or lists in"
+        "model.pt", sealed(laughs), PREDICT, 1, MODEL + "(it has too many values or lists)"
     ),
     "a number of a hundred digits": Row(
         "model.pt", checkpoint("settings.seed", 10**100), FROM_BASE, 1, MODEL + "(a number in"
@@ -226,6 +226,9 @@ ROWS = {
     "last.pt cut": Row("last.pt", cut, TRAIN, 0, CHANGED + "last.pt"),
     "last.pt deleted": Row("last.pt", delete, TRAIN, 0, CHANGED + "last.pt"),
     "last.pt without end": Row("last.pt", endless, TRAIN, 0, CHANGED + "last.pt"),
+    # Images in an archive
+    "an archive in a pipe": Row("tiny.npz", pipe, EVALUATE, 1, f"archive of plain arrays ({KINDS}"),
+    "an archive without end": Row("tiny.npz", endless, TRAIN, 1, f"of plain arrays ({KINDS}"),
     # Pictures
     "a picture without end": Row("picture.png", endless, HINT, 1, KINDS),
     "a picture in a pipe": Row("picture.png", pipe, HINT, 1, KINDS),
@@ -245,7 +248,7 @@ OF_UNFINISHED = {
         tensor("model", "features.conv1.weight", lambda weight: weight * NAN),
         TRAIN,
         1,
-        LAST + "(a tensor in model has values that are no numbers",
+        LAST + "(a tensor in model has NaN",
     ),
     "the state of another optimizer": Row(
         "last.pt",
@@ -325,7 +328,7 @@ def test_of_an_unfinished_run(name: str, run: Path, capsys: pytest.CaptureFixtur
 
 
 def try_row(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(row.name) if row.name.startswith("picture") else RUN / row.name
+    path = Path(row.name) if Path(row.name).is_file() else RUN / row.name
     row.wrong(path)
     capsys.readouterr()
     with bounded(), warnings.catch_warnings():

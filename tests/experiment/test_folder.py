@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 import os
@@ -16,12 +17,14 @@ from torch import nn
 
 from cifar_tl import disk
 from cifar_tl.checkpoint import load_checkpoint
+from cifar_tl.contents import MOST_CLASSES
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import locked
-from cifar_tl.errors import LockedError, RunError, RunWarning
+from cifar_tl.errors import DataError, LockedError, RunError, RunWarning
 from cifar_tl.experiment import folder
-from cifar_tl.experiment.folder import History, RunFolder, discard
+from cifar_tl.experiment.folder import History, RunFolder, discard, read_result
 from cifar_tl.experiment.run import run_stage
+from cifar_tl.network import CifarNet
 from cifar_tl.training import EpochRecord
 from tests.experiment.conftest import SMALL, contents, copy_run, damage_checkpoint
 
@@ -179,3 +182,31 @@ def test_checkpoint_to_go_on_from_holds_no_times(finished: Path) -> None:
     content = copy.deepcopy(load_checkpoint(finished / "base" / "last.pt"))
     assert set(content) == {"settings", "epoch", "model", "optimizer", "surroundings"}
     assert not any("seconds" in key for key in content["settings"])
+
+
+def test_what_could_not_be_saved_is_refused_before_training(
+    small_data: Data, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="could not be loaded again: a number in settings is too"):
+        run_stage("base", small_data, SMALL, output_dir=tmp_path, seed=10**39)
+    names = tuple(str(number) for number in range(MOST_CLASSES + 1))
+    many = dataclasses.replace(small_data, class_names=names)
+    with pytest.raises(DataError, match="has 8,001 classes, and results hold 8,000 at most"):
+        run_stage("base", many, SMALL, output_dir=tmp_path)
+    assert not list(tmp_path.rglob("last.pt"))
+
+
+def test_a_result_of_many_classes_has_a_row_in_a_line_and_is_read(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy_run(finished / "base", tmp_path / "base")
+    path = tmp_path / "base" / "result.json"
+    result, _ = read_result(path)
+    classes = 300
+    result["class_names"] = ['[ 1,  "2" \n]', *(str(number) for number in range(1, classes))]
+    result["classes"], result["num_classes"] = list(range(classes)), classes
+    result["val_confusion"] = [[0] * classes for _ in range(classes)]
+    result["val_confusion"][0][0] = result["images_validation"]
+    RunFolder(path.parent, {}).save_finished(CifarNet(5), dict(result), "text")
+    assert read_result(path)[0] == result
+    assert path.stat().st_size < 3.5 * classes**2

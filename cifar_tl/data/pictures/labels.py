@@ -4,6 +4,7 @@ Importing it imports no torch.
 """
 
 import csv
+import io
 import os
 import re
 import unicodedata
@@ -30,7 +31,8 @@ from cifar_tl.data.pictures.find import (
     suffixes,
     unused_tables,
 )
-from cifar_tl.errors import DataError, first_line, what_helps
+from cifar_tl.disk import LARGEST_TEXT, read_file
+from cifar_tl.errors import DataError, first_line
 from cifar_tl.names import count
 
 # The usual names of the columns, the surest first. Capital letters and spaces do not count.
@@ -181,15 +183,16 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Reads the lines of a table that are not empty, with their numbers."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=head.count))
-            lines = [(reader.line_num, line) for line in reader if any(line)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        file = io.StringIO(read_file(path, LARGEST_TEXT).decode("utf-8-sig"), newline="")
+        head = file.readline()
+        file.seek(0)
+        reader = csv.reader(file, delimiter=max(",;\t", key=head.count))
+        lines = [(reader.line_num, line) for line in reader if any(line)]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{path} is no readable CSV file ({first_line(error)}): "
-            + what_helps(error, "check the path, or save it anew as CSV in UTF-8")
+            f"{path} is no readable CSV file ({first_line(error)}): save it anew as CSV in UTF-8"
         ) from error
     return lines or [(1, [])]
 

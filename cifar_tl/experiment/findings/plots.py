@@ -27,7 +27,7 @@ from cifar_tl.backbone import Backbone, Network
 from cifar_tl.checkpoint import read_named_model
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
 from cifar_tl.data.examples import Data
-from cifar_tl.disk import locked, write_atomically
+from cifar_tl.disk import LARGEST_TEXT, locked, read_file, write_atomically
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
 from cifar_tl.experiment.findings.layers import dropout_rate
@@ -123,7 +123,7 @@ def draw_images(place: stages.Place) -> None:
     The control in ``place`` says how many classes there are.
     """
     folder, (result, _) = place.comparison, _read(place.of(stages.control()))
-    content = json.loads((folder / stages.COMPARISON[0]).read_text(encoding="utf-8"))
+    content = json.loads(read_file(folder / stages.COMPARISON[0], LARGEST_TEXT))
     title = f"{printable(content['data'])}, {content['recipe']}"
     with _drawing(), locked(folder, wait=True):
         figure = images(content["sizes"], title, always_words(result))

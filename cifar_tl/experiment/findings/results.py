@@ -18,42 +18,17 @@ from cifar_tl.training import EpochRecord
 FEW_IMAGES = 1000  # fewer make an accuracy uncertain by some points
 
 
-class StageResult(TypedDict, total=False):
-    """The content of ``result.json``: what was trained, with which values, and what came out.
-
-    ``val_confusion`` has a row for each class and a column for each output. Accuracies are
-    fractions, None without images; seconds of reading are those of the last run alone.
-    """
+class _EveryResult(TypedDict):
+    """What is in every ``result.json``, whatever version wrote it."""
 
     stage: str
     data: str
     data_description: str
-    data_notes: list[str]
     classes: list[int]
     class_names: list[str]
-    fingerprint: str
-    parent_stage: str | None
-    parent: str | None
-    parent_path: str | None
-    backbone: str  # this and the next two: of a pretrained network alone
-    backbone_source: dict[str, Any]
-    backbone_preprocessing: dict[str, Any]
-    fit: str
     recipe: str
-    optimizer: str
-    lr: float
-    schedule: str
-    normalize: bool
-    first_layer: str
-    mirror: bool
-    epochs: int
-    batch_size: int
-    weight_decay: float
-    momentum: float
-    warmup: float
     precision: str
-    dropout: float | None
-    shift: int
+    epochs: int
     seed: int
     train_fraction: float
     num_classes: int
@@ -65,10 +40,46 @@ class StageResult(TypedDict, total=False):
     val_accuracy: float
     val_loss: float
     val_confusion: list[list[int]]
-    val_class_accuracies: list[float | None]
-    val_most_confused: list[tuple[str, str, float]]
     test_accuracy: float | None
     test_loss: float | None
+    seconds_train: float
+    seconds_validation: float
+    seconds_features: float
+    seconds_total: float
+    environment: dict[str, Any]
+    surroundings: list[dict[str, Any]]
+
+
+class StageResult(_EveryResult, total=False):
+    """The content of ``result.json``: what was trained, with which values, and what came out.
+
+    ``val_confusion`` has a row for each class and a column for each output. Accuracies are
+    fractions, None without images; seconds of reading are those of the last run alone.
+    """
+
+    data_notes: list[str]
+    fingerprint: str
+    parent_stage: str | None
+    parent: str | None
+    parent_path: str | None
+    backbone: str  # this and the next three: of a pretrained network alone
+    backbone_source: dict[str, Any]
+    backbone_preprocessing: dict[str, Any]
+    fit: str
+    optimizer: str
+    lr: float
+    schedule: str
+    normalize: bool
+    first_layer: str
+    mirror: bool
+    batch_size: int
+    weight_decay: float
+    momentum: float
+    warmup: float
+    dropout: float | None
+    shift: int
+    val_class_accuracies: list[float | None]
+    val_most_confused: list[tuple[str, str, float]]
     class_balance: str  # only where training aimed at the mean over unequal classes
     val_balanced_accuracy: float  # this and the next five: only where classes are unequal
     val_balanced_interval: list[float]
@@ -76,14 +87,8 @@ class StageResult(TypedDict, total=False):
     test_balanced_accuracy: float | None
     test_balanced_interval: list[float] | None
     test_majority: float | None
-    seconds_train: float
-    seconds_validation: float
-    seconds_features: float
     seconds_reading: float
-    seconds_total: float
     command: str  # that finished it, if it was one
-    environment: dict[str, Any]
-    surroundings: list[dict[str, Any]]
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:

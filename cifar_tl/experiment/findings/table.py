@@ -29,6 +29,10 @@ def save_runs(output_dir: Path) -> None:
             try:
                 result, _ = read_result(path)
                 found[path.relative_to(output_dir).parts[:-1]] = result
+            except OSError as error:
+                warnings.warn(
+                    f"{path}: {error.strerror}: {RUNS} lacks it", RunWarning, stacklevel=2
+                )
             except ValueError as error:
                 if not (path.parent / MODEL).exists():  # of another program, or not finished
                     continue
