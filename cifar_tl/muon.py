@@ -2,12 +2,20 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 LARGEST = 2048  # rows or columns: one step of AlexNet's 4096 x 9216 weights took a minute
+
+
+def _unwrapped(method: Method) -> Method:
+    found: Method = getattr(method, "__wrapped__", method)
+    return found
 
 
 class Muon(torch.optim.Optimizer):
@@ -44,6 +52,13 @@ class Muon(torch.optim.Optimizer):
                     "lr and weight_decay must be at least 0 and momentum from 0 to below 1, not "
                     f"{lr}, {weight_decay} and {momentum}"
                 )
+
+    # torch wraps these so that the first call imports torch._dynamo, for seconds. This optimizer
+    # calls them unwrapped. A torch that does not wrap them has no `__wrapped__`.
+    add_param_group = _unwrapped(torch.optim.Optimizer.add_param_group)
+    zero_grad = _unwrapped(torch.optim.Optimizer.zero_grad)
+    state_dict = _unwrapped(torch.optim.Optimizer.state_dict)
+    load_state_dict = _unwrapped(torch.optim.Optimizer.load_state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

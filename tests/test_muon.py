@@ -1,4 +1,7 @@
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,3 +159,30 @@ def test_a_matrix_that_is_too_large_gets_the_norm_of_an_orthogonal_one(
     small.grad = torch.randn(3, 6)
     Muon([small], lr=1.0, momentum=0.0).step()
     torch.testing.assert_close(-small.data, orthogonalize(small.grad))
+
+
+def test_it_works_without_torch_dynamo_and_a_compiled_step_computes_the_same() -> None:
+    program = """
+import sys, torch
+from cifar_tl.muon import Muon
+
+def train(compiled):
+    torch.manual_seed(0)
+    module = torch.nn.Linear(8, 4)
+    optimizer = Muon(module.parameters(), lr=0.1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    def step():
+        optimizer.zero_grad()
+        module(torch.ones(2, 8)).square().sum().backward()
+        optimizer.step()
+    step = torch.compile(step, backend="eager") if compiled else step
+    step(), step()
+    return module.weight
+
+plain = train(compiled=False)
+assert "torch._dynamo" not in sys.modules  # its import takes seconds
+assert torch.equal(plain, train(compiled=True))
+assert "torch._dynamo" in sys.modules
+"""
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True, timeout=120)
