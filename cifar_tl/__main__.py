@@ -33,7 +33,7 @@ def start(*words: str) -> NoReturn:
         code = caught.code
     if ours:  # Python takes a second to tidy up
         signals.end_at_once_with(code)
-    _drop_what_cannot_be_written()
+        _drop_what_cannot_be_written()
     sys.exit(code)
 
 

@@ -5,20 +5,19 @@ Exit codes: 0 done, 1 failed, 2 wrong usage; after a signal 128 and its number, 
 
 import argparse
 import contextlib
-import io
 import logging
 import re
 import shlex
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import get_terminal_size, which
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from cifar_tl.command.signals import Interrupt, importing
 from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
@@ -168,50 +167,59 @@ def run_command(
 
     if sys.stdout is None:
         return fail("standard output is closed: send it somewhere, such as > /dev/null", 2)
-    _silence_pillow()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name may hold any character
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", CifarTLWarning)
-            warnings.showwarning = partial(_show_warning, parser.prog)
+        with _warnings_in_lines(parser.prog):
             try:
                 parsed = parser.parse_args(argv)
             except SystemExit as done:  # --help and --version
-                code = int(done.code or 0)
-            else:
-                check(parsed)
-                options = parsed
-                with importing(lambda code: fail("interrupted", code, cut_off=True)):
-                    _import(load)
-                code = work(options)
-            sys.stdout.flush()
-            return code
-    except UsageError as error:
-        return fail(error, 2)
+                return int(done.code or 0)
+            check(parsed)
+        options = parsed
+        with importing(lambda code: fail("interrupted", code, cut_off=True)):
+            _import(load)
+        with _warnings_in_lines(parser.prog):
+            return work(options)
     except KeyboardInterrupt as caught:
         if launch.speaks():
             fail("interrupted", cut_off=True)
         if isinstance(caught, Interrupt):
             return caught.code
         raise  # in somebody else's process it is an exception like any other
-    except CifarTLError as error:
-        return fail(error)
-    except BrokenPipeError:
-        return fail("nobody reads the output any more", cut_off=True)
-    except OSError as error:
-        if "No usable temporary directory" in str(error):
-            return fail("there is no folder for temporary files: set TMPDIR to one", 2)
-        where = f"{error.filename}: " if error.filename else ""
-        return fail(f"{where}{error.strerror or error}", cut_off=True)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
-            if launch.launch().size > 1 and LOST.search(str(error)):
-                return fail(f"another process is gone ({first_line(error)})", cut_off=True)
+    except Exception as error:
+        failure = _explain(error, options)
+        if failure is None:
             raise
+        message, code, cut_off = failure
+        return fail(message, code, cut_off=cut_off)
+
+
+def _explain(error: Exception, options: argparse.Namespace) -> tuple[str, int, bool] | None:
+    """Says what an error means.
+
+    Returns:
+        The message, the exit code, and whether the work was cut off. None: the program has a
+        defect, and Python shows where.
+    """
+    text = str(error)
+    if isinstance(error, UsageError):
+        return text, 2, False
+    if isinstance(error, CifarTLError):
+        return text, 1, False
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads the output any more", 1, True
+    if isinstance(error, OSError):
+        if "No usable temporary directory" in text:
+            return "there is no folder for temporary files: set TMPDIR to one", 2, False
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 1, True
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)
+    ):
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
-        return fail(f"out of memory: close other programs{smaller}", cut_off=True)
+        return f"out of memory: close other programs{smaller}", 1, True
+    if isinstance(error, RuntimeError) and launch.launch().size > 1 and LOST.search(text):
+        return f"another process is gone ({first_line(error)})", 1, True
+    return None
 
 
 def _import(load: Callable[[], object]) -> None:
@@ -228,7 +236,7 @@ def _import(load: Callable[[], object]) -> None:
 def say(line: str) -> None:
     """Prints a line of results. Of several processes, one prints."""
     if launch.speaks():
-        print(line, flush=True)
+        _write(sys.stdout, line)
 
 
 def warn(line: str) -> None:
@@ -239,12 +247,34 @@ def warn(line: str) -> None:
 
 def _write_error(line: str) -> None:
     """Prints a line on standard error, if somebody reads it."""
-    if sys.stderr is None:
-        return
-    with contextlib.suppress(OSError):
-        # A name may hold any character, and a library may warn in several lines.
-        sys.stderr.write(f"{printable(line)}\n")  # at once: several threads may warn
-        sys.stderr.flush()
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            _write(sys.stderr, printable(line))  # a library may warn in several lines
+
+
+def _write(stream: TextIO, line: str) -> None:
+    """Writes a line at once. A name in it may hold characters that the stream cannot write."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # a stream of another program has none
+    # Line and end together: several threads may warn.
+    stream.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+@contextlib.contextmanager
+def _warnings_in_lines(program: str) -> Iterator[None]:
+    """Prints each warning in a line. Drops what Pillow logs of damaged files: errors name them.
+
+    Imports of torch stay outside. They add filters of warnings, which must stay.
+    """
+    pillow, handler = logging.getLogger("PIL"), logging.NullHandler()
+    pillow.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CifarTLWarning)
+            warnings.showwarning = partial(_show_warning, program)
+            yield
+    finally:
+        pillow.removeHandler(handler)
 
 
 def _show_warning(
@@ -253,13 +283,6 @@ def _show_warning(
     """Prints a warning in a line. Pillow warns of damaged metadata, which nobody asked about."""
     if launch.warns() and Path(filename).parent.name != "PIL":
         _write_error(f"{program}: warning: {text}")
-
-
-def _silence_pillow() -> None:
-    """Drops what Pillow logs of damaged files, without their names. An error names the file."""
-    logger = logging.getLogger("PIL")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
 
 
 def shows_progress() -> bool:

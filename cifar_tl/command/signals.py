@@ -46,6 +46,11 @@ def handle_signals() -> None:
     sys.unraisablehook = _send_again
 
 
+def are_handled() -> bool:
+    """Returns whether `handle_signals` was called: whether the process is our own."""
+    return sys.unraisablehook is _send_again
+
+
 def end_at_once_with(code: int | None = None) -> None:
     """Makes each signal that was handled end the process: with a code, or with its own."""
 

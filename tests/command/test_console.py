@@ -172,6 +172,62 @@ def test_in_somebody_else_s_process_an_interruption_is_an_exception(
     assert "interrupted; what was finished is saved. To go on: cifar-tl train" in errors
 
 
+# What a command may change only for as long as it runs.
+LEFT_AS_IT_WAS = """
+import logging, os, random, signal, sys, threading, warnings
+import numpy, torch
+from cifar_tl.__main__ import main
+
+def state():
+    loggers = [logging.getLogger(), logging.getLogger("PIL"), logging.getLogger("torch")]
+    streams = (sys.stdout, sys.stderr)
+    return {
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "hooks": (sys.unraisablehook, sys.excepthook, sys.displayhook, threading.excepthook),
+        "streams": [(s, s.errors, s.encoding, s.line_buffering) for s in streams],
+        "warnings": (warnings.showwarning, warnings.formatwarning, list(warnings.filters)),
+        "logging": [(list(logger.handlers), logger.level) for logger in loggers],
+        "system": (dict(os.environ), os.getcwd(), list(sys.argv), list(sys.path)),
+        "threads": (torch.get_num_threads(), threading.enumerate()),
+        "torch": (
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.mkldnn.enabled,
+            torch.is_autocast_enabled("cpu"),
+        ),
+        "random": (random.getstate(), str(numpy.random.get_state())),
+        "torch's random": torch.get_rng_state().tolist(),
+    }
+
+torch.set_num_threads(2)
+sys.stdout.reconfigure(errors="strict")
+before = state()
+for line in (
+    ["--help"],
+    ["train", "--fly"],
+    ["predict", "picture.png", "none.png"],
+    ["evaluate", "model.pt", "--data", sys.argv[2]],
+    ["export", "model.pt", "out"],
+    ["train", *sys.argv[1:], "--epochs", "1"],
+    ["train", *sys.argv[1:], "--epochs", "2"],  # refused after the data were read
+):
+    main(line)
+    after = state()
+    assert after == before, {name: (before[name], after[name]) for name in after
+        if after[name] != before[name]}
+"""
+
+
+def test_somebody_else_s_process_is_left_as_it_was(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    run_forked(zygote, LEFT_AS_IT_WAS, *work["train"])
+    assert Path("runs/small.npz/base/model.pt").exists()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nobody_reads_the_output(
     zygote: subprocess.Popen[str], work: dict[str, list[str]], command: str
