@@ -102,8 +102,9 @@ def importing(say_why: Callable[[int], object]) -> Iterator[None]:
         signal.signal(number, keep)
     try:
         yield
-    finally:
+    finally:  # also if the import failed
         for number in handled:
             signal.signal(number, before[number])
-    for number in came:
-        signal.raise_signal(number)
+        with contextlib.ExitStack() as stack:  # each one, also if the one before raises
+            for number in reversed(came):
+                stack.callback(signal.raise_signal, number)

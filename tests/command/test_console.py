@@ -23,7 +23,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning
 from cifar_tl.network import CifarNet
-from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line, run_forked
+from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line, run_forked, run_program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -135,6 +135,56 @@ def test_a_process_of_our_own_ends_at_once_while_torch_is_imported(
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert ": interrupted; what was finished is saved. To go on: " in one_line(errors)
+
+
+@pytest.mark.parametrize(
+    ("event", "function"), [("return", "handle_signals"), ("call", "end_at_once_with")]
+)
+def test_a_signal_before_or_after_the_command_is_its_exit_code(event: str, function: str) -> None:
+    program = f"""
+import os, signal, sys
+from cifar_tl.__main__ import start
+def stop(frame, event, _):
+    if event == "{event}" and frame.f_code.co_name == "{function}":
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.argv[1:] = ["--help"]
+sys.setprofile(stop)
+start()
+"""
+    process = run_program("-c", program)
+    assert (process.returncode, process.stderr) == (143, "")
+
+
+def test_a_stop_is_not_lost_if_torch_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import signal, warnings\n"
+        "warnings.filterwarnings('ignore', 'of torch')\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+        "raise ImportError('it is broken')\n"
+    )
+    (tmp_path / "cat.png").touch()
+    program = """
+import signal, sys, warnings
+sys.path.insert(0, ".")
+came = []
+def handler(number, _):
+    came.append(number)
+    if number == signal.SIGTERM:
+        raise RuntimeError
+signal.signal(signal.SIGINT, handler)
+signal.signal(signal.SIGTERM, handler)
+from cifar_tl.__main__ import main
+try:
+    main(["predict", "cat.png"])
+except RuntimeError:
+    pass
+assert came == [signal.SIGTERM, signal.SIGINT]
+assert any("of torch" in str(kind) for kind in warnings.filters)  # they are for later imports
+"""
+    process = run_program("-c", program, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
 NOT_OURS = """
