@@ -19,7 +19,8 @@ from pathlib import Path
 from shutil import get_terminal_size, which
 from typing import Any, NoReturn, TextIO
 
-from cifar_tl.command.signals import Interrupt, importing
+from cifar_tl.command.limits import can_load, memory_is_limited
+from cifar_tl.command.signals import Interrupt, are_handled, importing
 from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
 from cifar_tl.names import printable
 from cifar_tl.processes import launch
@@ -31,6 +32,7 @@ import_torch: Callable[[], object] = partial(import_module, "torch")  # takes se
 OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
+RAISE_LIMIT = "raise the limit of memory (ulimit -v unlimited)"
 # In torch's messages about a process that is gone.
 LOST = re.compile("gloo/|NCCL|[Cc]onnection|failed to recv")
 
@@ -215,8 +217,9 @@ def _explain(error: Exception, options: argparse.Namespace) -> tuple[str, int, b
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)
     ):
+        more = RAISE_LIMIT if memory_is_limited() else "close other programs"
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
-        return f"out of memory: close other programs{smaller}", 1, True
+        return f"out of memory: {more}{smaller}", 1, True
     if isinstance(error, RuntimeError) and launch.launch().size > 1 and LOST.search(text):
         return f"another process is gone ({first_line(error)})", 1, True
     return None
@@ -224,12 +227,16 @@ def _explain(error: Exception, options: argparse.Namespace) -> tuple[str, int, b
 
 def _import(load: Callable[[], object]) -> None:
     """Imports torch. If the system cannot load it, that is no fault of the arguments."""
+    limited = memory_is_limited()
     try:
+        # A copy of another program's process could disturb that program.
+        if limited and are_handled() and "torch" not in sys.modules and not can_load(load):
+            raise ImportError("not under this limit of memory")
         load()
     except ImportError as error:
+        remedy = f"{RAISE_LIMIT}, or " if limited else ""
         raise UsageError(
-            f"torch cannot be imported ({first_line(error)}): raise the memory limit (ulimit -v) "
-            "if there is one, else install torch anew"
+            f"torch cannot be imported ({first_line(error)}): {remedy}install torch anew"
         ) from error
 
 

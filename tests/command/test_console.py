@@ -390,7 +390,26 @@ def test_too_little_memory_to_import_torch_is_one_line() -> None:
         ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (process.returncode, process.stdout) == (2, "")
-    assert "raise the memory limit (ulimit -v)" in one_line(process.stderr)
+    assert "raise the limit of memory (ulimit -v unlimited)" in one_line(process.stderr)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+@pytest.mark.parametrize("end", ["os.abort()", "os._exit(1)", "raise SystemError"])
+def test_torch_that_ends_the_process_close_to_the_limit_is_one_line(
+    tmp_path: Path, end: str
+) -> None:
+    (tmp_path / "torch.py").write_text(f"import os\nos.write(2, b'terminate called\\n')\n{end}\n")
+    command = f"ulimit -c 0; ulimit -v 9000000; exec {sys.executable} -m cifar_tl"
+    process = subprocess.run(
+        ["sh", "-c", f"{command} predict tests/cifar10.png"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "(not under this limit of memory): raise the limit of memory" in one_line(process.stderr)
 
 
 def test_too_few_descriptors_are_no_damage_of_the_data(
