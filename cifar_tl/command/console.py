@@ -27,6 +27,7 @@ from cifar_tl.processes import launch
 from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
+MODULE = ("cifar_tl", "__main__")  # the file's name without suffix after python -m
 REQUIREMENTS = ("torch", "torchvision", "numpy", "tqdm")  # as in requirements.txt
 import_torch: Callable[[], object] = partial(import_module, "torch")  # takes seconds
 OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
@@ -88,25 +89,27 @@ def called(name: str, *, short: bool = False) -> str:
         short: Leave out the folder of Python, even if the shell does not find Python without it.
 
     Returns:
-        Such as ``cifar-tl train``, ``python train.py`` or ``torchrun ... train.py``.
+        Such as ``cifar-tl train``, ``python train.py`` or ``torchrun ... train.py``. In a notebook
+        the same line works after ``!``.
     """
     program, *arguments = sys.argv
     file, module = Path(program), ["-m", "cifar_tl", name]
+    door = [program] if (name, file.name) == ("train", "train.py") else module
     python, *typed = sys.orig_argv or ["python"]  # a program that embeds Python has none
     options = typed[: max(0, len(typed) - len(arguments))]
-    python = _spell_python(python, short)
+    as_typed = typed == [*options, *arguments]  # else somebody has changed them, such as %run
+    python, found = _spell_python(python, short), which(COMMAND)
     if name == "train" and (launcher := launch.words()):
-        words = [*launcher, *([program] if file.name == "train.py" else module)]
-    elif typed != [*options, *arguments]:  # somebody has changed the arguments, such as %run
-        words = [COMMAND, name]
-    elif file.name == "train.py" and options[-1:] == [program]:
-        words = [python, *options] if name == "train" else [python, *options[:-1], *module]
-    elif "cifar_tl" in (file.name, file.parent.name) and file.stem in ("cifar_tl", "__main__"):
+        words = [*launcher, *door]
+    elif as_typed and file.name == "train.py" and options[-1:] == [program]:
+        words = [python, *options[:-1], *door]
+    elif as_typed and "cifar_tl" in (file.name, file.parent.name) and file.stem in MODULE:
         words = [python, *options, name]
-    else:
-        found = which(COMMAND)
+    elif file.stem == COMMAND:
         is_on_path = found is not None and Path(found).with_suffix("") == file.with_suffix("")
-        words = [COMMAND if is_on_path or file.stem != COMMAND else program, name]
+        words = [COMMAND if is_on_path else program, name]
+    else:  # another program or a notebook called a function
+        words = [COMMAND, name] if found else [python, *door]
     return shlex.join(filter(None, words))
 
 
