@@ -64,7 +64,7 @@ def compute_with(threads: int | None) -> Iterator[None]:
 
 
 def fits(num_bytes: int, device: torch.device) -> bool:
-    """Returns whether a device has room for data, and for as much again to compute with it.
+    """Returns whether a device has room for data twice: to keep it, and to compute with it.
 
     Only CUDA says how much is free. On other devices the answer is always yes.
     """

@@ -133,7 +133,7 @@ def missing() -> str | None:
     if not names:
         return None
     python = _spell_python((sys.orig_argv or ["python"])[0], short=False)
-    return f"what it needs is not installed: {python} -m pip install {' '.join(names)}"
+    return f"packages are missing, install them: {python} -m pip install {' '.join(names)}"
 
 
 def run_command(
@@ -159,7 +159,7 @@ def run_command(
         The exit code.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C in somebody else's process.
+        KeyboardInterrupt: After Ctrl-C in another program's process.
     """
     options = argparse.Namespace()
 
@@ -189,7 +189,7 @@ def run_command(
             fail("interrupted", cut_off=True)
         if isinstance(caught, Interrupt):
             return caught.code
-        raise  # in somebody else's process it is an exception like any other
+        raise  # in another program's process it is an exception like any other
     except Exception as error:
         failure = _explain(error, options)
         if failure is None:

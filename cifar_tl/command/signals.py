@@ -28,7 +28,7 @@ class Interrupt(KeyboardInterrupt):
 
 
 def is_our_process() -> bool:
-    """Returns whether Python itself called our entry point, and no notebook or other program."""
+    """Returns whether this process runs our command alone, and no notebook or other program."""
     frames = [frame for frame, _ in traceback.walk_stack(None)]
     programs = sum(frame.f_code.co_name == "<module>" for frame in frames)
     callers = {frame.f_globals.get("__name__") for frame in frames}
@@ -38,7 +38,8 @@ def is_our_process() -> bool:
 def handle_signals() -> None:
     """Makes each signal raise `Interrupt`. After the first one, another ends the process at once.
 
-    A signal that is ignored stays ignored: by nohup, or by a shell for its background.
+    A signal that is ignored stays ignored: nohup ignores some, and so does a shell for a program in
+    its background.
     """
     for number in ENDING:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

@@ -368,7 +368,7 @@ def prepare_folders(
 
     if options.restart:
         if not launch.once_a_launch("restart", empty, group):
-            log("going on where this launch was before: --restart deletes only once")
+            log("torchrun has started again: it goes on, and --restart deletes nothing this time")
         for each in (options, *(job.options for job in jobs)):
             each.restart = False  # so that a command to go on does not delete again
 
