@@ -25,15 +25,16 @@ def start(*words: str) -> NoReturn:
         words: What stands before the arguments that were typed.
     """
     ours = signals.is_our_process()
-    if ours:
-        signals.handle_signals()
     try:
+        if ours:
+            signals.handle_signals()
         code = main([*words, *sys.argv[1:]])
+        if ours:  # Python takes a second to tidy up
+            signals.end_at_once_with(code)
     except signals.Interrupt as caught:  # where no command could catch it
         code = caught.code
-    if ours:  # Python takes a second to tidy up
-        signals.end_at_once_with(code)
-    _drop_what_cannot_be_written()
+    if ours:
+        _drop_what_cannot_be_written()
     sys.exit(code)
 
 

@@ -4,7 +4,8 @@ import ctypes
 import importlib.metadata
 import platform
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,21 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16)
 
 
+@contextmanager
+def compute_with(threads: int | None) -> Iterator[None]:
+    """Sets the number of threads of torch, and sets it back at the end. None: it stays."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)
+
+
 def fits(num_bytes: int, device: torch.device) -> bool:
-    """Returns whether a device has room for data, and for as much again to compute with it.
+    """Returns whether a device has room for data twice: to keep it, and to compute with it.
 
     Only CUDA says how much is free. On other devices the answer is always yes.
     """
@@ -72,8 +86,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc gives the large tensors of a training step back to the system. At the next step
     the system clears and maps every page again. That takes a third of a step's time. The setting is
-    for the whole process, so the program decides: ``cifar-tl train`` calls this function, and
-    importing the package does not. See mallopt(3).
+    for the whole process, and nothing can undo it. So the program decides: ``cifar-tl train`` calls
+    this function in a process of its own, and importing the package does not. See mallopt(3).
 
     Returns:
         Whether it worked. Without glibc it does nothing and returns False.

@@ -111,6 +111,15 @@ def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> None:
     tempfile.tempdir = None  # so that Python looks again
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _installed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Puts a command ``cifar-tl`` on the path: messages name it, as after an installation."""
+    program = tmp_path_factory.mktemp("bin") / ("cifar-tl.bat" if os.name == "nt" else "cifar-tl")
+    program.touch()
+    program.chmod(0o755)
+    os.environ["PATH"] = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+
+
 @pytest.fixture(autouse=True)
 def _same_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs each test in an empty folder of its own."""

@@ -248,6 +248,38 @@ def test_the_installed_command_speaks_as_it_was_called(
     check_spelling(["cifar-tl"], arguments, "cifar-tl evaluate", "cifar-tl train")
 
 
+TRANSFER = ["train", "--data", "shapes", "--stage", "transfer"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX path")
+@pytest.mark.parametrize(
+    ("argv", "words", "called"),
+    [
+        (["/ipykernel_launcher.py", "-f", "x"], TRANSFER, "-m cifar_tl train"),
+        (["program.py"], ["evaluate", "none.pt"], "-m cifar_tl evaluate"),
+        (["train.py", *TRANSFER[1:]], TRANSFER, "train.py"),  # as %run sets it
+    ],
+)
+def test_another_program_names_the_command_only_if_it_is_on_the_path(
+    argv: list[str], words: list[str], called: str, tmp_path: Path
+) -> None:
+    program = f"""
+import sys
+from cifar_tl.__main__ import main
+sys.argv = {argv}
+main({words})
+"""
+    process = run_program("-c", program, cwd=tmp_path)
+    assert one_line(process.stderr).startswith(f"cifar-tl {words[0]}: ")
+    assert " cifar-tl train" in process.stderr
+    (tmp_path / "empty").mkdir()
+    program = f"import os\nos.environ['PATH'] = 'empty'\n{program}"
+    process = run_program("-c", program, cwd=tmp_path)
+    assert one_line(process.stderr).startswith(f"python {called}: ")
+    train = called if words[0] == "train" else "-m cifar_tl train"
+    assert f" {sys.executable} {train}" in process.stderr  # it can be pasted
+
+
 @pytest.mark.skipif(not Path(ROOT, "cifar_tl").exists(), reason="needs a clone")
 def test_without_packages_it_says_how_to_install_them(tmp_path: Path) -> None:
     required = Path(ROOT, "requirements.txt").read_text().split()

@@ -5,33 +5,35 @@ Exit codes: 0 done, 1 failed, 2 wrong usage; after a signal 128 and its number, 
 
 import argparse
 import contextlib
-import io
 import logging
 import re
 import shlex
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import get_terminal_size, which
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from cifar_tl.command.signals import Interrupt, importing
+from cifar_tl.command.limits import can_load, memory_is_limited
+from cifar_tl.command.signals import Interrupt, are_handled, importing
 from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
 from cifar_tl.names import printable
 from cifar_tl.processes import launch
 from cifar_tl.version import __version__
 
 COMMAND = "cifar-tl"
+MODULE = ("cifar_tl", "__main__")  # the file's name without suffix after python -m
 REQUIREMENTS = ("torch", "torchvision", "numpy", "tqdm")  # as in requirements.txt
 import_torch: Callable[[], object] = partial(import_module, "torch")  # takes seconds
 OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
+RAISE_LIMIT = "raise the limit of memory (ulimit -v unlimited)"
 # In torch's messages about a process that is gone.
 LOST = re.compile("gloo/|NCCL|[Cc]onnection|failed to recv")
 
@@ -87,25 +89,27 @@ def called(name: str, *, short: bool = False) -> str:
         short: Leave out the folder of Python, even if the shell does not find Python without it.
 
     Returns:
-        Such as ``cifar-tl train``, ``python train.py`` or ``torchrun ... train.py``.
+        Such as ``cifar-tl train``, ``python train.py`` or ``torchrun ... train.py``. In a notebook
+        the same line works after ``!``.
     """
     program, *arguments = sys.argv
     file, module = Path(program), ["-m", "cifar_tl", name]
+    door = [program] if (name, file.name) == ("train", "train.py") else module
     python, *typed = sys.orig_argv or ["python"]  # a program that embeds Python has none
     options = typed[: max(0, len(typed) - len(arguments))]
-    python = _spell_python(python, short)
+    as_typed = typed == [*options, *arguments]  # else somebody has changed them, such as %run
+    python, found = _spell_python(python, short), which(COMMAND)
     if name == "train" and (launcher := launch.words()):
-        words = [*launcher, *([program] if file.name == "train.py" else module)]
-    elif typed != [*options, *arguments]:  # somebody has changed the arguments, such as %run
-        words = [COMMAND, name]
-    elif file.name == "train.py" and options[-1:] == [program]:
-        words = [python, *options] if name == "train" else [python, *options[:-1], *module]
-    elif "cifar_tl" in (file.name, file.parent.name) and file.stem in ("cifar_tl", "__main__"):
+        words = [*launcher, *door]
+    elif as_typed and file.name == "train.py" and options[-1:] == [program]:
+        words = [python, *options[:-1], *door]
+    elif as_typed and "cifar_tl" in (file.name, file.parent.name) and file.stem in MODULE:
         words = [python, *options, name]
-    else:
-        found = which(COMMAND)
+    elif file.stem == COMMAND:
         is_on_path = found is not None and Path(found).with_suffix("") == file.with_suffix("")
-        words = [COMMAND if is_on_path or file.stem != COMMAND else program, name]
+        words = [COMMAND if is_on_path else program, name]
+    else:  # another program or a notebook called a function
+        words = [COMMAND, name] if found else [python, *door]
     return shlex.join(filter(None, words))
 
 
@@ -129,7 +133,7 @@ def missing() -> str | None:
     if not names:
         return None
     python = _spell_python((sys.orig_argv or ["python"])[0], short=False)
-    return f"what it needs is not installed: {python} -m pip install {' '.join(names)}"
+    return f"packages are missing, install them: {python} -m pip install {' '.join(names)}"
 
 
 def run_command(
@@ -155,7 +159,7 @@ def run_command(
         The exit code.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C in somebody else's process.
+        KeyboardInterrupt: After Ctrl-C in another program's process.
     """
     options = argparse.Namespace()
 
@@ -168,67 +172,81 @@ def run_command(
 
     if sys.stdout is None:
         return fail("standard output is closed: send it somewhere, such as > /dev/null", 2)
-    _silence_pillow()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name may hold any character
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", CifarTLWarning)
-            warnings.showwarning = partial(_show_warning, parser.prog)
+        with _warnings_in_lines(parser.prog):
             try:
                 parsed = parser.parse_args(argv)
             except SystemExit as done:  # --help and --version
-                code = int(done.code or 0)
-            else:
-                check(parsed)
-                options = parsed
-                with importing(lambda code: fail("interrupted", code, cut_off=True)):
-                    _import(load)
-                code = work(options)
-            sys.stdout.flush()
-            return code
-    except UsageError as error:
-        return fail(error, 2)
+                return int(done.code or 0)
+            check(parsed)
+        options = parsed
+        with importing(lambda code: fail("interrupted", code, cut_off=True)):
+            _import(load)
+        with _warnings_in_lines(parser.prog):
+            return work(options)
     except KeyboardInterrupt as caught:
         if launch.speaks():
             fail("interrupted", cut_off=True)
         if isinstance(caught, Interrupt):
             return caught.code
-        raise  # in somebody else's process it is an exception like any other
-    except CifarTLError as error:
-        return fail(error)
-    except BrokenPipeError:
-        return fail("nobody reads the output any more", cut_off=True)
-    except OSError as error:
-        if "No usable temporary directory" in str(error):
-            return fail("there is no folder for temporary files: set TMPDIR to one", 2)
-        where = f"{error.filename}: " if error.filename else ""
-        return fail(f"{where}{error.strerror or error}", cut_off=True)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
-            if launch.launch().size > 1 and LOST.search(str(error)):
-                return fail(f"another process is gone ({first_line(error)})", cut_off=True)
+        raise  # in another program's process it is an exception like any other
+    except Exception as error:
+        failure = _explain(error, options)
+        if failure is None:
             raise
+        message, code, cut_off = failure
+        return fail(message, code, cut_off=cut_off)
+
+
+def _explain(error: Exception, options: argparse.Namespace) -> tuple[str, int, bool] | None:
+    """Says what an error means.
+
+    Returns:
+        The message, the exit code, and whether the work was cut off. None: the program has a
+        defect, and Python shows where.
+    """
+    text = str(error)
+    if isinstance(error, UsageError):
+        return text, 2, False
+    if isinstance(error, CifarTLError):
+        return text, 1, False
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads the output any more", 1, True
+    if isinstance(error, OSError):
+        if "No usable temporary directory" in text:
+            return "there is no folder for temporary files: set TMPDIR to one", 2, False
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 1, True
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)
+    ):
+        more = RAISE_LIMIT if memory_is_limited() else "close other programs"
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
-        return fail(f"out of memory: close other programs{smaller}", cut_off=True)
+        return f"out of memory: {more}{smaller}", 1, True
+    if isinstance(error, RuntimeError) and launch.launch().size > 1 and LOST.search(text):
+        return f"another process is gone ({first_line(error)})", 1, True
+    return None
 
 
 def _import(load: Callable[[], object]) -> None:
     """Imports torch. If the system cannot load it, that is no fault of the arguments."""
+    limited = memory_is_limited()
     try:
+        # A copy of another program's process could disturb that program.
+        if limited and are_handled() and "torch" not in sys.modules and not can_load(load):
+            raise ImportError("not under this limit of memory")
         load()
     except ImportError as error:
+        remedy = f"{RAISE_LIMIT}, or " if limited else ""
         raise UsageError(
-            f"torch cannot be imported ({first_line(error)}): raise the memory limit (ulimit -v) "
-            "if there is one, else install torch anew"
+            f"torch cannot be imported ({first_line(error)}): {remedy}install torch anew"
         ) from error
 
 
 def say(line: str) -> None:
     """Prints a line of results. Of several processes, one prints."""
     if launch.speaks():
-        print(line, flush=True)
+        _write(sys.stdout, line)
 
 
 def warn(line: str) -> None:
@@ -239,12 +257,34 @@ def warn(line: str) -> None:
 
 def _write_error(line: str) -> None:
     """Prints a line on standard error, if somebody reads it."""
-    if sys.stderr is None:
-        return
-    with contextlib.suppress(OSError):
-        # A name may hold any character, and a library may warn in several lines.
-        sys.stderr.write(f"{printable(line)}\n")  # at once: several threads may warn
-        sys.stderr.flush()
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            _write(sys.stderr, printable(line))  # a library may warn in several lines
+
+
+def _write(stream: TextIO, line: str) -> None:
+    """Writes a line at once. A name in it may hold characters that the stream cannot write."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # a stream of another program has none
+    # Line and end together: several threads may warn.
+    stream.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+@contextlib.contextmanager
+def _warnings_in_lines(program: str) -> Iterator[None]:
+    """Prints each warning in a line. Drops what Pillow logs of damaged files: errors name them.
+
+    Imports of torch stay outside. They add filters of warnings, which must stay.
+    """
+    pillow, handler = logging.getLogger("PIL"), logging.NullHandler()
+    pillow.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CifarTLWarning)
+            warnings.showwarning = partial(_show_warning, program)
+            yield
+    finally:
+        pillow.removeHandler(handler)
 
 
 def _show_warning(
@@ -253,13 +293,6 @@ def _show_warning(
     """Prints a warning in a line. Pillow warns of damaged metadata, which nobody asked about."""
     if launch.warns() and Path(filename).parent.name != "PIL":
         _write_error(f"{program}: warning: {text}")
-
-
-def _silence_pillow() -> None:
-    """Drops what Pillow logs of damaged files, without their names. An error names the file."""
-    logger = logging.getLogger("PIL")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
 
 
 def shows_progress() -> bool:

@@ -28,7 +28,7 @@ class Interrupt(KeyboardInterrupt):
 
 
 def is_our_process() -> bool:
-    """Returns whether Python itself called our entry point, and no notebook or other program."""
+    """Returns whether this process runs our command alone, and no notebook or other program."""
     frames = [frame for frame, _ in traceback.walk_stack(None)]
     programs = sum(frame.f_code.co_name == "<module>" for frame in frames)
     callers = {frame.f_globals.get("__name__") for frame in frames}
@@ -38,12 +38,18 @@ def is_our_process() -> bool:
 def handle_signals() -> None:
     """Makes each signal raise `Interrupt`. After the first one, another ends the process at once.
 
-    A signal that is ignored stays ignored: by nohup, or by a shell for its background.
+    A signal that is ignored stays ignored: nohup ignores some, and so does a shell for a program in
+    its background.
     """
     for number in ENDING:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
     sys.unraisablehook = _send_again
+
+
+def are_handled() -> bool:
+    """Returns whether `handle_signals` was called: whether the process is our own."""
+    return sys.unraisablehook is _send_again
 
 
 def end_at_once_with(code: int | None = None) -> None:
@@ -97,8 +103,9 @@ def importing(say_why: Callable[[int], object]) -> Iterator[None]:
         signal.signal(number, keep)
     try:
         yield
-    finally:
+    finally:  # also if the import failed
         for number in handled:
             signal.signal(number, before[number])
-    for number in came:
-        signal.raise_signal(number)
+        with contextlib.ExitStack() as stack:  # each one, also if the one before raises
+            for number in reversed(came):
+                stack.callback(signal.raise_signal, number)

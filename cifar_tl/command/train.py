@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from cifar_tl.command import signals
 from cifar_tl.command.console import UsageError, run_command, say, shows_progress, warn
 from cifar_tl.command.device import choose_device
 from cifar_tl.command.train_arguments import (
@@ -76,20 +77,18 @@ def how_to_go_on(options: argparse.Namespace) -> str:
 
 def train(options: argparse.Namespace) -> int:
     """Runs the stages and shows what came out."""
-    import torch
-
-    from cifar_tl.machine import keep_freed_memory
+    from cifar_tl.machine import compute_with, keep_freed_memory
 
     log: Log = (lambda _: None) if options.quiet else say
     separate = options.seeds is not None
     device = choose_device(options.device, options.precision, log, separate=separate)
-    if threads := options.threads or launch.divided_threads():
-        torch.set_num_threads(threads)
-    keep_freed_memory()
-    with launch.process_group(device, separate=separate) as group:
-        experiments, data = run_all(options, device, group, log)
-    if launch.speaks():
-        show(options, experiments, data, log)
+    if signals.are_handled():  # nobody can undo it: not in another program's process
+        keep_freed_memory()
+    with compute_with(options.threads or launch.divided_threads()):
+        with launch.process_group(device, separate=separate) as group:
+            experiments, data = run_all(options, device, group, log)
+        if launch.speaks():
+            show(options, experiments, data, log)
     return 0
 
 
@@ -369,7 +368,7 @@ def prepare_folders(
 
     if options.restart:
         if not launch.once_a_launch("restart", empty, group):
-            log("going on where this launch was before: --restart deletes only once")
+            log("torchrun has started again: it goes on, and --restart deletes nothing this time")
         for each in (options, *(job.options for job in jobs)):
             each.restart = False  # so that a command to go on does not delete again
 

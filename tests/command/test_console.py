@@ -23,7 +23,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataWarning
 from cifar_tl.network import CifarNet
-from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line, run_forked
+from tests.forked import CLOSED_PIPE, PATIENCE, ROOT, Command, one_line, run_forked, run_program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 
@@ -137,6 +137,56 @@ def test_a_process_of_our_own_ends_at_once_while_torch_is_imported(
     assert ": interrupted; what was finished is saved. To go on: " in one_line(errors)
 
 
+@pytest.mark.parametrize(
+    ("event", "function"), [("return", "handle_signals"), ("call", "end_at_once_with")]
+)
+def test_a_signal_before_or_after_the_command_is_its_exit_code(event: str, function: str) -> None:
+    program = f"""
+import os, signal, sys
+from cifar_tl.__main__ import start
+def stop(frame, event, _):
+    if event == "{event}" and frame.f_code.co_name == "{function}":
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.argv[1:] = ["--help"]
+sys.setprofile(stop)
+start()
+"""
+    process = run_program("-c", program)
+    assert (process.returncode, process.stderr) == (143, "")
+
+
+def test_a_stop_is_not_lost_if_torch_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import signal, warnings\n"
+        "warnings.filterwarnings('ignore', 'of torch')\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+        "raise ImportError('it is broken')\n"
+    )
+    (tmp_path / "cat.png").touch()
+    program = """
+import signal, sys, warnings
+sys.path.insert(0, ".")
+came = []
+def handler(number, _):
+    came.append(number)
+    if number == signal.SIGTERM:
+        raise RuntimeError
+signal.signal(signal.SIGINT, handler)
+signal.signal(signal.SIGTERM, handler)
+from cifar_tl.__main__ import main
+try:
+    main(["predict", "cat.png"])
+except RuntimeError:
+    pass
+assert came == [signal.SIGTERM, signal.SIGINT]
+assert any("of torch" in str(kind) for kind in warnings.filters)  # they are for later imports
+"""
+    process = run_program("-c", program, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
 NOT_OURS = """
 import runpy
 def handlers():
@@ -170,6 +220,62 @@ def test_in_somebody_else_s_process_an_interruption_is_an_exception(
     process = Command(zygote, work["train"], program=program)
     errors = process.end(-signal.SIGTERM)  # as if we had never been there
     assert "interrupted; what was finished is saved. To go on: cifar-tl train" in errors
+
+
+# What a command may change only for as long as it runs.
+LEFT_AS_IT_WAS = """
+import logging, os, random, signal, sys, threading, warnings
+import numpy, torch
+from cifar_tl.__main__ import main
+
+def state():
+    loggers = [logging.getLogger(), logging.getLogger("PIL"), logging.getLogger("torch")]
+    streams = (sys.stdout, sys.stderr)
+    return {
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "hooks": (sys.unraisablehook, sys.excepthook, sys.displayhook, threading.excepthook),
+        "streams": [(s, s.errors, s.encoding, s.line_buffering) for s in streams],
+        "warnings": (warnings.showwarning, warnings.formatwarning, list(warnings.filters)),
+        "logging": [(list(logger.handlers), logger.level) for logger in loggers],
+        "system": (dict(os.environ), os.getcwd(), list(sys.argv), list(sys.path)),
+        "threads": (torch.get_num_threads(), threading.enumerate()),
+        "torch": (
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.mkldnn.enabled,
+            torch.is_autocast_enabled("cpu"),
+        ),
+        "random": (random.getstate(), str(numpy.random.get_state())),
+        "torch's random": torch.get_rng_state().tolist(),
+    }
+
+torch.set_num_threads(2)
+sys.stdout.reconfigure(errors="strict")
+before = state()
+for line in (
+    ["--help"],
+    ["train", "--fly"],
+    ["predict", "picture.png", "none.png"],
+    ["evaluate", "model.pt", "--data", sys.argv[2]],
+    ["export", "model.pt", "out"],
+    ["train", *sys.argv[1:], "--epochs", "1"],
+    ["train", *sys.argv[1:], "--epochs", "2"],  # refused after the data were read
+):
+    main(line)
+    after = state()
+    assert after == before, {name: (before[name], after[name]) for name in after
+        if after[name] != before[name]}
+"""
+
+
+def test_somebody_else_s_process_is_left_as_it_was(
+    zygote: subprocess.Popen[str], work: dict[str, list[str]]
+) -> None:
+    run_forked(zygote, LEFT_AS_IT_WAS, *work["train"])
+    assert Path("runs/small.npz/base/model.pt").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -284,7 +390,26 @@ def test_too_little_memory_to_import_torch_is_one_line() -> None:
         ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (process.returncode, process.stdout) == (2, "")
-    assert "raise the memory limit (ulimit -v)" in one_line(process.stderr)
+    assert "raise the limit of memory (ulimit -v unlimited)" in one_line(process.stderr)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+@pytest.mark.parametrize("end", ["os.abort()", "os._exit(1)", "raise SystemError"])
+def test_torch_that_ends_the_process_close_to_the_limit_is_one_line(
+    tmp_path: Path, end: str
+) -> None:
+    (tmp_path / "torch.py").write_text(f"import os\nos.write(2, b'terminate called\\n')\n{end}\n")
+    command = f"ulimit -c 0; ulimit -v 9000000; exec {sys.executable} -m cifar_tl"
+    process = subprocess.run(
+        ["sh", "-c", f"{command} predict tests/cifar10.png"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "(not under this limit of memory): raise the limit of memory" in one_line(process.stderr)
 
 
 def test_too_few_descriptors_are_no_damage_of_the_data(

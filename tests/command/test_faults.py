@@ -177,7 +177,7 @@ resource.setrlimit(resource.RLIMIT_AS, (size, size))
     arguments += ["--data", "shapes", "--stage", "base", "--recipe", "original"]
     arguments += ["--batch-size", "4800"]
     errors = Command(zygote, ["train", *arguments], before=limit).end(1)
-    assert errors.startswith("cifar-tl train: out of memory: close other programs, or")
+    assert "out of memory: raise the limit of memory (ulimit -v unlimited), or try" in errors
 
 
 def test_restart_of_all_stages_deletes_nothing_while_one_is_at_work(

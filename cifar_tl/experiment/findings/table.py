@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cifar_tl.disk import locked, write_atomically
+from cifar_tl.disk import LARGEST_TEXT, locked, open_file, write_atomically
 from cifar_tl.errors import RunWarning
 from cifar_tl.experiment.folder import read_result
 from cifar_tl.experiment.stages import MODEL, RESULT, RUNS, STAGES, takes_base
@@ -15,7 +15,7 @@ FIRST = ("folder", "stage", "data", "base", "seed", "train_fraction")
 
 
 def save_runs(output_dir: Path) -> None:
-    """Writes the table of all finished runs below a folder. It replaces an earlier one.
+    """Writes the table of all finished runs below a folder. It replaces an earlier table only.
 
     The columns are `FIRST`, then all settings and results that are one value, as ``result.json``
     names them.
@@ -25,6 +25,10 @@ def save_runs(output_dir: Path) -> None:
     """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     with locked(output_dir, wait=True):
+        if not _is_free(output_dir / RUNS):
+            note = f"{output_dir / RUNS} is another program's file, and stays: rename it, and the "
+            warnings.warn(f"{note}next run writes its table of all runs", RunWarning, stacklevel=2)
+            return
         for path in sorted(output_dir.glob(f"*/**/{RESULT}")):
             try:
                 result, _ = read_result(path)
@@ -49,6 +53,16 @@ def save_runs(output_dir: Path) -> None:
         writer.writerows({k: v for k, v in row.items() if _is_flat(v)} for row in rows)
         content = table.getvalue().encode("utf-8", "backslashreplace")
         write_atomically(output_dir / RUNS, content)
+
+
+def _is_free(path: Path) -> bool:
+    """Returns whether there is no file, or an earlier table: its first columns are `FIRST`."""
+    try:
+        with open_file(path, LARGEST_TEXT) as file:
+            begins = ",".join(FIRST).encode()
+            return file.read(len(begins)) == begins
+    except FileNotFoundError:
+        return True
 
 
 def _is_flat(value: object) -> bool:

@@ -63,6 +63,22 @@ def test_a_damaged_result_is_left_out_with_a_warning(content: str) -> None:
     assert rows_of(Path("runs/runs.csv")) == {}
 
 
+@pytest.mark.parametrize("content", ["", "folder,size\n", "folder;stage;data;base\n"])
+def test_a_table_of_somebody_else_is_kept_with_a_warning(content: str) -> None:
+    Path("runs").mkdir()
+    table = Path("runs/runs.csv")
+    table.write_text(content)
+    with pytest.warns(RunWarning, match=r"runs/runs\.csv is another program's file, and stays: "):
+        save_runs(Path("runs"))
+    assert table.read_text() == content
+    table.unlink()
+    for _ in range(2):  # and one of ours is replaced
+        save_runs(Path("runs"))
+        assert rows_of(table) == {}
+        with table.open("a") as file:
+            file.write("of an earlier run\n")
+
+
 def git(*words: str) -> str:
     identity = ["-c", "user.name=N", "-c", "user.email=n@example.org"]
     return subprocess.run(
