@@ -161,9 +161,12 @@ def test_a_matrix_that_is_too_large_gets_the_norm_of_an_orthogonal_one(
     torch.testing.assert_close(-small.data, orthogonalize(small.grad))
 
 
-def test_it_works_without_torch_dynamo_and_a_compiled_step_computes_the_same() -> None:
+def test_without_torch_dynamo_it_trains_and_a_compiled_step_computes_the_same(
+    tiny_npz: Path, tmp_path: Path
+) -> None:
     program = """
 import sys, torch
+from cifar_tl.__main__ import main
 from cifar_tl.muon import Muon
 
 def train(compiled):
@@ -180,9 +183,12 @@ def train(compiled):
     return module.weight
 
 plain = train(compiled=False)
+assert main(["train", *sys.argv[1:], "--stage", "base", "--epochs", "2", "--quiet"]) == 0
 assert "torch._dynamo" not in sys.modules  # its import takes seconds
 assert torch.equal(plain, train(compiled=True))
 assert "torch._dynamo" in sys.modules
 """
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", program], cwd=root, check=True, timeout=120)
+    options = ["--data", str(tiny_npz), "--output-dir", str(tmp_path)]
+    command = [sys.executable, "-c", program, *options]
+    subprocess.run(command, cwd=root, check=True, timeout=120)

@@ -29,7 +29,6 @@ from cifar_tl.version import __version__
 COMMAND = "cifar-tl"
 MODULE = ("cifar_tl", "__main__")  # the file's name without suffix after python -m
 REQUIREMENTS = ("torch", "torchvision", "numpy", "tqdm")  # as in requirements.txt
-import_torch: Callable[[], object] = partial(import_module, "torch")  # takes seconds
 OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
     "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
 )
@@ -142,7 +141,7 @@ def run_command(
     work: Callable[[argparse.Namespace], int],
     *,
     check: Callable[[argparse.Namespace], None],
-    load: Callable[[], object] = import_torch,
+    load: Callable[[argparse.Namespace], object] = lambda _: import_module("torch"),
     go_on: Callable[[argparse.Namespace], str] | None = None,
 ) -> int:
     """Runs a command. An error becomes one line on standard error and an exit code.
@@ -181,7 +180,7 @@ def run_command(
             check(parsed)
         options = parsed
         with importing(lambda code: fail("interrupted", code, cut_off=True)):
-            _import(load)
+            _import(partial(load, options))
         with _warnings_in_lines(parser.prog):
             return work(options)
     except KeyboardInterrupt as caught:

@@ -62,11 +62,12 @@ def check(options: argparse.Namespace) -> None:
     check_output_dir(options.output_dir)
 
 
-def load() -> None:
-    """Imports all that training needs. The first optimizer imports more, for seconds."""
+def load(options: argparse.Namespace) -> None:
+    """Imports all that training needs. The first optimizer of torch's own imports more."""
     import torch
 
-    torch.optim.SGD([torch.zeros(1)])
+    if choose_recipe(options).optimizer != "muon":
+        torch.optim.SGD([torch.zeros(1)])  # seconds, in which a signal must not come
     commit()  # of the code that is imported now: it may change while it trains
 
 
