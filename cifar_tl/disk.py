@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,10 +152,17 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Waits until the names in a folder are on the disk. If it may not be read, it warns."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # write and execute permission are enough for new files
+        warn_once(
+            f"{folder} may not be read, so it cannot be synced: a power cut may cost what was "
+            "written last"
+        )
+        return
     try:
         _sync(descriptor)
     except OSError as error:  # it does not name the folder
@@ -186,8 +194,10 @@ def warn_once(message: str) -> None:
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Locks a folder for this process.
 
-    The system unlocks it when the process ends, even if it is killed. If the file system gives no
-    lock, there is a warning, and nothing keeps other processes away.
+    The system unlocks it when the process ends, even if it is killed. Windows has no locks of
+    folders, NFS none of folders that are only read, and some folders may not be read. There the
+    file ``.lock`` in the folder is locked, and stays. If that fails, too, there is a warning, and
+    nothing keeps other processes away.
 
     Args:
         folder: The folder.
@@ -196,30 +206,56 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         LockedError: If another process has locked it.
     """
-    if sys.platform == "win32":  # folders have no locks there
-        import msvcrt
-
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    else:
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except (BlockingIOError, PermissionError) as error:
-            raise LockedError(
-                f"another process is at work in {folder}: "
-                "wait until it has ended, or choose another output folder"
-            ) from error
-        except OSError as error:
+    attempts = [(folder / ".lock", os.O_RDWR | os.O_CREAT)]
+    if sys.platform != "win32":
+        attempts.insert(0, (folder, os.O_RDONLY))
+    reason: str | None = ""
+    with contextlib.ExitStack() as stack:
+        for path, flags in attempts:
+            try:
+                descriptor = os.open(path, flags, 0o666)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                reason = error.strerror
+                continue
+            stack.callback(os.close, descriptor)
+            try:
+                _lock(descriptor, wait)
+                break
+            except (BlockingIOError, PermissionError) as error:
+                raise LockedError(
+                    f"another process is at work in {folder}: "
+                    "wait until it has ended, or choose another output folder"
+                ) from error
+            except OSError as error:
+                reason = error.strerror
+        else:
             warn_once(
-                f"this file system gives no lock ({error.strerror}): do not run two commands in "
-                "one folder"
+                f"this file system gives no lock ({reason}): do not run two commands in one folder"
             )
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> None:
+    """Locks an open file or folder.
+
+    Raises:
+        BlockingIOError: If another process has locked it.
+        PermissionError: The same, on Windows.
+        OSError: If the file system has no lock for it.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+                return
+            except PermissionError:  # LK_LOCK would wait for ten seconds at most
+                if not wait:
+                    raise
+                time.sleep(0.1)
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

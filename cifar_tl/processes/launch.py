@@ -60,6 +60,9 @@ class _Meeting:
 
     store: "Store | None" = None  # where they leave notes for each other, until the next start
     separate = False  # whether each process works by itself
+    # Kept until the process ends. To free a group, older torch (2.6) waits for the group's threads,
+    # and holds Python's lock (GIL). A thread that frees a tensor waits for that lock: a deadlock.
+    group: "ProcessGroup | None" = None
 
 
 @contextlib.contextmanager
@@ -97,7 +100,8 @@ def process_group(device: str, *, separate: bool) -> Iterator["ProcessGroup | No
         world_size=launch().size,
         timeout=ANY_TIME if separate else None,
     )
-    yield distributed.group.WORLD
+    _Meeting.group = distributed.group.WORLD
+    yield _Meeting.group
     distributed.destroy_process_group()  # not after a failure: the others would not answer
 
 

@@ -1,16 +1,20 @@
 """Each call that brings something to the disk fails in turn: one line, and nothing is lost."""
 
+import contextlib
 import errno
 import itertools
 import os
 import stat
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.command.train import main
+from tests.command.conftest import start_and_hold
 from tests.forked import one_line
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
@@ -97,3 +101,100 @@ def test_a_disk_without_locks_is_one_warning(
     assert tried.count(LOCK_EX | LOCK_NB) > 2
     errors = one_line(capsys.readouterr().err)
     assert f"this file system gives no lock ({os.strerror(number)}): do not run two" in errors
+
+
+ROOM = 4 * 4096  # bytes: enough for history.csv, not for last.pt
+BASE = Path("runs/tiny.npz/base")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Lets ``runs`` be a disk of its own, of 10 MB, if we may mount one."""
+    Path("runs").mkdir()
+    command = ["sh", "-c", "mount -t tmpfs -o size=10m tmpfs runs"]
+    is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    yield
+    if is_mounted:
+        subprocess.run(["umount", "-l", Path("runs").absolute()], check=True)
+
+
+@contextlib.contextmanager
+def full(pid: int) -> Iterator[str]:
+    """The disk is full in the middle of a file. If it is not ours to fill, the limit is another."""
+    filler = Path("runs/filler")
+    if os.path.ismount("runs"):
+        with filler.open("wb", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            file.truncate(file.tell() - ROOM)
+        yield f"{BASE}/last.pt: {os.strerror(errno.ENOSPC)}"
+        filler.unlink()
+    else:
+        limit(pid, "RLIMIT_FSIZE", ROOM)
+        yield f"{BASE}/last.pt: {os.strerror(errno.EFBIG)}"
+
+
+@contextlib.contextmanager
+def no_more_descriptors(pid: int) -> Iterator[str]:
+    """No file can be opened."""
+    limit(pid, "RLIMIT_NOFILE", 3)
+    yield f"{BASE}/history.csv: {os.strerror(errno.EMFILE)}"
+
+
+def limit(pid: int, name: str, value: int) -> None:
+    import resource
+
+    resource.prlimit(pid, getattr(resource, name), (value, value))
+
+
+@contextlib.contextmanager
+def folder_in_the_way(_: int) -> Iterator[str]:
+    """A file can be written, but not renamed."""
+    (BASE / "model.pt").mkdir()
+    yield f"{BASE}/model.pt: {os.strerror(errno.EISDIR)}"
+    (BASE / "model.pt").rmdir()
+
+
+@contextlib.contextmanager
+def file_in_the_way(_: int) -> Iterator[str]:
+    """A folder cannot be made: that of the next stage."""
+    folder = BASE.with_name("transfer")
+    folder.touch()
+    yield f"{folder}: {os.strerror(errno.EEXIST)}"
+    folder.unlink()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs limits of Linux")
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize(
+    ("failing", "stage", "epochs"),  # epochs: of the base, that are saved
+    [
+        (full, "base", 1),
+        (no_more_descriptors, "base", 1),
+        (folder_in_the_way, "base", 2),
+        (file_in_the_way, "all", 2),
+    ],
+)
+def test_the_system_refuses_a_call_and_nothing_is_lost(
+    zygote: subprocess.Popen[str],
+    arguments: list[str],
+    failing: Callable[[int], contextlib.AbstractContextManager[str]],
+    stage: str,
+    epochs: int,
+) -> None:
+    arguments += ["--stage", stage]
+    assert main([*arguments, "--output-dir", "whole"]) == 0
+    process = start_and_hold(zygote, arguments, 4)  # an epoch is saved
+    with failing(process.pid) as said:
+        Path("go").touch()
+        errors = process.end(1)
+        assert f"train: {said}; what was finished is saved. To go on: cifar-tl train" in errors
+        assert load_checkpoint(BASE / "last.pt")["epoch"] == epochs
+        assert len((BASE / "history.csv").read_text().splitlines()) >= 1 + epochs
+        assert not list(BASE.glob("*.tmp"))
+    assert main(arguments) == 0
+    whole = sorted(Path("whole").rglob("*.pt"))
+    assert len(whole) >= 2
+    for path in whole:
+        assert (Path("runs") / path.relative_to("whole")).read_bytes() == path.read_bytes()
