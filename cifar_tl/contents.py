@@ -196,6 +196,8 @@ def _check_plain(value: Any, name: str, budget: Iterator[int], depth: int) -> No
 def _check_type(value: Any, kinds: tuple[type, ...], name: str) -> None:
     if type(value) not in kinds:  # exactly: True is an int
         raise ValueError(f"{name} is of a wrong type")
+    if isinstance(value, str) and "\0" in value:  # CSV of Python 3.10 cannot hold it
+        raise ValueError(f"{name} has the character NUL")
 
 
 def _check_tensor(value: Any, name: str) -> None:

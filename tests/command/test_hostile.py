@@ -212,6 +212,7 @@ ROWS = {
     "no confusion": Row("result.json", result("val_confusion", []), TRAIN, 0, RESULT),
     "no images": Row("result.json", result("images_validation", 0), TRAIN, 0, RESULT),
     "seconds of ages": Row("result.json", result("seconds_total", 1e308), TRAIN, 0, RESULT),
+    "a name with NUL": Row("result.json", result("class_names", ["a\0"] * 5), TRAIN, 0, RESULT),
     "names of lists": Row("result.json", result("class_names", [[]] * 5), TRAIN, 0, RESULT),
     "a result of another run": Row(
         "result.json", result("seed", 7), TRAIN, 0, "result.json is of another run than model.pt"
