@@ -21,6 +21,7 @@ from cifar_tl.data.pictures.find import (
     VALIDATION,
     Classes,
     alike,
+    check_images,
     find_images,
     find_tables,
     folders,
@@ -108,12 +109,15 @@ def find_labelled(folder: Path, labels: str) -> Classes:
             images[part][label].append(path)
             if known[path].part is None and part not in (TRAIN, top):
                 taken[top] = part
-    _check_classes(first, images)
+    not_used = left_out(
+        folder, [path for path in found.others if not path.lower().endswith(".csv")]
+    )
+    held_out = any(images[VALIDATION].values())
+    check_images(first, images, held_out=held_out, notes=not_used)
     notes = [*(note for table in tables for note in table.notes), *notes]
     notes += [f"{table.path} is read, too" for table in tables[1:]]
     notes += [f"{folder / top} is taken for {part}" for top, part in sorted(taken.items())]
-    notes += left_out(folder, [path for path in found.others if not path.lower().endswith(".csv")])
-    notes += [*unused_tables(folder, [table.path for table in tables]), *alike(classes)]
+    notes += [*not_used, *unused_tables(folder, [table.path for table in tables]), *alike(classes)]
     if unlabelled:
         where = listed_names([str(table.path) for table in tables])
         notes.append(
@@ -206,8 +210,7 @@ def table_of(folder: Path) -> Path | None:
     def rank(table: Path) -> tuple[bool, bool, int]:
         rows = [row for _, row in islice(_lines(table), 1000) if len(row) > 1]
         named = sum(any(PurePosixPath(cell).name in known for cell in row) for row in rows)
-        is_train = part_of(table.stem) == TRAIN  # Kaggle has the labels in it
-        return named > 0, is_train, -1 if "submission" in table.stem.lower() else named
+        return named > 0, part_of(table.stem) == TRAIN, named  # Kaggle has the labels in train.csv
 
     best = max(tables, key=rank, default=None)
     return best if best and rank(best)[0] else None
@@ -318,7 +321,7 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, R
         for named in {whole, whole.with_suffix("")}:
             there[named].append(path)
             folded = _folded(named)
-            by_name[folded[-1:]].append((path, named.parts, folded))
+            by_name[folded[-1:]].append((path, folded))
     # The file and image of each row, by what is before their common end. None: no such image.
     before: dict[tuple[str, ...] | None, list[tuple[str, ...]]] = defaultdict(list)
     for row in table.rows:
@@ -358,18 +361,15 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, R
 
 
 def _closest(
-    images: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]], file: PurePosixPath
+    images: Sequence[tuple[str, tuple[str, ...]]], file: PurePosixPath
 ) -> tuple[list[str], tuple[str, ...]]:
     """Finds the images with the longest end in common with a file, and what is before that end.
 
-    Case and the two ways to write an accent count only where images differ in nothing else.
+    Case and the two ways to write an accent do not count.
     """
-    folded = _folded(file)
-    ends = [_common_end(of_image, folded) for _, _, of_image in images]
+    ends = [_common_end(folded, _folded(file)) for _, folded in images]
     most = max(ends, default=0)
-    best = [image for image, end in zip(images, ends, strict=True) if end == most]
-    exact = [_common_end(parts, file.parts) for _, parts, _ in best]
-    paths = [image[0] for image, end in zip(best, exact, strict=True) if end == max(exact)]
+    paths = [path for (path, _), end in zip(images, ends, strict=True) if end == most]
     return paths, file.parts[: len(file.parts) - most]
 
 
@@ -382,23 +382,3 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
 
 def _folded(path: PurePath) -> tuple[str, ...]:
     return tuple(unicodedata.normalize("NFC", part).casefold() for part in path.parts)
-
-
-def _check_classes(table: Path, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Refuses a table with fewer than two classes, or a class that lacks images."""
-    if len(images[TRAIN]) < 2:
-        named = f"only the label {next(iter(images[TRAIN]))}" if images[TRAIN] else "no label"
-        raise DataError(f"{table} has {named}: there must be two or more classes")
-    held_out = any(images[VALIDATION].values())
-    for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
-        if absent := [name for name, paths in images[part].items() if not paths]:
-            raise DataError(
-                f"{table}: the class {absent[0]} has no image for {part}: add some, or delete "
-                f"the lines of that class{' or of ' + VALIDATION if part == VALIDATION else ''}"
-            )
-    alone = [name for name, paths in images[TRAIN].items() if len(paths) == 1]
-    if alone and not held_out:
-        raise DataError(
-            f"{table}: {listed_names(alone)} has one image: a class needs one to train and "
-            "another to validate"
-        )

@@ -136,7 +136,7 @@ def test_tables_of_hugging_face_have_a_part_each() -> None:
         ([("a.png", "pug")], r"names 1 file that dogs does not have as an image, such as a\.png"),
         ([("00.png", "pug")], r"00\.png has two labels, 'beagle' and 'pug'"),
         ([("00", "pug")], r"00 has two labels, 'beagle' and 'pug'"),
-        ([("15.png", "boxer")], "boxer has one image: a class needs one to train and another"),
+        ([("15.png", "boxer")], "boxer has 1 image for train, and needs one to train and another"),
         ([("15.png",)], "line 17 has only 1 value: repair it"),
     ],
 )
@@ -166,7 +166,7 @@ def test_what_is_wrong_in_a_table_is_named(rows: list[tuple[str, ...]], message:
         (b"file,label,set\n00,a,val\n00.png,a,test\n", "00.png has two parts, 'val' and 'test'"),
         (b"file,label\n\n\n00.png\n", "line 4 has only 1 value: repair it"),
         (b"file,label\n00.png,\xff\n", r"is no readable CSV file \('utf-8' codec"),
-        (b"file,label\n00.png,a\n01.png,a\n", "has only the label a: there must be two or more"),
+        (b"file,label\n00.png,a\n01.png,a\n", "holds only one class: there must be two or more"),
     ],
 )
 def test_a_table_of_another_kind_is_refused(content: bytes, message: str) -> None:
