@@ -36,15 +36,6 @@ def test_each_source_is_read_by_its_reader(
             assert (data.name, len(data.train.labels)) == (name, images)
 
 
-def test_a_folder_called_shapes_is_reached_by_its_path(
-    own_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "shapes").symlink_to(own_classes)
-    monkeypatch.chdir(tmp_path)
-    assert load_data("shapes").description == "built-in drawn shapes"
-    assert load_data("./shapes").name == "own"
-
-
 def test_what_is_no_source_is_named(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("")
     with pytest.raises(DataError, match=r"file\.txt is no source of images: name a folder"):

@@ -45,11 +45,13 @@ LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "category", "target"),
     *("breed", "species", "variety"),
 )
-
-
-# With the part of each image: a word for it, or yes and no.
-PART_COLUMNS = ("split", "set", "subset")
-YES_COLUMNS = {"is_test": TEST, "is_valid": VALIDATION, "is_val": VALIDATION}
+# With the part of each image: a word for it, or yes and no for this part.
+PART_COLUMNS = {
+    **dict.fromkeys(("split", "set", "subset"), ""),
+    "is_test": TEST,
+    "is_valid": VALIDATION,
+    "is_val": VALIDATION,
+}
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 
 
@@ -154,32 +156,30 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
     if not rows:
         raise DataError(f"{path} has no lines below the names of its columns: add them")
     columns = given or (_guess(path, names, FILE_COLUMNS), _guess(path, names, LABEL_COLUMNS))
-    places = []
-    for column in columns:
+    of_part = _part_columns(names, columns)
+    used = (*columns, *of_part)
+    for column in used:
         if names.count(column) != 1:
             what = "no column" if column not in names else "more than one column"
             raise DataError(
                 f"{path} has {what} {column!r}: its columns are {', '.join(map(repr, names))}"
             )
-        places.append(names.index(column))
-    of_part = _part_columns(names, columns)
     found = []
     for number, row in rows:
-        if len(row) <= max(*places, *of_part):
+        cells = dict(zip(names, row, strict=False))
+        if not cells.keys() >= {*used}:
             raise DataError(f"{path}: line {number} has only {count(len(row), 'value')}: repair it")
-        file, label = (row[place].strip() for place in places)
-        where = f"{path}: line {number}"
-        part = _part_in(where, names, row, of_part) if label else None
+        file, label = (cells[column].strip() for column in columns)
+        part = _part_in(f"{path}: line {number}", cells, of_part) if label else None
         found.append(Row(file, label, part))
     notes = []
     if given is None:
         file, label = columns
         notes = [f"{path}: the files are in the column {file!r}, the labels in {label!r}"]
     if of_part:
-        listed = listed_names([repr(names[place]) for place in of_part])
+        listed = listed_names([repr(name) for name in of_part])
         notes.append(f"{path}: {listed} says which images are for {', '.join(PARTS)}")
-    used = [*places, *of_part]
-    if unused := [repr(name) for place, name in enumerate(names) if name and place not in used]:
+    if unused := [repr(name) for name in names if name and name not in used]:
         notes.append(f"{path}: other columns are not used: {listed_names(unused)}")
     return Table(path, found, columns, notes)
 
@@ -216,30 +216,23 @@ def table_of(folder: Path) -> Path | None:
     return best if best and rank(best)[0] else None
 
 
-def _part_columns(names: Sequence[str], taken: Sequence[str]) -> dict[int, str]:
-    """Finds the columns with the part of each image: one of words, or those of yes and no.
-
-    Returns:
-        The place of each, and the part that yes means in it.
-    """
-    meaning = {place: _spoken(name) for place, name in enumerate(names) if name not in taken}
-    for place, name in meaning.items():
-        if name in PART_COLUMNS:
-            return {place: ""}
-    return {place: YES_COLUMNS[name] for place, name in meaning.items() if name in YES_COLUMNS}
+def _part_columns(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Finds the columns with the part of each image, among those of `PART_COLUMNS`."""
+    others = [name for name in names if name not in taken]
+    found = {name: PART_COLUMNS[_spoken(name)] for name in others if _spoken(name) in PART_COLUMNS}
+    words = [name for name, part in found.items() if not part]
+    return {words[0]: ""} if words else found
 
 
-def _part_in(
-    where: str, names: Sequence[str], row: Sequence[str], columns: Mapping[int, str]
-) -> str | None:
+def _part_in(where: str, cells: Mapping[str, str], columns: Mapping[str, str]) -> str | None:
     """Reads the part of an image. None: no column has it."""
     part = TRAIN if columns else None
-    for place, if_yes in columns.items():
-        value = row[place].strip().lower()
+    for column, if_yes in columns.items():
+        value = cells[column].strip().lower()
         if value not in (*_YES, *_NO) if if_yes else part_of(value) is None:
             wanted = "true or false" if if_yes else "train, val or test"
             raise DataError(
-                f"{where} has {row[place]!r} in the column {names[place]!r}: write {wanted}, or "
+                f"{where} has {cells[column]!r} in the column {column!r}: write {wanted}, or "
                 "rename the column if it means something else"
             )
         if not if_yes or value in _YES:

@@ -13,7 +13,6 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from cifar_tl.data.examples import SIZE
 from cifar_tl.data.pictures.read import read_image, read_images
-from cifar_tl.errors import ImageError
 from cifar_tl.frame import Frame, fill, scale
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -94,18 +93,11 @@ def test_the_default_is_pillows_fit(tmp_path: Path, suffix: str, size: tuple[int
 
 PUBLISHED = [
     ("resnet18", "IMAGENET1K_V1"),
-    ("resnet50", "IMAGENET1K_V2"),
-    ("efficientnet_b0", "IMAGENET1K_V1"),
     ("efficientnet_b3", "IMAGENET1K_V1"),
-    ("efficientnet_v2_s", "IMAGENET1K_V1"),
     ("efficientnet_v2_l", "IMAGENET1K_V1"),
-    ("convnext_tiny", "IMAGENET1K_V1"),
     ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
     ("vit_b_16", "IMAGENET1K_SWAG_LINEAR_V1"),
-    ("swin_t", "IMAGENET1K_V1"),
     ("swin_v2_t", "IMAGENET1K_V1"),
-    ("mobilenet_v3_small", "IMAGENET1K_V1"),
-    ("regnet_y_400mf", "IMAGENET1K_V2"),
     ("inception_v3", "IMAGENET1K_V1"),
 ]
 
@@ -163,7 +155,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize(("model", "weights"), PUBLISHED[::3])
+@pytest.mark.parametrize(("model", "weights"), PUBLISHED[:2])
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(
     large: list[Path], model: str, weights: str
 ) -> None:
@@ -325,9 +317,3 @@ def test_what_is_no_frame_is_refused_in_one_line(values: dict[str, Any], message
     with pytest.raises(ValueError, match=message) as error:
         Frame(**values)
     assert "\n" not in str(error.value)
-
-
-def test_an_error_does_not_depend_on_the_frame(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"a\.png is no readable image"):
-        read_images([tmp_path / "a.png"], Frame(224, 256))

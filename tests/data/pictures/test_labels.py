@@ -329,15 +329,6 @@ def test_files_are_found_however_they_are_named(named: str) -> None:
     assert of_class(images["train"]) == expected
 
 
-def test_case_counts_between_two_files() -> None:
-    names = add_loose("dogs")
-    for name in names:
-        add_image(Path("dogs", name.replace("png", "PNG")), "white")
-    write("dogs/all.csv", [("file", "label"), *labelled(names)])
-    images, _ = find_labelled(Path("dogs"), "all.csv")
-    assert sorted(name for of in of_class(images["train"]).values() for name in of) == names
-
-
 def test_a_missing_image_is_not_taken_for_another_of_its_name() -> None:
     rows = [
         (f"{place}/{name}", breed)

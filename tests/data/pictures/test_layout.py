@@ -95,28 +95,6 @@ def test_results_in_the_folder_of_the_data_are_no_class(
     assert list(find_classes(Path()).images["train"]) == ["daisy", "rose", "runs"]
 
 
-def test_training_images_beside_other_folders_stay_a_part(tmp_path: Path) -> None:
-    add_classes(tmp_path / "train")
-    add_classes(tmp_path / "more", ("fig", "oak"))
-    found = find_classes(tmp_path)
-    assert list(found.images["train"]) == list(COLOURS)
-    assert found.notes == [f"images in {tmp_path / 'more'} are not used: only train, val, test are"]
-
-
-def test_parts_of_another_name_are_renamed_by_the_command_in_the_message(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for name in ("Train", "Validation", "test"):
-        add_classes(Path("my flowers") / name)
-    line = refusal("my flowers", capsys)
-    assert "holds Train and Validation instead of train and val: move them with" in line
-    (command,) = re.findall("`(.*)`", line)
-    subprocess.run(["sh", "-c", command], check=True)
-    assert suggested(line) == "my flowers"
-    assert kind_of("my flowers").own_classes
-    assert sorted(find_classes(Path("my flowers")).images) == ["test", "train", "val"]
-
-
 @pytest.mark.parametrize(
     ("classes", "typed", "meant"),
     [
@@ -128,6 +106,7 @@ def test_parts_of_another_name_are_renamed_by_the_command_in_the_message(
         ("flowers/train", "flowrs", "flowers"),
         ("flowers/train", "flowers/train/daisy", "flowers"),
         ("flowers/train", "flowers/train/daisy/0.png", "flowers"),
+        ("flowers", "flowers/daisy", "flowers"),
         ("flowers", "flowers/daisy/0.png", "flowers"),
     ],
 )
@@ -139,12 +118,6 @@ def test_a_source_beside_the_right_one_names_it(
     assert meant in line.partition("cifar-tl train --data")[0]
     assert suggested(line) == meant
     assert kind_of(meant).own_classes
-
-
-def test_one_class_alone_names_both_ways_out(capsys: pytest.CaptureFixture[str]) -> None:
-    add_classes(Path("flowers"))
-    line = refusal("flowers/daisy", capsys)
-    assert "if it is one class of flowers, name that; else move them into flowers/daisy/CLA" in line
 
 
 def test_a_part_is_not_taken_for_the_whole(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,27 +48,6 @@ def test_image_of_the_right_size_is_taken_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-@pytest.mark.parametrize("size", [(96, 64), (64, 96), (8, 5), (1, 1), (3000, 40)])
-def test_shape_is_kept_and_the_middle_is_cropped(tmp_path: Path, size: tuple[int, int]) -> None:
-    width, height = size
-    image = Image.new("RGB", size, RED)
-    if width > height:  # a mark outside the square in the middle
-        image.paste((0, 0, 255), (0, 0, (width - height) // 4, height))
-    elif height > width:
-        image.paste((0, 0, 255), (0, 0, width, (height - width) // 4))
-    assert read_image(save(image, tmp_path / "a.png")).shape == (3, 32, 32)
-    if min(size) > 8:
-        assert colour(read_image(tmp_path / "a.png")) == RED
-
-
-def test_a_circle_stays_a_circle(tmp_path: Path) -> None:
-    y, x = np.mgrid[:200, :320]
-    circle = ((x - 160) ** 2 + (y - 100) ** 2 < 80**2).astype(np.uint8) * 255
-    image = read_image(save(Image.fromarray(circle), tmp_path / "a.png")) > 127
-    assert image[0, 16].sum() == pytest.approx(25.6, abs=1)
-    assert image[0, :, 16].sum() == pytest.approx(25.6, abs=1)
-
-
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
@@ -168,14 +147,6 @@ def test_whatever_goes_wrong_in_a_thread_is_raised(tmp_path: Path) -> None:
         read_images(Paths([path] * 100))
 
 
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
-    y, x = np.mgrid[:1000, :1500]
-    pixels = np.stack([x * 255 // 1500, y * 255 // 1000, 0 * x], -1).astype(np.uint8)
-    large = read_image(save(Image.fromarray(pixels), tmp_path / "a.jpg", quality=95))
-    small = read_image(save(Image.fromarray(pixels).resize((96, 64)), tmp_path / "b.png"))
-    assert (large.int() - small.int()).abs().max() < 8
-
-
 # More than 8 bits of grey
 
 DEEP = np.linspace(0, 1, 32 * 32).reshape(32, 32)  # from black to white, already of the right size
@@ -261,13 +232,6 @@ def test_depths_that_differ_within_a_data_set_are_named(tmp_path: Path) -> None:
     assert "1 image of 3 that hold integers, such as " in note
     assert "4095.png, have no value above 4096, where 65535 is white: if they have fewer" in note
     assert read_images(paths[:2]).notes == []  # 65,535 is what the files say
-
-
-def test_floats_from_0_to_1_look_like_their_copies_of_8_bits(tmp_path: Path) -> None:
-    levels = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
-    plain = save(Image.fromarray(levels), tmp_path / "a.png")
-    floats = save(Image.fromarray(levels.astype(np.float32) / 255), tmp_path / "a.tif")
-    assert torch.equal(read_images([floats]).images, read_images([plain]).images)
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,12 @@ def test_comparison_counts_what_came_before() -> None:
     features = lines["transfer's features, computed once: 2.0 s"]
     assert [seconds for seconds, _ in features] == [0.5, 2.5]
     assert "documented transfer: 76.1%\nin 409 s, 1,383 s with its base" in texts(figure)
+    # Reading is in the time of each stage, and counts once.
+    figure = plots.comparison(ONE_SEED, 30.0, "title", seconds_reading=1.5)
+    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
+    assert lines["transfer+finetune: 80.0% in 9.5 s"] == [(6, 0.7), (9.5, 0.8)]
+    assert lines["transfer, and its base before: 34 s"] == [(32.5, 0.6), (34.5, 0.7)]
+    assert lines["transfer+finetune, and its base before: 38 s"] == [(34.5, 0.7), (38, 0.8)]
     alone = plots.comparison(ONE_SEED, None, "title")
     assert len(alone.axes[0].lines) == 4
     assert "documented" not in texts(alone)
@@ -500,11 +506,3 @@ def test_broken_matplotlib_costs_pictures_and_nothing_else(
     assert train.main(["--data", str(tiny_npz), "--stage", "base", "--epochs", "1"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("tiny.npz/base: numpy is too new")
-
-
-def test_reading_is_counted_once() -> None:
-    figure = plots.comparison(ONE_SEED, 30.0, "title", seconds_reading=1.5)
-    lines = {str(line.get_label()): points(line) for line in figure.axes[0].lines}
-    assert lines["transfer+finetune: 80.0% in 9.5 s"] == [(6, 0.7), (9.5, 0.8)]
-    assert lines["transfer, and its base before: 34 s"] == [(32.5, 0.6), (34.5, 0.7)]
-    assert lines["transfer+finetune, and its base before: 38 s"] == [(34.5, 0.7), (38, 0.8)]
