@@ -173,19 +173,20 @@ def find_classes(folder: Path) -> Classes:
     if bare:
         of_part[TRAIN] = image_folders(folder)
     _check_names(where, of_part)
-    found = {
-        part: {name: find_images(where[part] / name) for name in names}
-        for part, names in of_part.items()
+    classes = of_part[TRAIN]
+    images: dict[str, dict[str, list[str]]] = {
+        part: {name: [] for name in classes} for part in PARTS
     }
-    for by_class in found.values():
-        _check_shared(by_class)
-    others = [path for by_class in found.values() for of in by_class.values() for path in of.others]
+    others: list[str] = []
+    for part, names in of_part.items():
+        entered: dict[tuple[int, int], str] = {}
+        for name in names:
+            found = find_images(where[part] / name)
+            _check_shared(found.folders, entered)
+            entered |= found.folders
+            images[part][name] = found.images
+            others += found.others
     not_used = left_out(folder, others)
-    classes, nothing = of_part[TRAIN], Found([], [], {})
-    images = {
-        part: {name: found.get(part, {}).get(name, nothing).images for name in classes}
-        for part in PARTS
-    }
     held_out = not bare and where[VALIDATION].is_dir()
     check_images(where[TRAIN], images, held_out=held_out, notes=not_used)
     notes = [
@@ -328,14 +329,15 @@ def image_folders(folder: Path, most: int | None = None) -> list[str]:
     return [*islice((name for name in folders(folder) if _holds_images(folder / name)), most)]
 
 
-def _check_shared(by_class: Mapping[str, Found]) -> None:
-    """Refuses a real folder that belongs to two classes by a link."""
-    seen: dict[tuple[int, int], str] = {}
-    for found in by_class.values():
-        for key, path in found.folders.items():
-            if key in seen:
-                raise DataError(f"{seen[key]} and {path} are one folder in two classes: unlink one")
-        seen |= found.folders
+def _check_shared(
+    folders: Mapping[tuple[int, int], str], of_others: Mapping[tuple[int, int], str]
+) -> None:
+    """Refuses a real folder of a class that belongs to another class, too, by a link."""
+    for key, path in folders.items():
+        if key in of_others:
+            raise DataError(
+                f"{of_others[key]} and {path} are one folder in two classes: unlink one"
+            )
 
 
 def _bare(folder: Path, classes: Sequence[str]) -> list[str]:
