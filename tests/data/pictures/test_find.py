@@ -23,16 +23,6 @@ from cifar_tl.errors import DataError, DataWarning, ImageError
 from tests.data.test_class_folders import COLOURS, add_image
 
 
-@pytest.fixture
-def folder(own_classes: Path, tmp_path: Path) -> Path:
-    """A copy of three classes of image files."""
-    return Path(shutil.copytree(own_classes, tmp_path / "own"))
-
-
-def names(found: list[str], folder: Path) -> list[str]:
-    return [str(Path(path).relative_to(folder)) for path in found]
-
-
 def test_formats_have_every_suffix_that_pillow_registers() -> None:
     Image.init()
     registered: dict[str, set[str]] = {}

@@ -537,16 +537,6 @@ def test_deep_grey_with_transparency_is_refused(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_a_dark_bmp_of_16_bits_is_read(tmp_path: Path) -> None:
-    pixels = np.full((32, 32), 0b00011_000000_00000, "<u2")  # 5, 6 and 5 bits a colour
-    head = struct.pack("<2sIII", b"BM", 66 + pixels.nbytes, 0, 66)
-    head += struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 16, 3, pixels.nbytes, 0, 0, 0, 0)
-    head += struct.pack("<III", 0xF800, 0x07E0, 0x001F)
-    (tmp_path / "a.bmp").write_bytes(head + pixels.tobytes())
-    assert colour(read_image(tmp_path / "a.bmp"))[1:] == (0, 0)
-    assert 0 < colour(read_image(tmp_path / "a.bmp"))[0] < 60
-
-
 # The size comes first
 
 
