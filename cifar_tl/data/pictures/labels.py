@@ -29,7 +29,6 @@ from cifar_tl.data.pictures.find import (
     left_out,
     listed_names,
     part_of,
-    suffixes,
     unused_tables,
 )
 from cifar_tl.disk import LARGEST_TEXT, read_file
@@ -149,13 +148,7 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
         DataError: If it is missing or damaged, or if it is not clear which columns to take.
     """
     (_, names), *rows = _lines(path)
-    if any(name.lower().endswith(suffixes()) for name in names):
-        raise DataError(
-            f"{path} names no columns, its first line names an image: add the line file,label above"
-        )
-    if not rows:
-        raise DataError(f"{path} has no lines below the names of its columns: add them")
-    columns = given or (_guess(path, names, FILE_COLUMNS), _guess(path, names, LABEL_COLUMNS))
+    columns = given or _guess(path, names)
     of_part = _part_columns(names, columns)
     used = (*columns, *of_part)
     for column in used:
@@ -273,21 +266,20 @@ def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
     return places[0], (names[0], names[1])
 
 
-def _guess(path: Path, names: Sequence[str], usual: Sequence[str]) -> str:
-    """Finds a column by its usual names. Of labels there may be one candidate alone."""
+def _guess(path: Path, names: Sequence[str]) -> tuple[str, str]:
+    """Finds the columns of the files and of the labels by their usual names."""
     spoken = {_spoken(name): name for name in names}
-    found = [spoken[name] for name in usual if name in spoken]
-    what, place = ("labels", "FILE") if usual is LABEL_COLUMNS else ("files", "LABEL")
-    if not found or (usual is LABEL_COLUMNS and len(found) > 1):
-        listed = ", ".join(map(repr, names))
-        state = f"more than one column of {what}" if found else f"no usual column of {what}"
-        example = f"{path}:{place},COLUMN" if what == "labels" else f"{path}:COLUMN,{place}"
+    files, labels = (
+        [spoken[name] for name in usual if name in spoken]
+        for usual in (FILE_COLUMNS, LABEL_COLUMNS)
+    )
+    if not files or len(labels) != 1:
         raise DataError(
-            f"{path} has {state}; its first line is {listed}: if these are names of columns, give "
-            f"two of them, {example} with the column of the files first; else add the line "
-            "file,label above"
+            f"{path}: it is not clear which columns have the files and the labels; its first line "
+            f"is {', '.join(map(repr, names))}: if these are names of columns, give two of them, "
+            f"{path}:FILES,LABELS; else add the line file,label above"
         )
-    return found[0]
+    return files[0], labels[0]
 
 
 def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, Row]) -> list[str]:

@@ -92,7 +92,9 @@ def test_files_below_a_part_belong_to_it_however_it_is_called() -> None:
 def test_columns_can_be_named_and_the_table_found_in_the_folder() -> None:
     rows = [(name, "x", breed) for name, breed in labelled(add_loose("dogs"))]
     write("dogs/all.csv", [("picture", "label", "kind"), *rows])
-    with pytest.raises(DataError, match=r"no usual column of files; its .* 'picture', 'label', 'k"):
+    with pytest.raises(
+        DataError, match=r"not clear which columns .* 'picture', 'label', 'kind': if"
+    ):
         find_labelled(Path("dogs"), "all.csv")
     found = find_labelled(Path("dogs"), "all.csv:picture,kind")
     assert list(found.images["train"]) == list(BREEDS)
@@ -152,15 +154,11 @@ def test_what_is_wrong_in_a_table_is_named(rows: list[tuple[str, ...]], message:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "has no lines below the names of its columns"),
-        (b"file,label\n", "has no lines below the names of its columns"),
-        (
-            b"file,label,class\n00.png,a,b\n",
-            "has more than one column of labels; its first line is",
-        ),
-        (b"file,other\n00.png,a\n", "no usual column of labels"),
-        (b"00.png,a\n01.png,b\n", "names no columns, its first line names an image: add the lin"),
-        (b"00,a\n01,b\n", "else add the line file,label above"),
+        (b"", "it is not clear which columns have the files and the labels"),
+        (b"file,label\n", "holds no classes: there must be two or more"),
+        (b"file,label,class\n00.png,a,b\n", "it is not clear which columns"),
+        (b"file,other\n00.png,a\n", "it is not clear which columns"),
+        (b"00.png,a\n01.png,b\n", "else add the line file,label above"),
         (b"file,label,split\n00.png,a,new\n", "line 2 has 'new' in the column 'split': write tr"),
         (b"file,label,is_test\n00,a,?\n", "line 2 has '?' in the column 'is_test': write true or"),
         (b"file,label,set\n00,a,val\n00.png,a,test\n", "00.png has two parts, 'val' and 'test'"),
