@@ -149,16 +149,16 @@ def curves(records: Sequence[EpochRecord], title: str, seen: str, always: Always
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
     epochs = [record.epoch for record in records]
-    for part, name, style in (
-        ("train", f"training ({seen})", {"color": ORANGE, "marker": "^"}),
-        ("val", "validation", {"color": BLUE, "marker": "o"}),
+    training = {"label": f"training ({seen})", "color": ORANGE, "marker": "^", "linestyle": "--"}
+    validation = {"label": "validation", "color": BLUE, "marker": "o"}
+    for ax, name, style in (
+        (axes[0], "train_loss", training),
+        (axes[0], "val_loss", validation),
+        (axes[1], "train_accuracy", training),
+        (axes[1], key, validation),
     ):
-        if len(epochs) > 30:
-            style["marker"] = ""
-        style["linestyle"] = "--" if part == "train" else "-"
-        accuracy = "train_accuracy" if part == "train" else key
-        for ax, figures in zip(axes, (f"{part}_loss", accuracy), strict=True):
-            ax.plot(epochs, [getattr(record, figures) for record in records], label=name, **style)
+        figures: Sequence[float] = [getattr(record, name) for record in records]
+        ax.plot(epochs, figures, markevery=math.ceil(len(epochs) / 20), **style)
     axes[0].set_ylabel("loss (cross-entropy)")
     what = _draw_always(axes[1], key, always)
     label_accuracy(axes[1], f"accuracy{what.replace('(', '(validation: ')}")
