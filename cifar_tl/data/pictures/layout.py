@@ -69,8 +69,8 @@ def _inner(folder: Path) -> Path:
 def explain_missing(path: Path) -> DataError:
     """Makes the error for a path that does not exist. It names what may be meant."""
     others = {other.name.lower(): other for other in sorted(path.parent.glob("*"))}
-    for close in get_close_matches(path.name.lower(), others, 1, 0.8):
-        meant = others[close]
+    if close := get_close_matches(path.name.lower(), others, 1, 0.8):
+        meant = others[close[0]]
         return DataError(
             f"{path}: there is no such file or folder, but there is {meant}: name that",
             data=str(meant),
