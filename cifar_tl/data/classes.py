@@ -67,15 +67,12 @@ def choose_classes(
     if base == ALL_CLASSES and ALL_CLASSES not in names:
         base = everything
         new = () if new is None else new
-    numbers = {
-        side: None if chosen is None else _numbers(names, side, chosen)
-        for side, chosen in (("base", base), ("new", new))
-    }
-    rest = {number for found in numbers.values() if found is not None for number in found}
-    rest = set(range(len(names))) - rest
-    of_base, of_new = (
-        tuple(sorted(rest if found is None else found)) for found in numbers.values()
-    )
+    chosen = [
+        None if given is None else _numbers(names, side, given)
+        for side, given in (("base", base), ("new", new))
+    ]
+    rest = {*everything}.difference(*(found for found in chosen if found is not None))
+    of_base, of_new = (tuple(sorted(rest if found is None else found)) for found in chosen)
     if both := sorted(set(of_base) & set(of_new)):
         raise DataError(
             f"base classes and new classes both have {_named(names, both)}: leave it out of one"

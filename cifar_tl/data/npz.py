@@ -3,7 +3,7 @@
 import contextlib
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,15 +47,26 @@ def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
         given = _read_names(path, archive) if "class_names" in arrays else None
         classes = given or _default_names(path, archive, *names["train"])
         found = {part: _read_part(path, archive, names[part], len(classes), fit) for part in parts}
-        _check_shapes(path, {names[part][0]: found[part].images.shape for part in parts})
         checksums = {part: archive.getinfo(f"{names[part][0]}.npy").CRC for part in parts}
     labels = {part: found[part].examples.labels.numpy() for part in parts}
     identity: list[Any] = [checksums["train"], checksums["test"], labels["train"], labels["test"]]
     identity += [checksums["val"], labels["val"]] if "val" in parts else []
-    unused = sorted(arrays.difference(wanted, ["class_names"]))
-    notes = [f"{path}: arrays that are not used: {', '.join(unused)}"] if unused else []
-    sizes = {part.images.shape[1:3] for part in found.values()} - {(SIZE, SIZE)}
-    is_square = all(height == width for height, width in sizes)
+    shapes = dict.fromkeys(found[part].images.shape[1:] for part in parts)
+    if len(shapes) > 1:
+        raise DataError(
+            f"{path}: images of all parts must have the same shape, not "
+            f"{' and '.join(map(str, shapes))}"
+        )
+    height, width = found["train"].images.shape[1:3]
+    is_scaled, is_square = (height, width) != (SIZE, SIZE), height == width
+    notes = []
+    if unused := sorted(arrays.difference(wanted, ["class_names"])):
+        notes.append(f"{path}: arrays that are not used: {', '.join(unused)}")
+    if is_scaled:
+        notes.append(
+            f"{path}: images of {height}x{width} pixels are scaled to {SIZE}x{SIZE}, and for a "
+            "pretrained network to its own size"
+        )
     return Data(
         description=f"a .npz file in the {layout} layout",
         class_names=classes,
@@ -63,16 +74,16 @@ def read_npz(path: Path, *, fit: Fit = "crop", **_: object) -> Data:
         test=found["test"].examples,
         fingerprint=fingerprint_of(*identity),
         validation=found["val"].examples if "val" in parts else None,
-        notes=(*notes, *_scaled(path, sizes)),
+        notes=tuple(notes),
         mirror=classes == CIFAR10_CLASS_NAMES,
         reading={
-            **({"reading_rules": READING_RULES} if sizes else {}),
+            **({"reading_rules": READING_RULES} if is_scaled else {}),
             **({} if is_square or fit == "crop" else {"fit": fit}),
         },
-        software={"pillow": PIL.__version__} if sizes else {},
+        software={"pillow": PIL.__version__} if is_scaled else {},
         frame=CIFAR_FRAME if is_square else cifar_frame(fit),
-        shorter_side=min(found["train"].images.shape[1:3]),
-        originals={PARTS[part]: found[part].images for part in parts} if sizes else {},
+        shorter_side=min(height, width),
+        originals={PARTS[part]: found[part].images for part in parts} if is_scaled else {},
     )
 
 
@@ -89,17 +100,6 @@ def _layout(arrays: Set[str]) -> str:
             name.format(part) in arrays for name in ARRAYS[layout] for part in ("train", "test")
         ),
     )
-
-
-def _scaled(path: Path, sizes: Set[tuple[int, ...]]) -> list[str]:
-    """Returns a note about images of another size than CIFAR-10's."""
-    if not sizes:
-        return []
-    ((height, width),) = sizes
-    return [
-        f"{path}: images of {height}x{width} pixels are scaled to {SIZE}x{SIZE}, and for a "
-        "pretrained network to its own size"
-    ]
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def _default_names(
     Numbers are for other images than those of CIFAR-10's size in the Keras layout, and for these
     if the labels are those of fewer or more classes than ten.
     """
-    numbers = np.unique(_read_labels(path, archive, labels, "integers from 0")).tolist()
+    numbers = np.unique(_read(path, archive, labels, INTEGERS, "integers from 0")).tolist()
     in_order = len(numbers) > 1 and numbers == list(range(len(numbers)))
     like_cifar10 = images == "x_train" and _header(archive, images)[0][1:] == (SIZE, SIZE, 3)
     if like_cifar10 and (len(numbers) == 10 or not in_order):
@@ -155,12 +155,11 @@ def _read_part(
     x, y = names
     last = num_classes - 1
     images = _read(path, archive, x, "B", "uint8 pixels from 0 to 255")
-    if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+    is_known = images.ndim in (3, 4) and images.shape[3:] in ((), (1,), (3,))
+    if not is_known or 0 in images.shape[1:]:
         shape = "(N, height, width), (N, height, width, 1) or (N, height, width, 3)"
         raise DataError(f"{path}: {x} must have the shape {shape}, not {images.shape}")
-    if 0 in images.shape[1:]:
-        raise DataError(f"{path}: {x} has images without pixels, of the shape {images.shape}")
-    labels = _read_labels(path, archive, y, f"integers from 0 to {last}")
+    labels = _read(path, archive, y, INTEGERS, f"integers from 0 to {last}")
     if labels.shape not in ((len(images),), (len(images), 1)):
         one_hot = labels.ndim == 2 and len(labels) == len(images)
         how = f": with a column a class, {y}.argmax(axis=1) gives that" if one_hot else ""
@@ -175,24 +174,6 @@ def _read_part(
     pixels = _to_size(images, fit).transpose(0, 3, 1, 2)
     examples = labeled_images(pixels, labels.reshape(len(images)))
     return _Part(examples, images)
-
-
-def _read_labels(path: Path, archive: zipfile.ZipFile, name: str, what: str) -> NDArray[Any]:
-    """Reads labels. Of numbers that are no integers the error says how to convert them."""
-    kind = _header(archive, name)[1].kind
-    how = f", as {name}.astype(int) makes them" if kind in "bf" else ""
-    return _read(path, archive, name, INTEGERS, what + how)
-
-
-def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses parts whose images differ in size or in colour."""
-    (first, (_, *expected)), *others = shapes.items()
-    for name, shape in others:
-        if [*shape[1:]] != expected:
-            wanted = ", ".join(map(str, ["N", *expected]))
-            raise DataError(
-                f"{path}: {name} must have the shape ({wanted}), as {first} has, not {shape}"
-            )
 
 
 def _to_size(images: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:

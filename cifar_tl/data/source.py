@@ -116,15 +116,13 @@ def load_data(
             - The official CIFAR-100: its archive, the folder in it, or the folder above.
             - A ``.npz`` file in the layout of Keras: ``x_train`` and ``x_test``, ``(N, H, W)``,
               ``(N, H, W, 1)`` or ``(N, H, W, 3)`` uint8; ``y_train`` and ``y_test``, ``(N,)`` or
-              ``(N, 1)``, integers from 0 to K - 1. It may have ``x_val`` and ``y_val``. Or in the
-              layout of MedMNIST: ``train_images``, ``train_labels`` and so on. Images of other
-              sizes are scaled to 32x32 pixels. It may have ``class_names``, K strings. Without
-              them, ten classes of colour images of 32x32 pixels in the layout of Keras are
-              CIFAR-10's; others are called by their numbers.
+              ``(N, 1)``, integers from 0 to K - 1; maybe ``x_val`` and ``y_val``. Or in that of
+              MedMNIST: ``train_images``, ``train_labels`` and so on. It may have ``class_names``,
+              K strings. Else ten classes of colour images of 32x32 pixels in the layout of Keras
+              are CIFAR-10's, and others are called by their numbers.
             - A folder with classes of your own: image files ``train/CLASS/*``, maybe
-              ``val/CLASS/*`` (also ``valid``) and ``test/CLASS/*``; or ``CLASS/*`` alone.
-              `read_image` says how a file is read. Without ``val/``, the files of each
-              class are sorted by name; the first 80 % train, the last 20 % validate.
+              ``val/CLASS/*`` (also ``valid``) and ``test/CLASS/*``; or ``CLASS/*`` alone. Without
+              ``val/``, the first 80 % of each class, by name, train, and the others validate.
         labels: For a folder of image files: the CSV file in which their classes are, such as
             ``"train.csv"``, or ``"train.csv:image,breed"`` with the names of its columns. Default:
             the folders are the classes. For CIFAR-100: ``"coarse"`` for its 20 superclasses.

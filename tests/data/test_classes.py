@@ -70,13 +70,6 @@ def test_many_scattered_classes_have_a_short_name_of_their_own() -> None:
     assert split_suffix(*choose_classes(names, range(0, 100, 2)), 100) == "-50-50-b4bf6948"
 
 
-@pytest.mark.parametrize("number", [10, 11, 20, 100])
-def test_every_class_is_on_one_side_by_default(number: int) -> None:
-    base, new = choose_classes([f"class {n}" for n in range(number)])
-    assert (*base, *new) == tuple(range(number))
-    assert len(base) == number // 2
-
-
 @pytest.mark.parametrize(("number", "found"), [(0, "0 classes"), (1, "1 class")])
 def test_fewer_than_two_classes_are_refused(number: int, found: str) -> None:
     for chosen in ((None, None), ("all", None), (None, "all")):

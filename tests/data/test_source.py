@@ -26,23 +26,13 @@ def test_each_source_is_read_by_its_reader(
     (tmp_path / CIFAR10.filename).write_bytes(archive)
     download_cifar10(tmp_path)
     for source, name, images in (
-        (SHAPES, "shapes", 12_000),
         (small_npz, "small.npz", 200),
         (own_classes, "own", 32),
         (tmp_path, "cifar10", 200),
     ):
-        for spelling in {source, str(source)}:
+        for spelling in (source, str(source)):
             data = load_data(spelling)
             assert (data.name, len(data.train.labels)) == (name, images)
-
-
-def test_a_folder_called_shapes_is_reached_by_its_path(
-    own_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "shapes").symlink_to(own_classes)
-    monkeypatch.chdir(tmp_path)
-    assert load_data("shapes").description == "built-in drawn shapes"
-    assert load_data("./shapes").name == "own"
 
 
 def test_what_is_no_source_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,6 +163,7 @@ def find_classes(folder: Path) -> Classes:
             class of ``val`` or ``test``, if a folder belongs to two classes, or if images would be
             ignored.
     """
+    check_parts(folder)
     bare = not (folder / TRAIN).is_dir()  # without parts: its folders are the classes
     where = {TRAIN: folder} if bare else _places(folder)
     if bare:
@@ -172,55 +172,92 @@ def find_classes(folder: Path) -> Classes:
     of_part = {part: folders(place) for part, place in where.items()}
     if bare:
         of_part[TRAIN] = image_folders(folder)
+    _check_names(where, of_part)
     classes = of_part[TRAIN]
+    images: dict[str, dict[str, list[str]]] = {
+        part: {name: [] for name in classes} for part in PARTS
+    }
+    others: list[str] = []
+    for part, names in of_part.items():
+        entered: dict[tuple[int, int], str] = {}
+        for name in names:
+            found = find_images(where[part] / name)
+            _check_shared(found.folders, entered)
+            entered |= found.folders
+            images[part][name] = found.images
+            others += found.others
+    not_used = left_out(folder, others)
+    held_out = not bare and where[VALIDATION].is_dir()
+    check_images(where[TRAIN], images, held_out=held_out, notes=not_used)
+    notes = [
+        *not_used,
+        *(_bare(folder, classes) if bare else _unused(folder, where)),
+        *unused_tables(folder),
+        *_untested(images[TEST]),
+        *_nested(where[TRAIN], images[TRAIN]),
+        *alike(classes),
+    ]
+    return Classes(images, notes)
+
+
+def check_parts(folder: Path) -> None:
+    """Refuses a file, or a link to nowhere, in the place of a part such as ``train``."""
+    for path in (folder / part for part in PARTS):
+        if os.path.lexists(path) and not path.is_dir():
+            raise DataError(f"{path} is no folder, or a link to nowhere: repair or delete it")
+
+
+def check_images(
+    source: Path,
+    images: Mapping[str, Mapping[str, Sequence[str]]],
+    *,
+    held_out: bool,
+    notes: Sequence[str],
+) -> None:
+    """Refuses fewer than two classes, and a class that lacks images to train or to validate.
+
+    Args:
+        source: Where the classes are from: a folder, or a table.
+        images: By part and class, the paths.
+        held_out: There are validation images of their own.
+        notes: About files that are not used. They may be the images that a class lacks.
+    """
+    classes = images[TRAIN]
     if len(classes) < 2:
         raise DataError(
-            f"{where[TRAIN]} holds {'only one class' if classes else 'no classes'}: there must "
-            "be two or more, each a folder with its images"
+            f"{source} holds {'only one class' if classes else 'no classes'}: there must be two or "
+            "more"
         )
-    _check_names(where, of_part)
-    found = {
-        part: {name: find_images(where[part] / name) for name in names}
-        for part, names in of_part.items()
-    }
-    held_out = None if bare else where[VALIDATION].is_dir()
+    least, why = (1, "one") if held_out else (2, "one to train and another to validate")
     for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
-        for name in classes:
-            _check_number(where[part] / name, part, found[part].get(name), held_out)
-    for by_class in found.values():
-        _check_shared(by_class)
-    others = [path for by_class in found.values() for of in by_class.values() for path in of.others]
-    images = {
-        part: {name: of[name].images if name in of else [] for name in classes}
-        for part in PARTS
-        for of in (found.get(part, {}),)
-    }
-    notes = [
-        *left_out(folder, others),
-        *(_bare(folder, classes) if bare else _unused(folder, where)),
-    ]
-    notes += [*unused_tables(folder), *_untested(images[TEST])]
-    return Classes(images, [*notes, *_nested(where[TRAIN], images[TRAIN]), *alike(classes)])
+        for name, paths in images[part].items():
+            if len(paths) < least:
+                raise DataError(
+                    f"{source}: the class {name} has {count(len(paths), 'image')} for {part}, and "
+                    f"needs {why}: add some, or delete that class"
+                    + "".join(f" ({note})" for note in notes)
+                )
 
 
 def _places(folder: Path) -> dict[str, Path]:
     """Finds the folder of each part. That of ``val`` may be called ``valid`` or ``validation``."""
-    given = [folder / name for name in folders(folder) if name in _VALIDATION] or [
-        folder / VALIDATION
-    ]
+    given = [folder / name for name in folders(folder) if name in _VALIDATION]
     if len(given) > 1:
         raise DataError(
             f"{listed_names([str(path) for path in given])} both hold validation images: keep one"
         )
-    return {TRAIN: folder / TRAIN, VALIDATION: given[0], TEST: folder / TEST}
+    held_out = given[0] if given else folder / VALIDATION
+    return {TRAIN: folder / TRAIN, VALIDATION: held_out, TEST: folder / TEST}
 
 
 def _check_alone(folder: Path) -> None:
     """Refuses a part of the data, such as ``train``, if other parts are beside it."""
-    above, name = folder.resolve().parent, folder.resolve().name
-    others = [other for other in folders(above) if is_part(other) and other != name]
-    if is_part(name) and (beside := [other for other in others if _holds_images(above / other)]):
-        source = folder.parent if len(folder.parts) > 1 else above
+    whole = folder.resolve()
+    if not is_part(whole.name):
+        return
+    names = [name for name in image_folders(whole.parent) if is_part(name)]
+    if beside := [name for name in names if name != whole.name]:
+        source = folder.parent if len(folder.parts) > 1 else whole.parent
         raise DataError(
             f"{folder} is one part of the data, beside {listed_names(beside)}: name {source}",
             data=str(source),
@@ -240,54 +277,23 @@ def _check_names(where: Mapping[str, Path], of_part: Mapping[str, Sequence[str]]
 
 
 def _check_layout(folder: Path, where: Mapping[str, Path]) -> None:
-    """Refuses folders and images that would be ignored, and links to nowhere.
+    """Refuses images that would be ignored, and links to nowhere.
 
     Args:
         folder: The folder of the data.
         where: The folder of each part, in which the folders of the classes are.
     """
-    for path in (folder / part for part in PARTS):
-        if os.path.lexists(path) and not path.is_dir():
-            raise DataError(f"{path} is no folder, or a link to nowhere: repair or delete it")
     known = suffixes()
     for path in sorted(path for place in where.values() for path in place.glob("[!.]*")):
         if path.suffix.lower() in known and not path.is_dir():
-            raise _without_class(folder, path)
+            tables = [*find_tables(path.parent), *find_tables(folder)]
+            hint = f"; if the labels are in {tables[0]}, add --labels {tables[0]}" if tables else ""
+            raise DataError(
+                f"{path} has no class: move it into the folder of its class, or out of {folder}, "
+                f"and have predict name what is in it{hint}"
+            )
         if path.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to nowhere: repair or delete it")
-
-
-def _without_class(folder: Path, image: Path) -> DataError:
-    """Makes the error for an image that lies where the folders of the classes should be."""
-    tables = [*find_tables(image.parent), *find_tables(folder)]
-    if image.parent == folder / TRAIN and not tables and len(image_folders(image.parent)) < 2:
-        beside = [name for name in image_folders(folder) if not part_of(name)]
-        if beside:
-            return ambiguous(folder, [TRAIN], beside)
-    elsewhere = f"out of {folder}" if image.parent == folder else f"{image.parent.name} elsewhere"
-    labels = f"; if the labels are in {tables[0]}, add --labels {tables[0]}" if tables else ""
-    return DataError(
-        f"{image} has no class: move it into the folder of its class, or {elsewhere}, and have "
-        f"predict name what is in it{labels}"
-    )
-
-
-def ambiguous(folder: Path, parts: Sequence[str], classes: Sequence[str]) -> DataError:
-    """Makes the error for folders that may be parts of the data, or classes beside others."""
-    these, those = listed_names(parts), listed_names(classes)
-    words = "|".join(word for of_part in _WORDS.values() for word in of_part)
-    moves = [
-        shlex.join(["mv", str(folder / name), str(folder / re.sub(f"(?i)({words})", r"\1s", name))])
-        for name in parts
-    ]
-    many = len(parts) > 1
-    return DataError(
-        f"{folder} holds {those}, and beside {'them' if len(classes) > 1 else 'it'} {these}: "
-        f"{'are these classes, or parts' if many else 'is this a class, or a part'} of the data? "
-        f"For {'classes' if many else 'a class'}, rename with `{' && '.join(moves)}`; for "
-        f"{'parts' if many else 'a part'}, move {those} out of {folder}, and give each class a "
-        f"folder in {folder / TRAIN}"
-    )
 
 
 def part_of(name: str) -> str | None:
@@ -323,35 +329,15 @@ def image_folders(folder: Path, most: int | None = None) -> list[str]:
     return [*islice((name for name in folders(folder) if _holds_images(folder / name)), most)]
 
 
-def _check_number(of_class: Path, part: str, found: Found | None, held_out: bool | None) -> None:
-    """Refuses a class that lacks images in ``train`` or ``val``. ``held_out``: is there a ``val``?
-
-    It is None if there cannot be one.
-    """
-    images, others = (found.images, found.others) if found else ([], [])
-    if not images:
-        names = [os.path.basename(path) for path in others[:2]]  # noqa: PTH119
-        what = f", only {count(len(others), 'other file')}: {', '.join(names)}" if names else ""
-        instead = f"{of_class.parent}: then images of {TRAIN} validate"
-        raise DataError(
-            f"{of_class} has no image{what}: add some, or delete "
-            f"{'that class' if part == TRAIN else instead}"
-        )
-    if len(images) == 1 and not held_out:
-        raise DataError(
-            f"{of_class} has one image: a class needs one to train and another to validate"
-            f"{'' if held_out is None else f', here or in {VALIDATION}'}"
-        )
-
-
-def _check_shared(by_class: Mapping[str, Found]) -> None:
-    """Refuses a real folder that belongs to two classes by a link."""
-    seen: dict[tuple[int, int], str] = {}
-    for found in by_class.values():
-        for key, path in found.folders.items():
-            if key in seen:
-                raise DataError(f"{seen[key]} and {path} are one folder in two classes: unlink one")
-        seen |= found.folders
+def _check_shared(
+    folders: Mapping[tuple[int, int], str], of_others: Mapping[tuple[int, int], str]
+) -> None:
+    """Refuses a real folder of a class that belongs to another class, too, by a link."""
+    for key, path in folders.items():
+        if key in of_others:
+            raise DataError(
+                f"{of_others[key]} and {path} are one folder in two classes: unlink one"
+            )
 
 
 def _bare(folder: Path, classes: Sequence[str]) -> list[str]:
@@ -367,10 +353,9 @@ def _bare(folder: Path, classes: Sequence[str]) -> list[str]:
 def _unused(folder: Path, where: Mapping[str, Path]) -> list[str]:
     """Returns notes about a folder ``valid``, and about folders with images that are not used."""
     parts = [path for path in where.values() if path.exists()]
-    others = [folder / name for name in folders(folder) if folder / name not in parts]
+    others = [folder / name for name in image_folders(folder)]
     # Where case does not count, Train is train.
-    others = [path for path in others if not any(path.samefile(part) for part in parts)]
-    unused = [str(path) for path in others if _holds_images(path)]
+    unused = [str(path) for path in others if not any(path.samefile(part) for part in parts)]
     used = ", ".join(path.name for path in where.values())
     name = where[VALIDATION].name
     return [

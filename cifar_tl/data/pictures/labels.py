@@ -21,6 +21,7 @@ from cifar_tl.data.pictures.find import (
     VALIDATION,
     Classes,
     alike,
+    check_images,
     find_images,
     find_tables,
     folders,
@@ -28,7 +29,6 @@ from cifar_tl.data.pictures.find import (
     left_out,
     listed_names,
     part_of,
-    suffixes,
     unused_tables,
 )
 from cifar_tl.disk import LARGEST_TEXT, read_file
@@ -44,11 +44,13 @@ LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "category", "target"),
     *("breed", "species", "variety"),
 )
-
-
-# With the part of each image: a word for it, or yes and no.
-PART_COLUMNS = ("split", "set", "subset")
-YES_COLUMNS = {"is_test": TEST, "is_valid": VALIDATION, "is_val": VALIDATION}
+# With the part of each image: a word for it, or yes and no for this part.
+PART_COLUMNS = {
+    **dict.fromkeys(("split", "set", "subset"), ""),
+    "is_test": TEST,
+    "is_valid": VALIDATION,
+    "is_val": VALIDATION,
+}
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 
 
@@ -108,12 +110,15 @@ def find_labelled(folder: Path, labels: str) -> Classes:
             images[part][label].append(path)
             if known[path].part is None and part not in (TRAIN, top):
                 taken[top] = part
-    _check_classes(first, images)
+    not_used = left_out(
+        folder, [path for path in found.others if not path.lower().endswith(".csv")]
+    )
+    held_out = any(images[VALIDATION].values())
+    check_images(first, images, held_out=held_out, notes=not_used)
     notes = [*(note for table in tables for note in table.notes), *notes]
     notes += [f"{table.path} is read, too" for table in tables[1:]]
     notes += [f"{folder / top} is taken for {part}" for top, part in sorted(taken.items())]
-    notes += left_out(folder, [path for path in found.others if not path.lower().endswith(".csv")])
-    notes += [*unused_tables(folder, [table.path for table in tables]), *alike(classes)]
+    notes += [*not_used, *unused_tables(folder, [table.path for table in tables]), *alike(classes)]
     if unlabelled:
         where = listed_names([str(table.path) for table in tables])
         notes.append(
@@ -143,39 +148,31 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
         DataError: If it is missing or damaged, or if it is not clear which columns to take.
     """
     (_, names), *rows = _lines(path)
-    if any(name.lower().endswith(suffixes()) for name in names):
-        raise DataError(
-            f"{path} names no columns, its first line names an image: add the line file,label above"
-        )
-    if not rows:
-        raise DataError(f"{path} has no lines below the names of its columns: add them")
-    columns = given or (_guess(path, names, FILE_COLUMNS), _guess(path, names, LABEL_COLUMNS))
-    places = []
-    for column in columns:
+    columns = given or _guess(path, names)
+    of_part = _part_columns(names, columns)
+    used = (*columns, *of_part)
+    for column in used:
         if names.count(column) != 1:
             what = "no column" if column not in names else "more than one column"
             raise DataError(
                 f"{path} has {what} {column!r}: its columns are {', '.join(map(repr, names))}"
             )
-        places.append(names.index(column))
-    of_part = _part_columns(names, columns)
     found = []
     for number, row in rows:
-        if len(row) <= max(*places, *of_part):
+        cells = dict(zip(names, row, strict=False))
+        if not cells.keys() >= {*used}:
             raise DataError(f"{path}: line {number} has only {count(len(row), 'value')}: repair it")
-        file, label = (row[place].strip() for place in places)
-        where = f"{path}: line {number}"
-        part = _part_in(where, names, row, of_part) if label else None
+        file, label = (cells[column].strip() for column in columns)
+        part = _part_in(f"{path}: line {number}", cells, of_part) if label else None
         found.append(Row(file, label, part))
     notes = []
     if given is None:
         file, label = columns
         notes = [f"{path}: the files are in the column {file!r}, the labels in {label!r}"]
     if of_part:
-        listed = listed_names([repr(names[place]) for place in of_part])
+        listed = listed_names([repr(name) for name in of_part])
         notes.append(f"{path}: {listed} says which images are for {', '.join(PARTS)}")
-    used = [*places, *of_part]
-    if unused := [repr(name) for place, name in enumerate(names) if name and place not in used]:
+    if unused := [repr(name) for name in names if name and name not in used]:
         notes.append(f"{path}: other columns are not used: {listed_names(unused)}")
     return Table(path, found, columns, notes)
 
@@ -206,37 +203,29 @@ def table_of(folder: Path) -> Path | None:
     def rank(table: Path) -> tuple[bool, bool, int]:
         rows = [row for _, row in islice(_lines(table), 1000) if len(row) > 1]
         named = sum(any(PurePosixPath(cell).name in known for cell in row) for row in rows)
-        is_train = part_of(table.stem) == TRAIN  # Kaggle has the labels in it
-        return named > 0, is_train, -1 if "submission" in table.stem.lower() else named
+        return named > 0, part_of(table.stem) == TRAIN, named  # Kaggle has the labels in train.csv
 
     best = max(tables, key=rank, default=None)
     return best if best and rank(best)[0] else None
 
 
-def _part_columns(names: Sequence[str], taken: Sequence[str]) -> dict[int, str]:
-    """Finds the columns with the part of each image: one of words, or those of yes and no.
-
-    Returns:
-        The place of each, and the part that yes means in it.
-    """
-    meaning = {place: _spoken(name) for place, name in enumerate(names) if name not in taken}
-    for place, name in meaning.items():
-        if name in PART_COLUMNS:
-            return {place: ""}
-    return {place: YES_COLUMNS[name] for place, name in meaning.items() if name in YES_COLUMNS}
+def _part_columns(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Finds the columns with the part of each image, among those of `PART_COLUMNS`."""
+    others = [name for name in names if name not in taken]
+    found = {name: PART_COLUMNS[_spoken(name)] for name in others if _spoken(name) in PART_COLUMNS}
+    words = [name for name, part in found.items() if not part]
+    return {words[0]: ""} if words else found
 
 
-def _part_in(
-    where: str, names: Sequence[str], row: Sequence[str], columns: Mapping[int, str]
-) -> str | None:
+def _part_in(where: str, cells: Mapping[str, str], columns: Mapping[str, str]) -> str | None:
     """Reads the part of an image. None: no column has it."""
     part = TRAIN if columns else None
-    for place, if_yes in columns.items():
-        value = row[place].strip().lower()
+    for column, if_yes in columns.items():
+        value = cells[column].strip().lower()
         if value not in (*_YES, *_NO) if if_yes else part_of(value) is None:
             wanted = "true or false" if if_yes else "train, val or test"
             raise DataError(
-                f"{where} has {row[place]!r} in the column {names[place]!r}: write {wanted}, or "
+                f"{where} has {cells[column]!r} in the column {column!r}: write {wanted}, or "
                 "rename the column if it means something else"
             )
         if not if_yes or value in _YES:
@@ -277,21 +266,20 @@ def _split(folder: Path, labels: str) -> tuple[Path, tuple[str, str] | None]:
     return places[0], (names[0], names[1])
 
 
-def _guess(path: Path, names: Sequence[str], usual: Sequence[str]) -> str:
-    """Finds a column by its usual names. Of labels there may be one candidate alone."""
+def _guess(path: Path, names: Sequence[str]) -> tuple[str, str]:
+    """Finds the columns of the files and of the labels by their usual names."""
     spoken = {_spoken(name): name for name in names}
-    found = [spoken[name] for name in usual if name in spoken]
-    what, place = ("labels", "FILE") if usual is LABEL_COLUMNS else ("files", "LABEL")
-    if not found or (usual is LABEL_COLUMNS and len(found) > 1):
-        listed = ", ".join(map(repr, names))
-        state = f"more than one column of {what}" if found else f"no usual column of {what}"
-        example = f"{path}:{place},COLUMN" if what == "labels" else f"{path}:COLUMN,{place}"
+    files, labels = (
+        [spoken[name] for name in usual if name in spoken]
+        for usual in (FILE_COLUMNS, LABEL_COLUMNS)
+    )
+    if not files or len(labels) != 1:
         raise DataError(
-            f"{path} has {state}; its first line is {listed}: if these are names of columns, give "
-            f"two of them, {example} with the column of the files first; else add the line "
-            "file,label above"
+            f"{path}: it is not clear which columns have the files and the labels; its first line "
+            f"is {', '.join(map(repr, names))}: if these are names of columns, give two of them, "
+            f"{path}:FILES,LABELS; else add the line file,label above"
         )
-    return found[0]
+    return files[0], labels[0]
 
 
 def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, Row]) -> list[str]:
@@ -318,7 +306,7 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, R
         for named in {whole, whole.with_suffix("")}:
             there[named].append(path)
             folded = _folded(named)
-            by_name[folded[-1:]].append((path, named.parts, folded))
+            by_name[folded[-1:]].append((path, folded))
     # The file and image of each row, by what is before their common end. None: no such image.
     before: dict[tuple[str, ...] | None, list[tuple[str, ...]]] = defaultdict(list)
     for row in table.rows:
@@ -358,18 +346,15 @@ def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, R
 
 
 def _closest(
-    images: Sequence[tuple[str, tuple[str, ...], tuple[str, ...]]], file: PurePosixPath
+    images: Sequence[tuple[str, tuple[str, ...]]], file: PurePosixPath
 ) -> tuple[list[str], tuple[str, ...]]:
     """Finds the images with the longest end in common with a file, and what is before that end.
 
-    Case and the two ways to write an accent count only where images differ in nothing else.
+    Case and the two ways to write an accent do not count.
     """
-    folded = _folded(file)
-    ends = [_common_end(of_image, folded) for _, _, of_image in images]
+    ends = [_common_end(folded, _folded(file)) for _, folded in images]
     most = max(ends, default=0)
-    best = [image for image, end in zip(images, ends, strict=True) if end == most]
-    exact = [_common_end(parts, file.parts) for _, parts, _ in best]
-    paths = [image[0] for image, end in zip(best, exact, strict=True) if end == max(exact)]
+    paths = [path for (path, _), end in zip(images, ends, strict=True) if end == most]
     return paths, file.parts[: len(file.parts) - most]
 
 
@@ -382,23 +367,3 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
 
 def _folded(path: PurePath) -> tuple[str, ...]:
     return tuple(unicodedata.normalize("NFC", part).casefold() for part in path.parts)
-
-
-def _check_classes(table: Path, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Refuses a table with fewer than two classes, or a class that lacks images."""
-    if len(images[TRAIN]) < 2:
-        named = f"only the label {next(iter(images[TRAIN]))}" if images[TRAIN] else "no label"
-        raise DataError(f"{table} has {named}: there must be two or more classes")
-    held_out = any(images[VALIDATION].values())
-    for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
-        if absent := [name for name, paths in images[part].items() if not paths]:
-            raise DataError(
-                f"{table}: the class {absent[0]} has no image for {part}: add some, or delete "
-                f"the lines of that class{' or of ' + VALIDATION if part == VALIDATION else ''}"
-            )
-    alone = [name for name, paths in images[TRAIN].items() if len(paths) == 1]
-    if alone and not held_out:
-        raise DataError(
-            f"{table}: {listed_names(alone)} has one image: a class needs one to train and "
-            "another to validate"
-        )

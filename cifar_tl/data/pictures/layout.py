@@ -3,26 +3,18 @@
 Importing it imports no torch.
 """
 
-import itertools
-import lzma
-import os
 import re
 import shlex
-import shutil
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cifar_tl.data.pictures.find import (
     TRAIN,
-    ambiguous,
+    check_parts,
     find_images,
     folders,
     image_folders,
-    is_part,
     left_out,
     listed_names,
     part_of,
@@ -32,12 +24,12 @@ from cifar_tl.data.pictures.labels import table_of
 from cifar_tl.errors import DataError
 from cifar_tl.names import count
 
-# By the suffix of an archive, the module of Python that unpacks it.
-ARCHIVES: dict[str, str] = {
-    suffix: "zipfile" if name == "zip" else "tarfile"
-    for name, suffixes_of_format, _ in shutil.get_unpack_formats()
-    for suffix in suffixes_of_format
-} | dict.fromkeys((".7z", ".rar"), "")
+# By the suffix of an archive, the module of Python that unpacks it, if one does.
+_UNPACKERS = {
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"), "tarfile"),
+    ".zip": "zipfile",
+    **dict.fromkeys((".7z", ".rar"), ""),
+}
 # Folders with images of all classes: images, images_001, ham_part_1, fold2.
 _MIXED = re.compile(r"(images?|imgs?)[ _-]?\d*|.*(part|fold|split)[ _-]?\d+", re.IGNORECASE)
 
@@ -48,7 +40,7 @@ def has_classes(folder: Path) -> bool:
         return _inner(folder / TRAIN) == folder / TRAIN
     names = image_folders(folder)
     odd = any(part_of(name) or _MIXED.fullmatch(name) or _is_set(folder / name) for name in names)
-    return len(names) > 1 and not odd and not _same_folders(folder, names)
+    return len(names) > 1 and not odd and not _are_alike(folder, names)
 
 
 def _is_set(folder: Path) -> bool:
@@ -57,15 +49,11 @@ def _is_set(folder: Path) -> bool:
     return any(folders(folder / name) for name in of_train)
 
 
-def _same_folders(folder: Path, names: Sequence[str]) -> list[str]:
-    """Lists the folders that two of several folders both have, if there are two or more."""
-    seen = set()
-    for name in names:
-        inside = tuple(folders(folder / name))
-        if len(inside) > 1 and inside in seen:
-            return [*inside]
-        seen.add(inside)
-    return []
+def _are_alike(folder: Path, names: Sequence[str]) -> bool:
+    """Returns whether two of several folders have the same folders in them, two or more."""
+    inside = [tuple(folders(folder / name)) for name in names]
+    several = [found for found in inside if len(found) > 1]
+    return len({*several}) < len(several)
 
 
 def _inner(folder: Path) -> Path:
@@ -78,17 +66,11 @@ def _inner(folder: Path) -> Path:
     return folder
 
 
-def other_case(path: Path) -> Path | None:
-    """Finds what has the same name as a missing file, in small or capital letters."""
-    others = sorted(path.parent.glob("*"))
-    return next((other for other in others if other.name.lower() == path.name.lower()), None)
-
-
 def explain_missing(path: Path) -> DataError:
     """Makes the error for a path that does not exist. It names what may be meant."""
-    names = sorted(other.name for other in path.parent.glob("*"))
-    close = get_close_matches(path.name, names, 1, 0.8)
-    if meant := other_case(path) or (path.with_name(close[0]) if close else None):
+    others = {other.name.lower(): other for other in sorted(path.parent.glob("*"))}
+    if close := get_close_matches(path.name.lower(), others, 1, 0.8):
+        meant = others[close[0]]
         return DataError(
             f"{path}: there is no such file or folder, but there is {meant}: name that",
             data=str(meant),
@@ -98,83 +80,62 @@ def explain_missing(path: Path) -> DataError:
 
 def explain_file(path: Path) -> DataError | None:
     """Makes the error for a file that is no source. None: there is no more to say of it."""
-    suffix = path.suffix.lower()
     if _archive_suffix(path):
-        return _explain_archives([path])
-    above = [*path.parents][:4]  # CLASS, maybe train, and the folder of the data
-    folder = next((parent for parent in above if (parent / TRAIN).is_dir()), path.parent)
-    if suffix in suffixes():
-        bare = above[1] if len(path.parts) > 2 and has_classes(above[1]) else folder
-        source = folder if has_classes(folder) else bare
+        return _explain_archive(path)
+    if path.suffix.lower() in suffixes():
+        source = _data_of(path.parent)
         return DataError(
             f"{path} is one image: name the folder with the folders of the classes",
-            **({"data": str(source)} if has_classes(source) else {}),
+            **({"data": str(source)} if source else {}),
         )
-    if suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return DataError(
             f"{path} is a table: name the folder with the images, and the table as --labels",
-            data=str(folder),
+            data=str(_above(path)),
             labels=str(path),
         )
     return None
 
 
-def _archive_suffix(path: Path) -> str | None:
-    """Returns the suffix of an archive, such as ``.tar.gz``. None: it is none."""
-    return next((suffix for suffix in ARCHIVES if path.name.lower().endswith(suffix)), None)
+def _above(path: Path) -> Path:
+    """Returns the folder that holds a path, or holds it in ``train``."""
+    return path.parent.parent if path.parent.name == TRAIN else path.parent
 
 
-def _explain_archives(paths: Sequence[Path]) -> DataError:
-    """Makes the error for archives, with the command that unpacks the first one."""
-    path, suffix = paths[0], _archive_suffix(paths[0])
-    assert suffix is not None
+def _data_of(of_class: Path) -> Path | None:
+    """Finds the folder of the data of which a folder may be a class."""
+    folder = _above(of_class)
+    return folder if folder.name and has_classes(folder) else None
+
+
+def _archive_suffix(path: Path) -> str:
+    """Returns the suffix of an archive, such as ``.tar.gz``. Of another file it is empty."""
+    return next((suffix for suffix in _UNPACKERS if path.name.lower().endswith(suffix)), "")
+
+
+def _explain_archive(path: Path, above: Path | None = None, more: int = 0) -> DataError:
+    """Makes the error for an archive, with the command that unpacks it.
+
+    Args:
+        path: The file.
+        above: The folder that was named instead of the archive.
+        more: The number of other archives in that folder.
+    """
+    suffix = _archive_suffix(path)
     target = path.with_name(path.name[: -len(suffix)])
-    how, source = "unpack it", target.joinpath(*_top_folders(path))
-    if module := ARCHIVES[suffix]:
-        command = shlex.join(["python", "-m", module, "-e", str(path), str(target)])
-        how = f"unpack it with `{command}`"
-    if len(paths) > 1:
-        how, source = f"{how}, and likewise the {len(paths) - 1} beside it", path.parent
+    command = ["python", "-m", _UNPACKERS[suffix], "-e", str(path), str(target)]
+    how = f" with `{shlex.join(command)}`" if _UNPACKERS[suffix] else ""
+    likewise = f", and likewise the {more} beside it" if more else ""
+    source = str(above or target)
     return DataError(
-        f"{path} is an archive, which is not read: {how}, and name {source}", data=str(source)
+        f"{path} is an archive, which is not read: unpack it{how}{likewise}, and name {source}",
+        data=source,
     )
-
-
-def _top_folders(archive: Path) -> list[str]:
-    """Finds the folders around everything that an archive holds, down to the data."""
-    try:
-        names = [PurePosixPath(name).parts for name in _members(archive)]
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError):
-        return []
-    known = suffixes()
-    names = [name for name in names if name and name[-1].lower().endswith(known)]
-    names = [name for name in names if not name[0].startswith((".", "__MACOSX"))]
-    top: list[str] = []
-    # A folder with images is a class, and a folder with folders of classes is the data.
-    while names and all(len(name) > 2 and name[0] == names[0][0] for name in names):
-        if is_part(names[0][0]):
-            break
-        top.append(names[0][0])
-        names = [name[1:] for name in names]
-    return top
-
-
-def _members(archive: Path) -> list[str]:
-    """Lists the names in an archive. Of a TAR archive the first ones: all would take long."""
-    if archive.suffix.lower() == ".zip":
-        with zipfile.ZipFile(archive) as opened:
-            return opened.namelist()
-    with tarfile.open(archive) as tar:
-        return [member.name for member in itertools.islice(tar, 1000)]
 
 
 def explain_folder(folder: Path) -> DataError:
     """Makes the error for a folder that is laid out as no source is. It names what is there."""
-    if os.path.lexists(folder / TRAIN) and not (folder / TRAIN).is_dir():
-        return DataError(
-            f"{folder / TRAIN} is a file, not a folder: {TRAIN} must hold a folder with images "
-            "for each class"
-        )
+    check_parts(folder)
     names = image_folders(folder)
     parts = [name for name in names if part_of(name)]
     classes = [name for name in names if not part_of(name)]
@@ -194,20 +155,14 @@ def explain_folder(folder: Path) -> DataError:
             data=str(folder),
             labels=str(table),
         )
-    if parts and classes:
-        return ambiguous(folder, parts, classes)
-    if parts:
-        return DataError(
-            f"{folder} holds {listed_names(parts)}, but no {TRAIN} with classes: put the training "
-            f"images into {folder / TRAIN}, a folder for each class"
-        )
-    return _explain_sets(folder, names) if names else _explain_loose(folder)
+    return _explain_names(folder, parts, classes) if names else _explain_loose(folder)
 
 
 def _moves(folder: Path, parts: Sequence[str]) -> list[tuple[Path, Path]]:
     """Lists the folders of parts that hold classes of the training images, and their right places.
 
-    They may be called otherwise, and lie deeper: ``training_set/training_set``.
+    They may be called otherwise, and lie deeper: ``training_set/training_set``. The list is empty
+    if two of them are the same part.
     """
     inner = {name: _inner(folder / name) for name in parts}
     of_train = {
@@ -216,22 +171,18 @@ def _moves(folder: Path, parts: Sequence[str]) -> list[tuple[Path, Path]]:
         if part_of(part) == TRAIN
         for name in image_folders(path)
     }
-    return [
+    moves = [
         (path, folder / str(part_of(name)))
         for name, path in inner.items()
         if of_train.intersection(image_folders(path))
     ]
+    return moves if len({new for _, new in moves}) == len(moves) else []
 
 
 def _explain_moves(folder: Path, moves: Sequence[tuple[Path, Path]]) -> DataError:
     """Makes the error for parts that are called otherwise or lie deeper: how to move them."""
     wrong = [(old, new) for old, new in moves if old != new]
     names = listed_names([str(old.relative_to(folder)) for old, _ in wrong])
-    if len({new for _, new in moves}) < len(moves):
-        twice = listed_names([str(old.relative_to(folder)) for old, _ in moves])
-        return DataError(
-            f"{folder} holds {twice}, and two of these are the same part: keep one of each part"
-        )
     commands = []
     for old, new in wrong:
         if new in old.parents:  # first out of the way
@@ -246,54 +197,45 @@ def _explain_moves(folder: Path, moves: Sequence[tuple[Path, Path]]) -> DataErro
     )
 
 
-def _explain_sets(folder: Path, names: Sequence[str]) -> DataError:
-    """Makes the error for folders that are no classes, or one alone."""
-    listed = listed_names(names)
-    if len(names) == 1:
+def _explain_names(folder: Path, parts: Sequence[str], classes: Sequence[str]) -> DataError:
+    """Makes the error for folders of images that may be parts, classes, or neither."""
+    train, these, those = folder / TRAIN, listed_names(parts), listed_names(classes)
+    if parts and classes:
         return DataError(
-            f"{folder} holds only one class, {listed}: there must be two or more, each a folder "
+            f"{folder} holds {those}, and beside this {these}: parts of the data or classes? If "
+            f"parts, move {those} out of {folder}, and give each class a folder in {train}; if "
+            f"classes, move all of these folders into {train}"
+        )
+    if parts:
+        return DataError(
+            f"{folder} holds {these}, but no {TRAIN} with classes: put the training images into "
+            f"{train}, a folder for each class"
+        )
+    if len(classes) == 1:
+        return DataError(
+            f"{folder} holds only one class, {those}: there must be two or more, each a folder "
             "with its images"
         )
-    if sets := [name for name in names if _is_set(folder / name)]:
-        what = f"with a folder {TRAIN} in {'each' if len(sets) > 1 else sets[0]}"
-        return DataError(
-            f"{folder} holds {listed}, {what}: name one, such as {folder / sets[0]}",
-            data=str(folder / sets[0]),
-        )
-    if same := listed_names(_same_folders(folder, names)):
-        return DataError(
-            f"{folder} holds {listed}, with the folders {same} in more than one of them: if these "
-            f"are the classes, name one folder, such as {folder / names[0]}, or merge them; if "
-            f"{listed} are the classes, move them into {folder / TRAIN}",
-            data=str(folder / names[0]),
-        )
-    mixed = listed_names([name for name in names if _MIXED.fullmatch(name)])
     return DataError(
-        f"{folder} holds {listed}: is {mixed} a class? If so, move all of these folders into "
-        f"{folder / TRAIN}; if not, make a folder for each class and sort the images into them"
+        f"{folder} holds {those}: are these classes? If so, move them into {train}; if each is a "
+        f"whole set of images, name one, such as {folder / classes[0]}; if neither, make a folder "
+        "for each class and sort the images into them"
     )
 
 
 def _explain_loose(folder: Path) -> DataError:
     """Makes the error for a folder without folders of images."""
     found = find_images(folder)
-    above = folder.resolve().parent
-    if found.images and above.name == TRAIN:
-        source = folder.parent.parent if len(folder.parts) > 1 else above.parent
-        return DataError(
-            f"{folder} is one class alone: name the folder with {TRAIN}, {source}",
-            data=str(source),
-        )
     if found.images:
-        is_class = len(folder.parts) > 1 and has_classes(folder.parent)
-        hint = f"if it is one class of {folder.parent}, name that; else " if is_class else ""
+        source = _data_of(folder)
+        hint = f"if it is one class of {source}, name that; else " if source else ""
         return DataError(
             f"{folder} holds {count(len(found.images), 'image')} and no folders for classes: {hint}"
             f"move them into {folder / 'CLASS'}, a folder for each class, and name {folder}",
-            data=str(folder),
+            data=str(source or folder),
         )
-    if archives := [path for path in sorted(folder.glob("[!.]*")) if _archive_suffix(path)]:
-        return _explain_archives(archives)
+    if archives := [path for path in map(Path, found.others) if _archive_suffix(path)]:
+        return _explain_archive(archives[0], folder, len(archives) - 1)
     if files := [path for path in found.others if path.lower().endswith(".npz")]:
         return DataError(f"{folder} holds {files[0]}: name that file", data=files[0])
     others = "".join(f" ({note})" for note in left_out(folder, found.others))

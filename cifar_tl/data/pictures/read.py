@@ -42,22 +42,18 @@ READING_RULES = 2  # counted up when the same file becomes other pixels
 THREADS = min(32, cores() + 4)  # that read at a time
 
 _NO_NAME = "the picture"  # what errors call one without a name
-_DAMAGED = "it is damaged or cut off: save or download it again"
-_WORDS = {  # how errors begin that help nobody, and what to say instead
-    "decoder error": "its pixels are damaged, or coded in a way that Pillow does not know",
-    "unknown pixel mode": "Pillow does not read such pixels: save it as PNG with 8 bits",
-    **dict.fromkeys(
-        ("cannot load this", "not identified by", "could not create decoder", "invalid literal"),
-        _DAMAGED,
-    ),
-    # Those of libheif.
-    "Unsupported f": "it is HEIC of a kind that is not read: save it as JPEG or PNG",
-    **dict.fromkeys(("Invalid input:", "Memory allocation error:", "Decoder plugin"), _DAMAGED),
-}
+_UNREADABLE = (
+    "it is damaged, cut off, or of a kind that is not read: save it as PNG, or download it again"
+)
+# How errors begin that help nobody: those of Pillow, then those of libheif.
+_UNHELPFUL = (
+    *("decoder error", "unknown pixel mode", "cannot load this", "not identified by"),
+    *("could not create decoder", "invalid literal"),
+    *("Unsupported f", "Invalid input:", "Memory allocation error:", "Decoder plugin"),
+)
 # How Pillow stumbles over values that it did not check.
 _STUMBLED = (LookupError, ArithmeticError, TypeError, AttributeError, UnicodeError, struct.error)
 _ROW = 16  # pixels, see `_check_size`
-_BIG_TIFF = b"MM\0+"  # the beginning of a BigTIFF of the other byte order
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs")
 
 
@@ -351,22 +347,15 @@ def _decode(name: str, content: bytes | Image.Image, frame: Frame) -> _Colours |
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} is too large, with too many pixels: scale it down") from error
     except Exception as error:  # damage can raise anything
-        reason = _reason(error)
-        if isinstance(content, bytes) and content.startswith(_BIG_TIFF):  # good files, too
-            reason = "Pillow reads no BigTIFF of this byte order: save it as TIFF or PNG"
-        raise ImageError(f"{name} is no readable image ({reason})") from error
+        raise ImageError(f"{name} is no readable image ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
     """Says in words why a file cannot be read. Sometimes Pillow has none."""
     message = first_line(error)
     cause = error.__cause__ if isinstance(error, SyntaxError) and error.__cause__ else error
-    for beginning, words in _WORDS.items():
-        if message.startswith(beginning):
-            return words
-    if isinstance(cause, KeyError) and message.isdecimal():  # in none of Pillow's tables
-        return f"it holds the number {message}, which Pillow does not know: save it as PNG"
-    return _DAMAGED if isinstance(cause, _STUMBLED) else message
+    is_helpful = not (isinstance(cause, _STUMBLED) or message.startswith(_UNHELPFUL))
+    return message if is_helpful else _UNREADABLE
 
 
 def _check_size(size: tuple[int, int]) -> None:

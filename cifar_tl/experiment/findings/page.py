@@ -106,13 +106,13 @@ def page(
 
 def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     scratch = results[control()]
+    names = _text(", ".join(scratch["class_names"]))
+    seeds = comparison["sizes"][0]["seeds"]
     base = next((name for name in results if STAGES[name].learns == "base"), None)
-    old = results[base]["class_names"] if base else None
-    names = _listed(scratch["class_names"])
-    start = f"a small network that knows {_listed(old)}" if old else "a base model of other classes"
     path = next(result.get("parent_path") for name, result in results.items() if takes_base(name))
-    if not old and path:
-        start += f", <code>{_text(path)}</code>"
+    start = "a base model of other classes" + (f", <code>{_text(path)}</code>" if path else "")
+    if base:
+        start = f"a small network that knows {_text(', '.join(results[base]['class_names']))}"
     if backbone := comparison["backbone"]:
         start = f"a pretrained network, <code>{_text(backbone['name'])}</code>,"
     notes = "".join(f"<li>{_text(note)}</li>\n" for note in scratch.get("data_notes", ()))
@@ -121,14 +121,9 @@ def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, 
         f"{_text(comparison['data_description'])}, {scratch['images_train']:,} training, "
         f"{scratch['images_validation']:,} validation and "
         f"{count(scratch['images_test'], 'test image')} of the new classes. "
-        f"{_seeds(comparison)}</p>\n",
+        f"{count(len(seeds), 'run')}, {words.seed_words(seeds)}.</p>\n",
         f"<p>About the data:</p>\n<ul>\n{notes}</ul>\n" if notes else "",
     ]
-
-
-def _seeds(comparison: Mapping[str, Any]) -> str:
-    seeds = comparison["sizes"][0]["seeds"]
-    return f"{count(len(seeds), 'run')}, {words.seed_words(seeds)}."
 
 
 def _comparison(comparison: Mapping[str, Any]) -> list[str]:
@@ -219,10 +214,6 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _paragraphs(lines: Sequence[str]) -> str:
     return "".join(f"<p>{_text(line)}</p>\n" for line in lines)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(_text(name) for name in names)
 
 
 def _text(text: object) -> str:

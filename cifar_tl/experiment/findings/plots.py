@@ -5,12 +5,10 @@ Lines differ in colour, marker and dashes. So they can be told apart in grey, to
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import math
 import statistics
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,16 +149,16 @@ def curves(records: Sequence[EpochRecord], title: str, seen: str, always: Always
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
     epochs = [record.epoch for record in records]
-    for part, name, style in (
-        ("train", f"training ({seen})", {"color": ORANGE, "marker": "^"}),
-        ("val", "validation", {"color": BLUE, "marker": "o"}),
+    training = {"label": f"training ({seen})", "color": ORANGE, "marker": "^", "linestyle": "--"}
+    validation = {"label": "validation", "color": BLUE, "marker": "o"}
+    for ax, name, style in (
+        (axes[0], "train_loss", training),
+        (axes[0], "val_loss", validation),
+        (axes[1], "train_accuracy", training),
+        (axes[1], key, validation),
     ):
-        if len(epochs) > 30:
-            style["marker"] = ""
-        style["linestyle"] = "--" if part == "train" else "-"
-        accuracy = "train_accuracy" if part == "train" else key
-        for ax, figures in zip(axes, (f"{part}_loss", accuracy), strict=True):
-            ax.plot(epochs, [getattr(record, figures) for record in records], label=name, **style)
+        figures: Sequence[float] = [getattr(record, name) for record in records]
+        ax.plot(epochs, figures, markevery=math.ceil(len(epochs) / 20), **style)
     axes[0].set_ylabel("loss (cross-entropy)")
     what = _draw_always(axes[1], key, always)
     label_accuracy(axes[1], f"accuracy{what.replace('(', '(validation: ')}")
@@ -423,37 +421,13 @@ def images(sizes: Sequence[Mapping[str, Any]], title: str, always: Always = None
     ax.set_xlabel("labelled training images of the new classes (logarithmic)")
     what = _draw_always(ax, key, always)
     label_accuracy(ax, f"validation accuracy{what}")
-    ax.set_title(f"{_headline(sizes, key)}\n{title}", fontsize="medium")
+    ax.set_title(title)
     if what:  # the dotted line is at the bottom
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     else:
         ax.legend(frameon=False, loc="lower right")
     plain(ax)
     return figure
-
-
-def _headline(sizes: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Says where a transfer, finetuned or not, is clearly better than the control: see `images`."""
-    control = stages.way_name(stages.control())
-    clear = [
-        [
-            found[key]["mean"]
-            for found in size["differences"]
-            if found["other"] == control and found[key]["is_clear"]
-        ]
-        for size in sizes
-    ]
-    better = [
-        f"{size['images_train']:,}"
-        for size, means in zip(sizes, clear, strict=True)
-        if max(means, default=0) > 0
-    ]
-    if better:
-        which = "every number of" if len(better) == len(sizes) else ", ".join(better)
-        return textwrap.fill(f"Transfer is better than {control} with {which} images", 80)
-    if all(len(means) == len(size["ways"]) - 1 for size, means in zip(sizes, clear, strict=True)):
-        return f"Transfer is worse than {control} with every number of images"
-    return f"Transfer is nowhere clearly better than {control}"
 
 
 def _mark_documented(ax: Axes) -> None:
@@ -498,28 +472,21 @@ def _seconds(seconds: float) -> str:
 
 
 def _short(names: Sequence[str], most: int = 14) -> list[str]:
-    """Cuts long names: at the end if that serves, else where names that differ stay different."""
+    """Cuts long names: at the end, or in the middle where names that differ would not differ."""
     texts = [printable(name) for name in names]
-    middles = range(1, max(map(len, texts)))
-    for cut in (
-        *(functools.partial(_without_middle, most=most, end=end) for end in range(most - 1)),
-        *(functools.partial(_middle, most=most, start=start) for start in middles),
-    ):
-        short = [text if len(text) <= most else cut(text) for text in texts]
-        if len(set(short)) == len(set(texts)):
+    for end in (0, most // 2):
+        short = [
+            text
+            if len(text) <= most
+            else f"{text[: most - 1 - end]}\u2026{text[len(text) - end :]}"
+            for text in texts
+        ]
+        if len({*short}) == len({*texts}):
             return short
     return [
         text if len(text) <= most else f"{text[: most - 3 - len(str(place))]}\u2026 #{place}"
         for place, text in enumerate(texts, 1)
     ]
-
-
-def _without_middle(text: str, most: int, end: int) -> str:
-    return f"{text[: most - 1 - end]}\u2026{text[len(text) - end :]}"
-
-
-def _middle(text: str, most: int, start: int) -> str:
-    return f"\u2026{text[start : start + most - 2]}\u2026"
 
 
 def label_accuracy(ax: Axes, label: str) -> None:

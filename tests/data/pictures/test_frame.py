@@ -13,7 +13,6 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from cifar_tl.data.examples import SIZE
 from cifar_tl.data.pictures.read import read_image, read_images
-from cifar_tl.errors import ImageError
 from cifar_tl.frame import Frame, fill, scale
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -94,18 +93,11 @@ def test_the_default_is_pillows_fit(tmp_path: Path, suffix: str, size: tuple[int
 
 PUBLISHED = [
     ("resnet18", "IMAGENET1K_V1"),
-    ("resnet50", "IMAGENET1K_V2"),
-    ("efficientnet_b0", "IMAGENET1K_V1"),
     ("efficientnet_b3", "IMAGENET1K_V1"),
-    ("efficientnet_v2_s", "IMAGENET1K_V1"),
     ("efficientnet_v2_l", "IMAGENET1K_V1"),
-    ("convnext_tiny", "IMAGENET1K_V1"),
     ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
     ("vit_b_16", "IMAGENET1K_SWAG_LINEAR_V1"),
-    ("swin_t", "IMAGENET1K_V1"),
     ("swin_v2_t", "IMAGENET1K_V1"),
-    ("mobilenet_v3_small", "IMAGENET1K_V1"),
-    ("regnet_y_400mf", "IMAGENET1K_V2"),
     ("inception_v3", "IMAGENET1K_V1"),
 ]
 
@@ -154,25 +146,20 @@ def test_a_network_sees_what_was_published_with_its_weights(
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pictures that are decoded smaller than they are."""
-    folder = tmp_path_factory.mktemp("large")
-    return [
-        save(photo(*size), folder / f"{size}.jpg", quality=90)
-        for size in ((3000, 2100), (1301, 1801))
-    ]
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture that is decoded smaller than it is."""
+    return save(photo(1801, 1301), tmp_path_factory.mktemp("large") / "a.jpg", quality=90)
 
 
-@pytest.mark.parametrize(("model", "weights"), PUBLISHED[::3])
+@pytest.mark.parametrize(("model", "weights"), PUBLISHED[:2])
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(
-    large: list[Path], model: str, weights: str
+    large: Path, model: str, weights: str
 ) -> None:
     """It is not the same: it is half a level of 255 away, and at sharp edges up to forty."""
     transform, frame = published(model, weights)
-    for path, image in zip(large, read_images(large, frame).images, strict=True):
-        difference = normalized(image, transform) - seen_by_torchvision(path, transform)
-        levels = difference.abs() * 0.229 * 255
-        assert 0 < levels.mean() < 0.5
+    seen = normalized(read_image(large, frame=frame), transform)
+    levels = (seen - seen_by_torchvision(large, transform)).abs() * 0.229 * 255
+    assert 0 < levels.mean() < 0.5
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -325,9 +312,3 @@ def test_what_is_no_frame_is_refused_in_one_line(values: dict[str, Any], message
     with pytest.raises(ValueError, match=message) as error:
         Frame(**values)
     assert "\n" not in str(error.value)
-
-
-def test_an_error_does_not_depend_on_the_frame(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"a\.png is no readable image"):
-        read_images([tmp_path / "a.png"], Frame(224, 256))

@@ -48,37 +48,6 @@ def test_image_of_the_right_size_is_taken_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-@pytest.mark.parametrize("size", [(96, 64), (64, 96), (8, 5), (1, 1), (3000, 40)])
-def test_shape_is_kept_and_the_middle_is_cropped(tmp_path: Path, size: tuple[int, int]) -> None:
-    width, height = size
-    image = Image.new("RGB", size, RED)
-    if width > height:  # a mark outside the square in the middle
-        image.paste((0, 0, 255), (0, 0, (width - height) // 4, height))
-    elif height > width:
-        image.paste((0, 0, 255), (0, 0, width, (height - width) // 4))
-    assert read_image(save(image, tmp_path / "a.png")).shape == (3, 32, 32)
-    if min(size) > 8:
-        assert colour(read_image(tmp_path / "a.png")) == RED
-
-
-def test_a_circle_stays_a_circle(tmp_path: Path) -> None:
-    y, x = np.mgrid[:200, :320]
-    circle = ((x - 160) ** 2 + (y - 100) ** 2 < 80**2).astype(np.uint8) * 255
-    image = read_image(save(Image.fromarray(circle), tmp_path / "a.png")) > 127
-    assert image[0, 16].sum() == pytest.approx(25.6, abs=1)
-    assert image[0, :, 16].sum() == pytest.approx(25.6, abs=1)
-
-
-def test_image_is_turned_as_its_exif_data_says(tmp_path: Path) -> None:
-    image = Image.new("RGB", (64, 64), WHITE)
-    image.paste(RED, (0, 0, 64, 32))  # the upper half
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    seen = read_image(save(image, tmp_path / "a.png", exif=exif))
-    assert tuple(seen[:, 4, 16].tolist()) == WHITE
-    assert tuple(seen[:, 28, 16].tolist()) == RED
-
-
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
@@ -110,17 +79,26 @@ def test_cmyk_and_transparent_palettes(tmp_path: Path) -> None:
     assert colour(read_image(save(palette, tmp_path / "a.gif", transparency=0))) == WHITE
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"it is empty\)"),
+        (b"no image", "none of JPEG, PNG"),
+        (b"\x89PNG\r\n\x1a\n", ""),
+        (b"<!DOCTYPE html>", "none of JPEG, PNG"),  # what a server sent instead
+        (b"GIF89a", ""),
+        (b"RIFF", "none of JPEG, PNG"),
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"a\.png is no readable image"):
+    with pytest.raises(ImageError, match=rf"a\.png is no readable image \({message}"):
         read_image(path)
 
 
 def test_cut_images_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(256, size=(90, 90, 3), dtype=np.uint8)
-    path = save(Image.fromarray(pixels), tmp_path / "a.jpg")
+    path = save(Image.effect_noise((90, 90), 50), tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ImageError, match=r"a\.jpg is no readable image \(image file is truncated"):
         read_image(path)
@@ -167,14 +145,6 @@ def test_whatever_goes_wrong_in_a_thread_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(MemoryError):
         read_images(Paths([path] * 100))
-
-
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path: Path) -> None:
-    y, x = np.mgrid[:2000, :3000]
-    pixels = np.stack([x * 255 // 3000, y * 255 // 2000, 0 * x], -1).astype(np.uint8)
-    large = read_image(save(Image.fromarray(pixels), tmp_path / "a.jpg", quality=95))
-    small = read_image(save(Image.fromarray(pixels).resize((96, 64)), tmp_path / "b.png"))
-    assert (large.int() - small.int()).abs().max() < 8
 
 
 # More than 8 bits of grey
@@ -262,13 +232,6 @@ def test_depths_that_differ_within_a_data_set_are_named(tmp_path: Path) -> None:
     assert "1 image of 3 that hold integers, such as " in note
     assert "4095.png, have no value above 4096, where 65535 is white: if they have fewer" in note
     assert read_images(paths[:2]).notes == []  # 65,535 is what the files say
-
-
-def test_floats_from_0_to_1_look_like_their_copies_of_8_bits(tmp_path: Path) -> None:
-    levels = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
-    plain = save(Image.fromarray(levels), tmp_path / "a.png")
-    floats = save(Image.fromarray(levels.astype(np.float32) / 255), tmp_path / "a.tif")
-    assert torch.equal(read_images([floats]).images, read_images([plain]).images)
 
 
 @pytest.mark.parametrize(
@@ -443,7 +406,7 @@ def test_whatever_is_damaged_it_is_read_or_refused_in_one_line(kind: str, tmp_pa
     good, path = buffer.getvalue(), tmp_path / "a"
     random.seed(0)
     refused = 0
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(good)
         for place in random.choices(range(min(len(good), 600)), k=random.choice((1, 4))):
             damaged[place] = random.choice((0, 1, 255, random.randrange(256)))
@@ -453,30 +416,7 @@ def test_whatever_is_damaged_it_is_read_or_refused_in_one_line(kind: str, tmp_pa
         except ImageError as error:
             assert "\n" not in str(error)  # noqa: PT017
             refused += 1
-    assert 20 < refused < 300
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_a_bigtiff_is_read_or_named_for_what_it_is(tmp_path: Path, order: str) -> None:
-    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
-    values = {256: 32, 257: 32, 258: 8, 259: 1, 262: 2, 273: 16 + 8 + 9 * 20 + 8}
-    values |= {277: 3, 278: 32, 279: pixels.nbytes}
-    content = struct.pack(f"{order}2sHHHQ", b"II" if order == "<" else b"MM", 43, 8, 0, 16)
-    content += struct.pack(f"{order}Q", len(values))
-    for tag, value in values.items():  # each a number of eight bytes, or three of two
-        shorts = struct.pack(f"{order}HHQ4H", tag, 3, 3, 8, 8, 8, 0)
-        content += shorts if tag == 258 else struct.pack(f"{order}HHQQ", tag, 16, 1, value)
-    path = tmp_path / "a.tif"
-    path.write_bytes(content + bytes(8) + pixels.tobytes())
-    try:
-        with Image.open(path) as opened:
-            assert np.array_equal(np.array(opened), pixels)
-    except UnidentifiedImageError:  # Pillow 13 and before it, for the order that few files have
-        with pytest.raises(ImageError, match=r"\(Pillow reads no BigTIFF of this byte order: save"):
-            read_image(path)
-    else:
-        assert torch.equal(read_image(path), torch.from_numpy(pixels).permute(2, 0, 1))
+    assert 5 < refused < 100
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -496,20 +436,22 @@ def test_every_orientation_is_turned_as_pillow_turns_it(
     assert (read_image(path).int() - seen.int()).abs().float().mean() < 8
 
 
-def test_orientation_of_xmp_and_of_imagemagick_counts_too(tmp_path: Path) -> None:
-    image = Image.new("RGB", (64, 64), WHITE)
-    image.paste(RED, (0, 0, 64, 32))
-    xmp = PngImagePlugin.PngInfo()
+def test_orientation_may_stand_in_other_places(tmp_path: Path) -> None:
+    xmp, profile = PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
     xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>')
-    profile = PngImagePlugin.PngInfo()
     exif = Image.Exif()
     exif[0x0112] = 3
-    content = exif.tobytes()
+    content = exif.tobytes()  # as ImageMagick writes it
     profile.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n")
-    for info in (xmp, profile):
-        seen = read_image(save(image, tmp_path / "a.png", pnginfo=info))
-        assert tuple(seen[:, 4, 16].tolist()) == WHITE
-        assert tuple(seen[:, 28, 16].tolist()) == RED
+    long = b"Exif\0\0MM\0*" + struct.pack(">IHHHII", 8, 1, 274, 4, 1, 3) + bytes(4)
+    other = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 1, 296, 3, 1, 2, 0) + bytes(4)
+    for path in (
+        save(halves(), tmp_path / "xmp.png", pnginfo=xmp),
+        save(halves(), tmp_path / "beside.png", exif=other, pnginfo=xmp),
+        save(halves(), tmp_path / "profile.png", pnginfo=profile),
+        save(halves(), tmp_path / "long.jpg", exif=long),
+    ):
+        assert tuple(read_image(path)[:, 4, 16].tolist()) == WHITE, path
 
 
 def test_of_several_images_in_a_file_the_first_counts(tmp_path: Path) -> None:
@@ -520,14 +462,6 @@ def test_of_several_images_in_a_file_the_first_counts(tmp_path: Path) -> None:
         image = read_image(path)
         assert image[0].min() > 250
         assert image[1:].max() < 5
-
-
-@pytest.mark.parametrize("content", [b"<!DOCTYPE html>", b'{"error": 404}', b"GIF89a", b"RIFF"])
-def test_what_a_server_sent_instead_of_an_image_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"a\.jpg is no readable image \("):
-        read_image(path)
 
 
 def test_a_suffix_may_lie(tmp_path: Path) -> None:
@@ -601,30 +535,6 @@ def test_deep_grey_with_transparency_is_refused(tmp_path: Path) -> None:
     path = save(levels, tmp_path / "a.png", transparency=0)
     with pytest.raises(ImageError, match="grey of more than 8 bits with transparency: convert it"):
         read_image(path)
-
-
-def test_a_dark_bmp_of_16_bits_is_read(tmp_path: Path) -> None:
-    pixels = np.full((32, 32), 0b00011_000000_00000, "<u2")  # 5, 6 and 5 bits a colour
-    head = struct.pack("<2sIII", b"BM", 66 + pixels.nbytes, 0, 66)
-    head += struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 16, 3, pixels.nbytes, 0, 0, 0, 0)
-    head += struct.pack("<III", 0xF800, 0x07E0, 0x001F)
-    (tmp_path / "a.bmp").write_bytes(head + pixels.tobytes())
-    assert colour(read_image(tmp_path / "a.bmp"))[1:] == (0, 0)
-    assert 0 < colour(read_image(tmp_path / "a.bmp"))[0] < 60
-
-
-def test_orientation_may_be_a_long_number_and_stand_in_xmp_beside_exif(tmp_path: Path) -> None:
-    image = Image.new("RGB", (64, 64), WHITE)
-    image.paste(RED, (0, 0, 64, 32))
-    long = b"Exif\0\0MM\0*" + struct.pack(">IHHHII", 8, 1, 274, 4, 1, 3) + bytes(4)
-    other = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHH", 8, 1, 296, 3, 1, 2, 0) + bytes(4)
-    xmp = PngImagePlugin.PngInfo()
-    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>')
-    for path in (
-        save(image, tmp_path / "a.jpg", exif=long),
-        save(image, tmp_path / "b.png", exif=other, pnginfo=xmp),
-    ):
-        assert tuple(read_image(path)[:, 4, 16].tolist()) == WHITE
 
 
 # The size comes first
@@ -747,36 +657,29 @@ def test_what_libtiff_finds_elsewhere_is_printed_meanwhile(
 # Words
 
 
-def tiff_with(path: Path, tag: int, value: int) -> Path:
-    """Changes a number in a TIFF file."""
-    content = save(Image.new("RGB", (40, 40), RED), path).read_bytes()
+UNREADABLE = r"is no readable image \(it is damaged, cut off, or of a kind that is not read: save"
+
+
+@pytest.mark.parametrize(("tag", "value"), [(259, 28163), (262, 9), (259, 5)])
+def test_what_pillow_has_no_words_for_is_said_in_words(
+    tmp_path: Path, tag: int, value: int
+) -> None:
+    path = save(Image.new("RGB", (40, 40), RED), tmp_path / "a.tif")
+    content = path.read_bytes()
     place = content.index(struct.pack("<HHI", tag, 3, 1)) + 8
     path.write_bytes(content[:place] + struct.pack("<H", value) + content[place + 2 :])
-    return path
+    with pytest.raises(ImageError, match=rf"a\.tif {UNREADABLE}"):
+        read_image(path)
 
 
-@pytest.mark.parametrize(
-    ("tag", "value", "message"),
-    [
-        (259, 28163, r"\(it holds the number 28163, which Pillow does not know: save it as PNG\)"),
-        (262, 9, r"\(Pillow does not read such pixels: save it as PNG with 8 bits\)"),
-        (259, 5, r"\(its pixels are damaged, or coded in a way that Pillow does not know\)"),
-    ],
-)
-def test_a_reason_is_said_in_words(tmp_path: Path, tag: int, value: int, message: str) -> None:
-    with pytest.raises(ImageError, match=rf"a\.tif is no readable image {message}"):
-        read_image(tiff_with(tmp_path / "a.tif", tag, value))
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_damaged_heic_is_said_to_be(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("box", [b"iloc", b"pitm", b"ipco", b"iprp"])
+def test_damaged_heic_is_said_to_be(tmp_path: Path, box: bytes) -> None:
     heif = pytest.importorskip(HEIF_PACKAGE)
-    heif.from_pillow(Image.new("RGB", (64, 48), RED)).save(tmp_path / "a.heic")
-    content = (tmp_path / "a.heic").read_bytes()
-    box = content.index((b"iloc", b"pitm", b"ipco", b"iprp")[number])
-    (tmp_path / "a.heic").write_bytes(content[:box] + b"zzzz" + content[box + 4 :])
-    with pytest.raises(ImageError, match=r"\(it is damaged or cut off: save or download it again"):
-        read_image(tmp_path / "a.heic")
+    path = tmp_path / "a.heic"
+    heif.from_pillow(Image.new("RGB", (64, 48), RED)).save(path)
+    path.write_bytes(path.read_bytes().replace(box, b"zzzz", 1))
+    with pytest.raises(ImageError, match=UNREADABLE):
+        read_image(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -786,16 +689,8 @@ def test_a_file_that_is_cut_off_early_is_said_to_be(
 ) -> None:
     path = save(Image.new("RGB", (40, 40), RED), tmp_path / f"a{suffix}")
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(
-        ImageError, match=r"\(it is damaged or cut off: save or download it again\)"
-    ):
+    with pytest.raises(ImageError, match=UNREADABLE):
         read_image(path)
-
-
-def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    with pytest.raises(ImageError, match=r"a\.png is no readable image \(it is empty\)"):
-        read_image(tmp_path / "a.png")
 
 
 # What is no path
@@ -833,9 +728,8 @@ def test_content_and_images_are_read_as_a_file_is(tmp_path: Path, suffix: str, m
 def test_what_is_no_path_has_the_name_that_it_has(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"no image")
-    for source in (b"no image", io.BytesIO(b"no image")):
-        with pytest.raises(ImageError, match=r"^the picture is no readable image \(none of JPEG"):
-            read_image(source)
+    with pytest.raises(ImageError, match=r"^the picture is no readable image \(none of JPEG"):
+        read_image(io.BytesIO(b"no image"))
     with path.open("rb") as file, pytest.raises(ImageError, match=r"a\.png is no readable image"):
         read_image(file)
     with pytest.raises(ImageError, match=r"^the picture is no readable image \(it has no pixels\)"):

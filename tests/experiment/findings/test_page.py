@@ -155,16 +155,6 @@ def test_several_bases_have_a_table_and_link_to_each_other() -> None:
     assert "other bases" not in alone.text
 
 
-def test_every_table_scrolls_in_a_box_of_its_own_and_figures_do_not_break() -> None:
-    text = make_page(compare({1.0: [results()]}), results(), {}, "")
-    assert text.count("<table>") == text.count('<div class="wide"><table>') > 1
-    style = text.partition("<style>")[2].partition("</style>")[0]
-    rules = dict(re.findall(r"^([^{}@]+) \{ ([^{}]+) \}$", style, re.MULTILINE))
-    assert "overflow-x: auto" in rules[".wide"]
-    assert "white-space: nowrap" in rules["th, td"]
-    assert "position: sticky" in rules["th:first-child, td:first-child"]
-
-
 def test_few_images_make_an_accuracy_uncertain() -> None:
     found = results()
     found["transfer"]["images_validation"] = 24
