@@ -144,6 +144,7 @@ def load_data(
     Raises:
         MissingDataError: If CIFAR-10 is not in the folder: see `download_cifar10`.
         DataError: If the data is damaged, is no such source, or does not have these classes.
+        OSError: If a file of the data cannot be read now. It may be whole.
 
     Warns:
         DataWarning: For each of `Data.notes`: what was left out, assumed, or is doubtful.
