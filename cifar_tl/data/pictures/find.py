@@ -152,8 +152,12 @@ def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
     ]
 
 
-def find_classes(folder: Path) -> Classes:
+def find_classes(folder: Path, *, judged: bool = False) -> Classes:
     """Finds the image files of classes of your own. `load_data` describes the folder.
+
+    Args:
+        folder: The folder.
+        judged: It has no folder ``train``, and all its images are test images: one is enough.
 
     Returns:
         The files. ``val`` is empty if there is no folder ``val``, ``valid`` or ``validation``; part
@@ -184,7 +188,7 @@ def find_classes(folder: Path) -> Classes:
         for part, names in of_part.items()
     }
     held_out = None if bare else where[VALIDATION].is_dir()
-    for part in (TRAIN, VALIDATION) if held_out else (TRAIN,):
+    for part in () if judged else (TRAIN, VALIDATION) if held_out else (TRAIN,):
         for name in classes:
             _check_number(where[part] / name, part, found[part].get(name), held_out)
     for by_class in found.values():
@@ -197,7 +201,7 @@ def find_classes(folder: Path) -> Classes:
     }
     notes = [
         *left_out(folder, others),
-        *(_bare(folder, classes) if bare else _unused(folder, where)),
+        *(_bare(folder, classes, judged) if bare else _unused(folder, where)),
     ]
     notes += [*unused_tables(folder), *_untested(images[TEST])]
     return Classes(images, [*notes, *_nested(where[TRAIN], images[TRAIN]), *alike(classes)])
@@ -354,13 +358,14 @@ def _check_shared(by_class: Mapping[str, Found]) -> None:
         seen |= found.folders
 
 
-def _bare(folder: Path, classes: Sequence[str]) -> list[str]:
+def _bare(folder: Path, classes: Sequence[str], judged: bool) -> list[str]:
     """Returns a note about what is assumed of a folder without ``train``."""
     empty = [name for name in folders(folder) if name not in classes]
     others = f"; without images, so no class: {listed_names(empty)}" if empty else ""
+    split = "all are test images" if judged else "the last 20 % of each validate"
     return [
         f"{folder} has no folder {TRAIN}: its {len(classes)} folders with images are the classes, "
-        f"and the last 20 % of each validate{others}"
+        f"and {split}{others}"
     ]
 
 
