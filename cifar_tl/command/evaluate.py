@@ -237,7 +237,7 @@ def judge_folder(
         warnings.warn(note, DataWarning, stacklevel=1)
     rows = torch.arange(len(data.test.labels))
     warnings.warn(
-        f"all {count(len(rows), 'image')} of {folder} were judged as test images: if "
+        f"{folder} has no folder {TRAIN}: all its {count(len(rows), 'image')} are test images; if "
         f"{options.model} has learned from some of them, the accuracy says too much",
         DataWarning,
         stacklevel=1,

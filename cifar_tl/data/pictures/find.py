@@ -361,11 +361,12 @@ def _check_shared(by_class: Mapping[str, Found]) -> None:
 def _bare(folder: Path, classes: Sequence[str], judged: bool) -> list[str]:
     """Returns a note about what is assumed of a folder without ``train``."""
     empty = [name for name in folders(folder) if name not in classes]
-    others = f"; without images, so no class: {listed_names(empty)}" if empty else ""
-    split = "all are test images" if judged else "the last 20 % of each validate"
+    others = f"without images, so no class: {listed_names(empty)}" if empty else ""
+    if judged:
+        return [f"{folder}: {others}"] if empty else []
     return [
         f"{folder} has no folder {TRAIN}: its {len(classes)} folders with images are the classes, "
-        f"and {split}{others}"
+        f"and the last 20 % of each validate{others and f'; {others}'}"
     ]
 
 

@@ -216,8 +216,9 @@ def read_each(
     frame = as_frame(frame)
 
     def read(number: int) -> NDArray[np.uint8] | ImageError:
+        path = str(paths[number])
         try:
-            picture = _decode(str(paths[number]), _read_file(paths[number]), frame)
+            picture = _decode(path, _read_file(path), frame)
             return _to_pixels(picture, _levels([picture], white or {}), frame)
         except ImageError as error:
             return error
