@@ -1,7 +1,10 @@
 import csv
 import io
 import json
+import os
+import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +169,39 @@ def test_csv_is_utf_8_whatever_the_terminal_is(model: Path, zygote: subprocess.P
     assert rows(Path("out.txt").read_bytes().decode())[1][0] == "é.png"
 
 
-def test_doubtful_answers_come_first(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("more", [[], ["--output", "a.csv"]])
+def test_a_bar_is_shown_where_no_answers_are(
+    model: Path, pictures: Path, zygote: subprocess.Popen[str], more: list[str]
 ) -> None:
-    (tmp_path / "noise").mkdir()
+    import fcntl
+    import pty
+    import termios
+
+    (pictures / "b.png").write_bytes(b"damaged")
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    name = os.ttyname(terminal)
+    before = f"sys.stderr = open({name!r}, 'w')"
+    before += "" if more else f"; sys.stdout = open({name!r}, 'w')"
+    arguments = ["predict", str(pictures), "--model", str(model), *more]
+    assert Command(zygote, arguments, before=before).exit_code() == 1
+    shown = os.read(reader, 100_000).decode()
+    os.close(terminal)
+    os.close(reader)
+    assert ("\rpictures:   0%|  " in shown) == bool(more)
+    damaged = next(line for line in shown.splitlines() if "b.png" in line)
+    assert damaged.startswith("cifar-tl predict: ")
+
+
+def test_doubtful_answers_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "colours").mkdir()
     for number in range(40):
-        path = tmp_path / f"noise/{number:02}.png"
-        Image.effect_noise((8, 8), 30 + 3 * number).convert("RGB").save(path)
-    (tmp_path / "noise/07.png").write_bytes(b"damaged")
-    arguments = [str(tmp_path / "noise"), "--model", str(model), "--json"]
+        path = tmp_path / f"colours/{number:02}.png"
+        colour = (number * 90 % 256, number * 50 % 256, number * 6)
+        Image.new("RGB", (8, 8), colour).save(path)
+    (tmp_path / "colours/07.png").write_bytes(b"damaged")
+    arguments = [str(tmp_path / "colours"), "--model", "cifar10", "--json"]
     found = {}
     for sort in ([], ["--sort", "class"], ["--sort", "probability"]):
         assert main([*arguments, *sort]) == 1
@@ -183,6 +210,7 @@ def test_doubtful_answers_come_first(
         found[sort[-1] if sort else None] = [json.loads(line) for line in output.splitlines()]
     first = [(each["classes"][0], each["file"]) for each in found[None]]
     assert [name for _, name in first] == sorted(name for _, name in first)
+    assert len({answer["label"] for answer, _ in first}) > 1
     for by in ("class", "probability"):
         first.sort(key=lambda each: (by == "class" and each[0]["label"], each[0]["probability"]))
         assert [each["file"] for each in found[by]] == [name for _, name in first]

@@ -17,6 +17,7 @@ from PIL import Image
 from cifar_tl.data.pictures.read import THREADS, read_each, read_image, read_images, stream_images
 from cifar_tl.errors import ImageError
 from cifar_tl.frame import Frame
+from tests.data.pictures.test_read import save_deep_colours
 from tests.forked import run_program
 
 FRAMES = [Frame(), Frame(24, 30, "bilinear"), Frame(24, fit="pad", padding=(9, 8, 7))]
@@ -212,8 +213,7 @@ def test_a_bar_shows_how_many_pictures_were_taken(
 def test_each_file_is_read_as_if_alone_and_errors_have_its_place(files: Paths) -> None:
     files[7].write_bytes(b"damaged")
     files[8].unlink()
-    dark = Image.fromarray(np.full((30, 30), 9, np.uint16))  # of 16 bits: alone it has no white
-    dark.save(files[9])
+    save_deep_colours(files[9], np.full((30, 30, 3), 9))  # of 16 bits: alone it has no white
     for white in ({}, {"integers": 4095.0, "floats": 1.0}):
         found = list(read_each(files, white, FRAMES[1]))
         assert len(found) == 60
@@ -223,7 +223,11 @@ def test_each_file_is_read_as_if_alone_and_errors_have_its_place(files: Paths) -
             else:
                 with pytest.raises(ImageError, match=f"^{re.escape(str(image))}$"):
                     read_image(path, white, FRAMES[1])
-        assert [isinstance(image, ImageError) for image in found[6:9]] == [False, True, True]
+        assert [isinstance(image, ImageError) for image in found[6:11]] == [
+            False,
+            *[True] * 3,
+            False,
+        ]
 
 
 def test_each_file_waits_until_it_is_wanted(many: Paths) -> None:
