@@ -53,7 +53,7 @@ _NAMES = {
     "data.cifar10": "download_cifar10",
     "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
     "stratified_prefix",
-    "data.pictures.read": "read_image read_images",
+    "data.pictures.read": "read_each read_image read_images",
     "data.source": "load_data",
     "data.subset": "class_subset",
     "data.views": "make_views shift_randomly",
@@ -71,7 +71,7 @@ _NAMES = {
     "machine": "keep_freed_memory",
     "muon": "Muon",
     "network": "CifarNet",
-    "prediction": "Prediction predict",
+    "prediction": "Prediction predict predict_each",
     "published": "load_backbone",
     "recipe": "ORIGINAL Plan RECIPES Recipe TUNED",
     "training": "EpochRecord fit make_optimizer",
@@ -92,6 +92,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.data.examples import select_classes as select_classes
     from cifar_tl.data.examples import split_validation as split_validation
     from cifar_tl.data.examples import stratified_prefix as stratified_prefix
+    from cifar_tl.data.pictures.read import read_each as read_each
     from cifar_tl.data.pictures.read import read_image as read_image
     from cifar_tl.data.pictures.read import read_images as read_images
     from cifar_tl.data.source import load_data as load_data
@@ -134,6 +135,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.network import CifarNet as CifarNet
     from cifar_tl.prediction import Prediction as Prediction
     from cifar_tl.prediction import predict as predict
+    from cifar_tl.prediction import predict_each as predict_each
     from cifar_tl.published import load_backbone as load_backbone
     from cifar_tl.recipe import ORIGINAL as ORIGINAL
     from cifar_tl.recipe import RECIPES as RECIPES

@@ -1,6 +1,6 @@
-"""Name the classes of an image."""
+"""Name the classes of images."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from cifar_tl.backbone import Network
 from cifar_tl.checks import check_tensors
-from cifar_tl.errors import CheckpointError
-from cifar_tl.evaluation import evaluating
+from cifar_tl.errors import CheckpointError, ImageError
+from cifar_tl.evaluation import evaluating, extract_features
+from cifar_tl.network import IMAGE_SIZE
+
+BATCH, BATCH_OF_LARGE = 32, 4  # images; those of a pretrained network are large
 
 
 class Prediction(NamedTuple):
@@ -46,19 +49,110 @@ def predict(
         CheckpointError: If the outputs are no finite numbers.
     """
     check_tensors(image=image)
+    classes = _named(model, classes)
+    with evaluating(model), torch.inference_mode():
+        logits = model(image[None])
+    (predictions,) = _most_probable(logits, top, classes)
+    return predictions
+
+
+def predict_each(
+    model: Network | nn.Module,
+    images: Iterable[Tensor | ImageError],
+    top: int = 3,
+    *,
+    classes: Mapping[int, str] | None = None,
+) -> Generator[list[Prediction] | ImageError, None, None]:
+    """Names the most probable classes of each of many images, as `predict` does for one.
+
+    They are computed in batches, on the device of the model. Each batch is filled up to the same
+    size: so an answer does not depend on the other images. It differs from that of `predict` by
+    rounding.
+
+    Args:
+        model: As for `predict`.
+        images: As `predict` takes them, one after the other. Errors may be among them: `read_each`
+            gives both.
+        top: The largest number of classes for each image.
+        classes: As for `predict`.
+
+    Yields:
+        The classes of each image, the most probable first. Errors stay in their places.
+
+    Raises:
+        ValueError: If the outputs have no names.
+        CheckpointError: If the outputs are no finite numbers.
+    """
+    classes = _named(model, classes)
+    most = BATCH if getattr(model, "image_size", IMAGE_SIZE) <= IMAGE_SIZE else BATCH_OF_LARGE
+    batch: list[Tensor | ImageError] = []
+    size = 1  # small at first: the first answers come soon
+    for image in images:
+        if not isinstance(image, ImageError):
+            check_tensors(image=image)
+        batch.append(image)
+        if len(batch) == size:
+            yield from _predict_batch(model, batch, most, top, classes)
+            size, batch = min(2 * size, most), []
+    yield from _predict_batch(model, batch, most, top, classes)
+
+
+def _predict_batch(
+    model: Network | nn.Module,
+    found: Sequence[Tensor | ImageError],
+    size: int,
+    top: int,
+    classes: Mapping[int, str],
+) -> Iterator[list[Prediction] | ImageError]:
+    """Yields the predictions of a batch, filled up to a size. Errors stay in their places."""
+    images = [image for image in found if not isinstance(image, ImageError)]
+    predictions: Iterator[list[Prediction]] = iter(())
+    if images:
+        filling = [torch.zeros_like(images[0])] * (size - len(images))
+        logits = extract_features(model, torch.stack([*images, *filling]), batch_size=size)
+        predictions = iter(_most_probable(logits[: len(images)].cpu(), top, classes))
+    for image in found:
+        yield image if isinstance(image, ImageError) else next(predictions)
+
+
+def _named(model: object, classes: Mapping[int, str] | None) -> Mapping[int, str]:
+    """Returns the names of the trained outputs."""
     classes = classes or getattr(model, "class_names", None)
     if not classes:
         raise ValueError("the model does not name its outputs: give classes, names by number")
+    return classes
+
+
+def _most_probable(logits: Tensor, top: int, classes: Mapping[int, str]) -> list[list[Prediction]]:
+    """Finds the most probable classes of N images by their logits ``(N, num_classes)``."""
     labels = list(classes)
-    with evaluating(model), torch.inference_mode():
-        (logits,) = model(image[None])
-    if not set(labels) <= set(range(len(logits))):
-        raise ValueError(f"classes must be names by number, below {len(logits)}")
-    if not logits[labels].isfinite().all():
-        raise CheckpointError("the outputs of the model are no finite numbers: use another model")
-    probabilities = logits[labels].softmax(0)
-    values, places = probabilities.sort(descending=True, stable=True)
+    values, places = probabilities_of(logits, labels).sort(descending=True, stable=True)
     return [
-        Prediction(labels[place], classes[labels[place]], value)
-        for value, place in zip(values[:top].tolist(), places[:top].tolist(), strict=True)
+        [
+            Prediction(labels[place], classes[labels[place]], value)
+            for value, place in zip(*of_image, strict=True)
+        ]
+        for of_image in zip(values[:, :top].tolist(), places[:, :top].tolist(), strict=True)
     ]
+
+
+def probabilities_of(logits: Tensor, labels: Sequence[int]) -> Tensor:
+    """Computes the probabilities of the trained outputs.
+
+    Args:
+        logits: ``(N, num_classes)``.
+        labels: The K trained outputs.
+
+    Returns:
+        ``(N, K)``. Each row sums to 1.
+
+    Raises:
+        ValueError: If there is no such output.
+        CheckpointError: If the logits are no finite numbers.
+    """
+    if not set(labels) <= set(range(logits.shape[1])):
+        raise ValueError(f"classes must be names by number, below {logits.shape[1]}")
+    trained = logits[:, labels]
+    if not trained.isfinite().all():
+        raise CheckpointError("the outputs of the model are no finite numbers: use another model")
+    return trained.softmax(1)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 with warnings.catch_warnings():
@@ -17,3 +18,9 @@ def with_bar(items: Iterable[Item], text: str | None, total: int | None = None) 
         return items
     bar: Iterable[Item] = tqdm(items, text, total, leave=False, ascii=True)
     return bar
+
+
+def above_bars() -> AbstractContextManager[None]:
+    """Makes a context in which lines can be printed. Bars are drawn again below them."""
+    mode: AbstractContextManager[None] = tqdm.external_write_mode()
+    return mode

@@ -1,12 +1,15 @@
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from cifar_tl.backbone import Backbone, Network
 from cifar_tl.checkpoint import load_model, save_model
+from cifar_tl.errors import CheckpointError, ImageError
 from cifar_tl.network import CifarNet
-from cifar_tl.prediction import predict
+from cifar_tl.prediction import predict, predict_each
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
 
@@ -45,3 +48,76 @@ def test_any_module_can_be_asked() -> None:
         predict(network, "x.jpg", classes={0: "ash"})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="names by number, below 3"):
         predict(network, image, classes={3: "elm"})
+
+
+def large_network() -> Backbone:
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 5, stride=4), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 9 * 9, 2)
+    )
+    backbone = Backbone(module, image_size=40, mean=[0.5] * 3, std=[0.2] * 3)
+    backbone.reset_classifier(3)
+    return backbone
+
+
+@pytest.mark.parametrize("make", [lambda: CifarNet(3), large_network])
+@pytest.mark.parametrize("number", [1, 4, 75])
+def test_many_images_have_the_answers_of_each(make: Callable[[], Network], number: int) -> None:
+    torch.manual_seed(0)
+    model = make()
+    model.class_names = {2: "oak", 0: "ash"}
+    images = torch.randint(256, (number, 3, model.image_size, model.image_size), dtype=torch.uint8)
+    model.train()
+    found = list(predict_each(model, images))
+    assert model.training
+    assert len(found) == number
+    assert len({str(answer) for answer in found}) == number
+    for answer, image in zip(found, images, strict=True):
+        assert not isinstance(answer, ImageError)
+        expected = predict(model, image)
+        assert [p.label for p in answer] == [p.label for p in expected]
+        values = [prediction.probability for prediction in answer]
+        assert values == pytest.approx([p.probability for p in expected], abs=1e-5)
+        assert [p.name for p in answer] == [model.class_names[p.label] for p in answer]
+    assert len(next(predict_each(model, images, top=1))) == 1  # type: ignore[arg-type]
+
+
+def test_errors_among_images_stay_in_their_places() -> None:
+    model, error = CifarNet(2), ImageError("damaged")
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    for places in ({0}, {3, 4, 39}, {*range(40)}):
+        given = [error if place in places else image for place in range(40)]
+        found = list(predict_each(model, given, classes={0: "ash", 1: "oak"}))
+        assert [place for place, answer in enumerate(found) if answer is error] == sorted(places)
+        assert all(answer is error or len(answer) == 2 for answer in found)  # type: ignore[arg-type]
+    assert list(predict_each(model, [], classes={0: "ash"})) == []
+
+
+def test_the_first_answers_do_not_wait_for_all_images() -> None:
+    taken = 0
+
+    def images() -> Iterator[torch.Tensor]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield torch.zeros(3, 32, 32, dtype=torch.uint8)
+
+    answers = predict_each(CifarNet(2), images(), classes={0: "ash", 1: "oak"})
+    next(answers)
+    assert taken == 1
+    for _ in range(200):
+        next(answers)
+    assert taken < 300
+
+
+def test_many_images_have_the_errors_of_one() -> None:
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    model = CifarNet(2)
+    with pytest.raises(ValueError, match="does not name its outputs: give classes"):
+        next(predict_each(model, [image]))
+    with pytest.raises(ValueError, match="names by number, below 2"):
+        next(predict_each(model, [image], classes={2: "elm"}))
+    with pytest.raises(TypeError, match=r"not str: read_image reads a picture"):
+        next(predict_each(model, ["x.jpg"], classes={0: "ash"}))  # type: ignore[list-item]
+    nn.init.constant_(model.classifier[-1].bias, torch.nan)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="no finite numbers"):
+        next(predict_each(model, [image], classes={0: "ash"}))

@@ -1,9 +1,19 @@
 """``cifar-tl evaluate``: measures a trained model on the images of a data source."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_tl.command.answers import (
+    SIGNATURE,
+    add_output_options,
+    check_output,
+    csv_row,
+    write_answers,
+)
 from cifar_tl.command.arguments import (
     LABELS,
     MODEL_HELP,
@@ -13,15 +23,21 @@ from cifar_tl.command.arguments import (
     no_address,
 )
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
-from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, check_early, lacks_cifar10
-from cifar_tl.errors import CheckpointError, DataError
-from cifar_tl.names import count, numbered
+from cifar_tl.data.pictures.find import TRAIN, VALIDATION, find_classes, is_part, part_of
+from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, check_early, kind_of, lacks_cifar10
+from cifar_tl.errors import CheckpointError, DataError, DataWarning
+from cifar_tl.names import count, numbered, portable, printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
+    from torch import Tensor
+
+    from cifar_tl.backbone import Network
     from cifar_tl.data.examples import Data
     from cifar_tl.experiment.features import Pictures
+    from cifar_tl.outputs import Outputs
 
 SPLITS = ("test", "validation", "training")
+HEAD = ("truth", "answer", "probability")  # of a CSV file, after the file or the number
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,16 +61,21 @@ def make_parser() -> Parser:
     )
     add("--labels", **LABELS)
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
+    add_output_options(add, "a row for each image, the surest errors first", "one JSON object")
     parser.add_help_options()
     return parser
 
 
 def check(options: argparse.Namespace) -> None:
-    """Checks that the model and the data are there."""
+    """Checks that the model and the data are there, and where the answers go."""
+    check_output(options)
     check_model(options.model)
     if options.data != DEFAULT_SOURCE:  # its absence has a message of its own
         check_source(options.data, options.labels)
-    check_early(options.data, options.labels)
+    if is_plain(options):
+        find_classes(Path(options.data), judged=True)
+    else:
+        check_early(options.data, options.labels)
     if options.labels is None and lacks_cifar10(options.data):
         raise UsageError(
             f"CIFAR-10 is not in {options.data}: name the model's data with --data; "
@@ -62,47 +83,166 @@ def check(options: argparse.Namespace) -> None:
         )
 
 
+def is_plain(options: argparse.Namespace) -> bool:
+    """Returns whether the data is a folder of labelled images, and all of them are to be judged."""
+    if options.labels is not None or options.split != "test":
+        return False
+    is_folders = kind_of(options.data).module == "class_folders"
+    return is_folders and not (Path(options.data) / TRAIN).is_dir()
+
+
 def measure(options: argparse.Namespace) -> int:
     """Measures and prints."""
-    from torch import nn
-
-    from cifar_tl.balance import are_unequal, balanced_accuracy
     from cifar_tl.checkpoint import read_named_model
     from cifar_tl.data.source import load_data
-    from cifar_tl.evaluation import confusion_matrix, evaluate
     from cifar_tl.experiment.features import logits_of
-    from cifar_tl.experiment.findings.results import class_lines
 
     model, settings, outputs = read_named_model(options.model)
     classes = dict(zip(outputs.classes, outputs.names, strict=True))
-    data = load_data(
-        options.data,
-        labels=options.labels,
-        white=model.white,
-        fit=model.frame.fit,
-        progress=shows_progress(),
-    )
-    pictures = select_pictures(options, settings, classes, data)
+    if is_plain(options):
+        pictures = judge_folder(options, model, settings, classes)
+    else:
+        data = load_data(
+            options.data,
+            labels=options.labels,
+            white=model.white,
+            fit=model.frame.fit,
+            progress=shows_progress(),
+        )
+        pictures = select_pictures(options, settings, classes, data)
     labels = outputs.of(pictures.examples().labels)
     precision = settings.get("precision", "float32")  # as it was judged
     logits = logits_of(model, pictures, precision, progress=shows_progress())
     if not logits.isfinite().all():
         raise CheckpointError(f"the outputs of {options.model} are no finite numbers: use another")
+    report = figures(options, pictures, logits, labels, outputs)
+    if options.csv:
+        write_answers(csv_rows(pictures, logits, labels, outputs), options.output)
+    elif options.json:
+        write_answers([json.dumps(report) + "\n"], options.output)
+    if options.output is not None or not (options.csv or options.json):
+        say(in_words(report, outputs))
+    return 0
+
+
+def figures(
+    options: argparse.Namespace,
+    pictures: "Pictures",
+    logits: "Tensor",
+    labels: "Tensor",
+    outputs: "Outputs",
+) -> dict[str, Any]:
+    """Computes all figures, as plain values."""
+    from torch import nn
+
+    from cifar_tl.balance import are_unequal, balanced_accuracy
+    from cifar_tl.evaluation import confusion_matrix, evaluate
+    from cifar_tl.experiment.findings.results import class_accuracies
+
     metrics = evaluate(nn.Identity(), logits, labels)
     counts = confusion_matrix(nn.Identity(), logits, labels)
-    confusion = counts[list(outputs.columns)].tolist()
-    if are_unequal(labels):
-        most = int(counts.sum(1).max()) / len(labels)
-        beside = f", mean over classes {balanced_accuracy(counts):.2%}, always the most frequent "
-        beside += f"class of these {most:.2%}"
-    else:
-        beside = ""
-    say(
-        f"{options.model} on {count(len(labels), f'{options.split} image')} of {data.name}: "
-        f"accuracy {metrics.accuracy:.2%}{beside}, loss {metrics.loss:.4f}\n"
+    confusion: list[list[int]] = counts[list(outputs.columns)].tolist()
+    each = zip(
+        outputs.classes, outputs.names, confusion, class_accuracies(confusion, outputs), strict=True
     )
-    say("\n".join(class_lines(confusion, outputs)))
-    return 0
+    return {
+        "model": str(options.model),
+        "data": pictures.data.name,
+        "split": options.split,
+        "images": len(labels),
+        "accuracy": metrics.accuracy,
+        "balanced_accuracy": balanced_accuracy(counts),
+        "loss": metrics.loss,
+        **({"majority": int(counts.sum(1).max()) / len(labels)} if are_unequal(labels) else {}),
+        "classes": [
+            {"label": label, "name": name, "images": sum(row), "accuracy": accuracy}
+            for label, name, row, accuracy in each
+        ],
+        "confusion": confusion,
+    }
+
+
+def in_words(report: Mapping[str, Any], outputs: "Outputs") -> str:
+    """Writes the figures for people."""
+    from cifar_tl.experiment.findings.results import class_lines
+
+    images = count(report["images"], f"{report['split']} image")
+    most = report.get("majority")
+    beside = "" if most is None else f", always the most frequent class of these {most:.2%}"
+    first = (
+        f"{report['model']} on {images} of {printable(report['data'])}: accuracy "
+        f"{report['accuracy']:.2%}, mean over classes {report['balanced_accuracy']:.2%}{beside}, "
+        f"loss {report['loss']:.4f}\n"
+    )
+    return "\n".join([first, *class_lines(report["confusion"], outputs)])
+
+
+def csv_rows(
+    pictures: "Pictures", logits: "Tensor", labels: "Tensor", outputs: "Outputs"
+) -> Iterator[str]:
+    """Yields the rows of a CSV file: the surest errors first, then the most doubtful right answers.
+
+    The answer is the largest output, trained or not, as it counts for the accuracy.
+    """
+    from cifar_tl.prediction import probabilities_of
+
+    values, answers = probabilities_of(logits.cpu(), range(outputs.size)).max(1)
+    files = pictures.data.files.get(pictures.part)
+    named = outputs.named
+    found = [
+        (row if files is None else files[row], truth, answer, probability)
+        for row, truth, answer, probability in zip(
+            pictures.rows.tolist(), labels.tolist(), answers.tolist(), values.tolist(), strict=True
+        )
+    ]
+    found.sort(key=lambda row: (row[1] == row[2], row[3] if row[1] == row[2] else -row[3]))
+    yield SIGNATURE + csv_row(["number" if files is None else "file", *HEAD])
+    for place, truth, answer, probability in found:
+        yield csv_row([place, named[truth], named.get(answer, f"output {answer}"), probability])
+
+
+def judge_folder(
+    options: argparse.Namespace,
+    model: "Network",
+    settings: Mapping[str, Any],
+    classes: Mapping[int, str],
+) -> "Pictures":
+    """Reads a folder with all its images as test images. Refuses images of the training."""
+    import torch
+
+    from cifar_tl.data.class_folders import read_test_folders
+    from cifar_tl.data.examples import check_pixels
+    from cifar_tl.experiment.features import Pictures
+
+    folder = Path(options.data)
+    name = portable(folder.resolve().name)
+    if is_part(name) and part_of(name) in (TRAIN, VALIDATION):
+        raise DataError(
+            f"{folder} has the name of training images: name the folder above it, or rename it if "
+            f"{options.model} has learned from none of its images"
+        )
+    data = read_test_folders(
+        folder, classes, white=model.white, fit=model.frame.fit, progress=shows_progress()
+    )
+    if data.fingerprint == settings.get("fingerprint"):
+        raise DataError(f"{options.data} has no test images: use --split validation")
+    if name == settings.get("data"):
+        raise DataError(
+            f"{options.model} was trained on images in a folder {name}, and {folder} holds others "
+            "now: its training images may be anywhere among them; put new images into a folder of "
+            "another name"
+        )
+    check_pixels(data)
+    for note in data.notes:
+        warnings.warn(note, DataWarning, stacklevel=1)
+    rows = torch.arange(len(data.test.labels))
+    warnings.warn(
+        f"{folder} has no folder {TRAIN}: all its {count(len(rows), 'image')} are test images; if "
+        f"{options.model} has learned from some of them, the accuracy says too much",
+        DataWarning,
+        stacklevel=1,
+    )
+    return Pictures(data, "test", "test", rows)
 
 
 def select_pictures(

@@ -4,18 +4,43 @@ import argparse
 import contextlib
 import json
 import shlex
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
+from cifar_tl.command.answers import (
+    SIGNATURE,
+    add_output_options,
+    check_output,
+    csv_row,
+    write_answers,
+)
 from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model, local_path
-from cifar_tl.command.console import Parser, UsageError, called, run_command, say, warn
+from cifar_tl.command.console import (
+    Parser,
+    UsageError,
+    called,
+    run_command,
+    say,
+    shows_progress,
+    warn,
+)
 from cifar_tl.data.pictures.find import list_image_files
 from cifar_tl.errors import DataWarning, ImageError
 from cifar_tl.experiment.stages import MODEL, OUTPUT_DIR, RESULT, STAGES
-from cifar_tl.names import printable
+from cifar_tl.names import count, printable
 from cifar_tl.pretrained import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from cifar_tl.backbone import Network
+    from cifar_tl.prediction import Prediction
+
+    Answer: TypeAlias = tuple[Path, list[Prediction]]  # a file, its most probable classes
+
+TOP = 3  # classes to name
 
 
 def make_parser() -> Parser:
@@ -35,10 +60,15 @@ def make_parser() -> Parser:
         "--top",
         metavar="N",
         type=at_least_one,
-        default=3,
-        help="classes to name (default: %(default)s)",
+        help=f"classes to name (default: {TOP}; with --csv, all classes in their order)",
     )
-    add("--json", action="store_true", help="one JSON object a line")
+    add(
+        "--sort",
+        choices=("class", "probability"),
+        help="the most doubtful answers first, of all pictures or of each class (default: the "
+        "order of the files)",
+    )
+    add_output_options(add, "a row for each picture", "one JSON object a line")
     parser.add_help_options()
     return parser
 
@@ -49,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Checks that there is the model, and at least one picture."""
+    """Checks that there is the model, and at least one picture; and where answers go."""
+    check_output(options)
     check_model(model_of(options))
     if not any(path.exists() for path in options.images):
         raise UsageError(f"there is no file {options.images[0]}: check the path")
@@ -58,38 +89,122 @@ def check(options: argparse.Namespace) -> None:
 def name_images(options: argparse.Namespace) -> int:
     """Names the classes of each picture. Damaged files are reported, and the rest is done."""
     from cifar_tl.checkpoint import read_named_model
-    from cifar_tl.data.pictures.read import read_image
-    from cifar_tl.prediction import predict
 
     model, _, outputs = read_named_model(model_of(options))
-    code, (files, notes) = 0, list_image_files(options.images)
+    files, notes = list_image_files(options.images)
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=1)
     if not files:
         raise ImageError("there are no images in these folders: name others, or files")
-    answers = 0
-    for path in files:
-        try:
-            predictions = predict(model, read_image(path, model.white, model.frame), options.top)
-        except ImageError as error:
-            warn(f"{called('predict')}: {error}")
-            code = 1
-            continue
-        answers += 1
-        if options.json:
-            found = [prediction._asdict() for prediction in predictions]
-            say(json.dumps({"file": str(path), "classes": found}))
-        else:
-            named = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in predictions)
-            say(f"{printable(str(path))}: {named}")
-    if options.model is None and answers:
+    top = len(outputs.classes) if options.csv else TOP
+    read: list[Path] = []  # without what cannot be read
+    found = answers_of(model, files, options.top or top, read, bar=shows_bar(options))
+    with one_thread(model), contextlib.closing(found) as answers:
+        in_order = answers if options.sort is None else doubtful_first(answers, options.sort)
+        write_answers(lines(in_order, options, outputs.named), options.output)
+    if options.output is not None:
+        say(f"{printable(str(options.output))}: {count(len(read), 'picture')}")
+    if options.model is None and read:
         warn(
             f"{called('predict')}: {DEFAULT_MODEL} answered, which can only know "
             f"{listing(outputs.names)}"
         )
         if own := newest_own_model(Path(OUTPUT_DIR)):
             warn(f"{called('predict')}: for your own classes add --model {shlex.quote(str(own))}")
-    return code
+    return 0 if len(read) == len(files) else 1
+
+
+def answers_of(
+    model: "Network", files: Sequence[Path], top: int, read: list[Path], *, bar: bool
+) -> "Generator[Answer, None, None]":
+    """Yields the answers for files, and lists the files that could be read. Reports the others."""
+    from cifar_tl.data.pictures.read import read_each
+    from cifar_tl.prediction import predict_each
+    from cifar_tl.progress import above_bars, with_bar
+
+    with contextlib.closing(read_each(files, model.white, model.frame)) as images:
+        found = with_bar(predict_each(model, images, top), "pictures" if bar else None, len(files))
+        for path, predictions in zip(files, found, strict=True):
+            if isinstance(predictions, ImageError):
+                with above_bars():
+                    warn(f"{called('predict')}: {predictions}")
+            else:
+                read.append(path)
+                yield path, predictions
+
+
+@contextlib.contextmanager
+def one_thread(model: "Network") -> Iterator[None]:
+    """Lets torch compute small images in one thread: the threads that read files need the cores.
+
+    Two threads would wait for each other at each layer. If other programs are at work, that takes
+    most of the time.
+    """
+    import torch
+
+    from cifar_tl.network import IMAGE_SIZE
+
+    threads = torch.get_num_threads()
+    try:
+        if model.image_size == IMAGE_SIZE:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def doubtful_first(answers: "Iterable[Answer]", by: str) -> "list[Answer]":
+    """Sorts answers: the lowest probability first; by ``class``, in the order of the classes."""
+
+    def key(answer: "Answer") -> tuple[int, float]:
+        first = answer[1][0]
+        return (first.label if by == "class" else 0, first.probability)
+
+    return sorted(answers, key=key)
+
+
+def lines(
+    answers: "Iterable[Answer]", options: argparse.Namespace, named: Mapping[int, str]
+) -> Iterator[str]:
+    """Yields what is written for each answer: text, JSON, or a row of CSV."""
+    if options.csv:
+        yield from csv_rows(answers, options.top, named)
+        return
+    for path, predictions in answers:
+        if options.json:
+            found = [prediction._asdict() for prediction in predictions]
+            yield json.dumps({"file": str(path), "classes": found}) + "\n"
+        else:
+            names = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in predictions)
+            yield f"{printable(str(path))}: {names}\n"
+
+
+def csv_rows(
+    answers: "Iterable[Answer]", top: int | None, named: Mapping[int, str]
+) -> Iterator[str]:
+    """Yields the rows of a CSV file. Without ``top``, each class has a column."""
+    head = ["file", "class", "probability"]
+    if top is None:
+        head += named.values()
+    else:
+        more = range(2, min(top, len(named)) + 1)
+        head += [f"{word} {place}" for place in more for word in ("class", "probability")]
+    yield SIGNATURE + csv_row(head)
+    for path, predictions in answers:
+        first, *others = predictions
+        cells: list[str | float] = [str(path), first.name, first.probability]
+        if top is None:
+            probabilities = {other.label: other.probability for other in predictions}
+            cells += [probabilities[label] for label in named]
+        else:
+            cells += [cell for other in others for cell in (other.name, other.probability)]
+        yield csv_row(cells)
+
+
+def shows_bar(options: argparse.Namespace) -> bool:
+    """Returns whether a bar is shown: on a terminal, but not among the answers."""
+    quiet = options.output is not None or options.sort is not None or not sys.stdout.isatty()
+    return quiet and shows_progress()
 
 
 def model_of(options: argparse.Namespace) -> Path:

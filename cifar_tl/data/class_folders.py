@@ -9,13 +9,13 @@ import torch
 
 from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_training
 from cifar_tl.data.pictures.duplicates import find_duplicates
-from cifar_tl.data.pictures.find import PARTS, TRAIN, VALIDATION, find_classes
+from cifar_tl.data.pictures.find import PARTS, TEST, TRAIN, VALIDATION, find_classes
 from cifar_tl.data.pictures.labels import find_labelled
 from cifar_tl.data.pictures.read import READING_RULES, read_images
 from cifar_tl.data.source import OFFICIAL, SHAPES, results_name
 from cifar_tl.errors import DataError, ImageError
 from cifar_tl.frame import Fit, cifar_frame
-from cifar_tl.names import portable
+from cifar_tl.names import numbered, portable, printable
 
 Sample = tuple[str, str, int]  # part, path, label
 
@@ -71,6 +71,61 @@ def read_class_folders(
             name: tuple(path for where, path, _ in samples if where == part)
             for name, part in zip(("train", "validation", "test"), PARTS, strict=True)
         },
+    )
+
+
+def read_test_folders(
+    folder: Path,
+    classes: Mapping[int, str],
+    *,
+    white: Mapping[str, float] | None = None,
+    fit: Fit = "crop",
+    progress: bool = False,
+) -> Data:
+    """Reads images ``CLASS/*``, all of them as test images for a trained model.
+
+    Args:
+        folder: It has no folder ``train``.
+        classes: The classes of the model, names by number. The folder may lack some.
+        white: As for `load_data`.
+        fit: As for `load_data`.
+        progress: As for `load_data`.
+
+    Returns:
+        The test images, with the labels of the model. The fingerprint is the one that the same
+        images have when `load_data` divides them.
+
+    Raises:
+        DataError: If the folder has another class, or images are damaged.
+    """
+    found = find_classes(folder, judged=True)
+    names = [portable(name) for name in found.images[TRAIN]]
+    numbers = {name: number for number, name in classes.items()}
+    if unknown := [name for name in names if name not in numbers]:
+        raise DataError(
+            f"{printable(str(folder / unknown[0]))} is no class of the model, which knows "
+            f"{numbered(classes, 10)}: rename that folder, or move it away"
+        )
+    samples = _samples({part: list(of.values()) for part, of in found.images.items()})
+    paths, frame = [path for _, path, _ in samples], cifar_frame(fit)
+    try:
+        read = read_images(paths, frame, white=white, progress=progress)
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    labels = torch.tensor([numbers[names[place]] for _, _, place in samples])
+    test = LabeledImages(read.images, labels)
+    judged = [(TEST, path, label) for _, path, label in samples]
+    return Data(
+        description=f"{len(names)} classes of image files",
+        class_names=tuple(classes.get(number, "") for number in range(max(classes) + 1)),
+        train=LabeledImages(read.images[:0], labels[:0]),
+        test=test,
+        fingerprint=_fingerprint(folder, names, samples, read.digests),
+        notes=(*found.notes, *read.notes, *find_duplicates(read.images, judged)),
+        reading={"white": read.white} if read.white else {},
+        frame=frame,
+        files={"test": tuple(paths)},
+        name=folder.resolve().name,
     )
 
 

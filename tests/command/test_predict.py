@@ -1,4 +1,10 @@
+import csv
+import io
 import json
+import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,7 @@ from cifar_tl.checkpoint import save_model
 from cifar_tl.command.predict import main, newest_own_model
 from cifar_tl.network import CifarNet
 from tests.experiment.conftest import make_result
-from tests.forked import one_line
+from tests.forked import CLOSED_PIPE, Command, one_line
 from tests.hostile import write_result
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
@@ -58,6 +64,156 @@ def test_json_is_an_object_a_line(
     for line in lines:
         assert sum(found["probability"] for found in line["classes"]) == pytest.approx(1)
         assert {found["name"] for found in line["classes"]} == {"dog", "frog", "horse"}
+
+
+def rows(text: str) -> list[list[str]]:
+    assert text.startswith("\ufeff")
+    return list(csv.reader(io.StringIO(text[1:], newline="")))
+
+
+def test_csv_has_a_column_for_each_class_or_for_each_place(
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(pictures), "--model", str(model)]
+    assert main([*arguments, "--json"]) == 0
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main([*arguments, "--csv"]) == 0
+    head, *found = rows(capsys.readouterr().out)
+    assert head == ["file", "class", "probability", "dog", "frog", "horse"]
+    assert main([*arguments, "--csv", "--top", "2"]) == 0
+    head, *places = rows(capsys.readouterr().out)
+    assert head == ["file", "class", "probability", "class 2", "probability 2"]
+    for wanted, row, of_places in zip(expected, found, places, strict=True):
+        assert row[0] == of_places[0] == wanted["file"]
+        cells = [(c["name"], f"{c['probability']:.6f}") for c in wanted["classes"]]
+        assert dict(zip(("dog", "frog", "horse"), row[3:], strict=True)) == dict(cells)
+        assert (row[1], row[2]) == (of_places[1], of_places[2]) == cells[0]
+        assert (of_places[3], of_places[4]) == cells[1]
+
+
+def test_no_name_is_a_formula_and_none_is_lost(
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    odd = ["a,b", '"q"', "new\nline", "\r", "café 🦊", "=1+1", "+1", "-1", "@x", "\t", "it's"]
+    names = odd + [f"class {number}" for number in range(len(odd), 200)]
+    save_model("odd.pt", CifarNet(200), class_names=names)
+    files = ["=cmd.png", "-1.png", 'a,"b"\n.png', "é.png"]
+    for name in files:
+        Image.new("RGB", (40, 40), "red").save(name)
+    assert main(["--model", "odd.pt", "--csv", "--", *files]) == 0
+    head, *found = rows(capsysbinary.readouterr().out.decode())
+    assert all(len(row) == 203 for row in [head, *found])
+    assert [row[0] for row in found] == ["'=cmd.png", "'-1.png", *files[2:]]
+    assert [name.removeprefix("'") for name in head[3:]] == names
+    assert not any(cell.startswith(tuple("=+-@\t\r\n")) for row in [head, *found] for cell in row)
+
+
+def test_an_output_is_written_whole_or_not_at_all(
+    model: Path,
+    pictures: Path,
+    zygote: subprocess.Popen[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [str(pictures), "--model", str(model)]
+    for name, option in (("a.csv", "--csv"), ("b.json", "--json")):
+        assert main([*arguments, option]) == 0
+        printed = capsys.readouterr().out
+        for more in ([], [option]):
+            assert main([*arguments, "--output", name, *more]) == 0
+            assert capsys.readouterr().out == f"{name}: 3 pictures\n"
+            assert Path(name).read_bytes().decode() == printed
+            Path(name).write_text("older")
+    (pictures / "notes.txt").unlink()
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))"
+    command = ["predict", str(pictures), *arguments, "--output", "a.csv"]
+    errors = Command(zygote, command, before=full).end(1)
+    assert errors == "cifar-tl predict: a.csv: File too large\n"
+    assert Path("a.csv").read_text() == "older"
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_done(
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        (["--csv", "--json"], "--csv and --json exclude each other: choose one"),
+        (["--output", "a.txt"], "--output a.txt: add --csv or --json"),
+        (["--output", "none/a.csv"], "there is no folder none: make it first"),
+        (["--csv", "--output", str(pictures)], "names a folder: add the name of a file"),
+        (["--csv", "--output", "/dev/null"], "is a device or a pipe: write > /dev/null instead"),
+        (["--csv", "--output", str(pictures / "b.png")], "b.png: looks like an image or a model"),
+        (["--csv", "--output", str(model)], "model.pt: looks like an image or a model"),
+    ):
+        assert main([str(pictures), "--model", str(model), *arguments]) == 2
+        output, errors = capsys.readouterr()
+        assert output == ""
+        assert message in one_line(errors)
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+def test_a_full_disk_and_a_closed_pipe_are_one_line(
+    model: Path, pictures: Path, zygote: subprocess.Popen[str], form: str
+) -> None:
+    (pictures / "notes.txt").unlink()
+    arguments = ["predict", str(pictures), "--model", str(model), form]
+    errors = Command(zygote, arguments, output=CLOSED_PIPE).end(1)
+    assert errors == "cifar-tl predict: nobody reads the output any more\n"
+    if Path("/dev/full").exists():
+        errors = Command(zygote, arguments, output="/dev/full").end(1)
+        assert errors == "cifar-tl predict: No space left on device\n"
+
+
+def test_csv_is_utf_8_whatever_the_terminal_is(model: Path, zygote: subprocess.Popen[str]) -> None:
+    Image.new("RGB", (40, 40)).save("é.png")
+    arguments = ["predict", "é.png", "--model", str(model), "--csv"]
+    assert Command(zygote, arguments, encoding="ascii").exit_code() == 0
+    assert rows(Path("out.txt").read_bytes().decode())[1][0] == "é.png"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("more", [[], ["--output", "a.csv"]])
+def test_a_bar_is_shown_where_no_answers_are(
+    model: Path, pictures: Path, zygote: subprocess.Popen[str], more: list[str]
+) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    (pictures / "b.png").write_bytes(b"damaged")
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    name = os.ttyname(terminal)
+    before = f"sys.stderr = open({name!r}, 'w')"
+    before += "" if more else f"; sys.stdout = open({name!r}, 'w')"
+    arguments = ["predict", str(pictures), "--model", str(model), *more]
+    assert Command(zygote, arguments, before=before).exit_code() == 1
+    shown = os.read(reader, 100_000).decode()
+    os.close(terminal)
+    os.close(reader)
+    assert ("\rpictures:   0%|  " in shown) == bool(more)
+    damaged = next(line for line in shown.splitlines() if "b.png" in line)
+    assert damaged.startswith("cifar-tl predict: ")
+
+
+def test_doubtful_answers_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "colours").mkdir()
+    for number in range(40):
+        path = tmp_path / f"colours/{number:02}.png"
+        colour = (number * 90 % 256, number * 50 % 256, number * 6)
+        Image.new("RGB", (8, 8), colour).save(path)
+    (tmp_path / "colours/07.png").write_bytes(b"damaged")
+    arguments = [str(tmp_path / "colours"), "--model", "cifar10", "--json"]
+    found = {}
+    for sort in ([], ["--sort", "class"], ["--sort", "probability"]):
+        assert main([*arguments, *sort]) == 1
+        output, errors = capsys.readouterr()
+        assert "07.png" in one_line(errors)
+        found[sort[-1] if sort else None] = [json.loads(line) for line in output.splitlines()]
+    first = [(each["classes"][0], each["file"]) for each in found[None]]
+    assert [name for _, name in first] == sorted(name for _, name in first)
+    assert len({answer["label"] for answer, _ in first}) > 1
+    for by in ("class", "probability"):
+        first.sort(key=lambda each: (by == "class" and each[0]["label"], each[0]["probability"]))
+        assert [each["file"] for each in found[by]] == [name for _, name in first]
 
 
 def test_what_cannot_be_read_is_reported_and_the_rest_is_done(

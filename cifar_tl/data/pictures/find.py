@@ -151,8 +151,12 @@ def left_out(folder: str | Path, others: Sequence[str]) -> list[str]:
     ]
 
 
-def find_classes(folder: Path) -> Classes:
+def find_classes(folder: Path, *, judged: bool = False) -> Classes:
     """Finds the image files of classes of your own. `load_data` describes the folder.
+
+    Args:
+        folder: The folder.
+        judged: It has no folder ``train``, and all its images are test images of a trained model.
 
     Returns:
         The files. ``val`` is empty if there is no folder ``val``, ``valid`` or ``validation``; part
@@ -188,10 +192,11 @@ def find_classes(folder: Path) -> Classes:
             others += found.others
     not_used = left_out(folder, others)
     held_out = not bare and where[VALIDATION].is_dir()
-    check_images(where[TRAIN], images, held_out=held_out, notes=not_used)
+    if not judged:
+        check_images(where[TRAIN], images, held_out=held_out, notes=not_used)
     notes = [
         *not_used,
-        *(_bare(folder, classes) if bare else _unused(folder, where)),
+        *(_bare(folder, classes, judged) if bare else _unused(folder, where)),
         *unused_tables(folder),
         *_untested(images[TEST]),
         *_nested(where[TRAIN], images[TRAIN]),
@@ -340,13 +345,15 @@ def _check_shared(
             )
 
 
-def _bare(folder: Path, classes: Sequence[str]) -> list[str]:
+def _bare(folder: Path, classes: Sequence[str], judged: bool) -> list[str]:
     """Returns a note about what is assumed of a folder without ``train``."""
     empty = [name for name in folders(folder) if name not in classes]
-    others = f"; without images, so no class: {listed_names(empty)}" if empty else ""
+    others = f"without images, so no class: {listed_names(empty)}" if empty else ""
+    if judged:
+        return [f"{folder}: {others}"] if empty else []
     return [
         f"{folder} has no folder {TRAIN}: its {len(classes)} folders with images are the classes, "
-        f"and the last 20 % of each validate{others}"
+        f"and the last 20 % of each validate{others and f'; {others}'}"
     ]
 
 

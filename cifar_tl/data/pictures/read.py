@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 READING_RULES = 2  # counted up when the same file becomes other pixels
 THREADS = min(32, cores() + 4)  # that read at a time
 
+_AHEAD = 64  # images that `read_each` has ready
 _NO_NAME = "the picture"  # what errors call one without a name
 _UNREADABLE = (
     "it is damaged, cut off, or of a kind that is not read: save it as PNG, or download it again"
@@ -188,6 +189,39 @@ def stream_images(
                 batch = []
     if batch:
         yield torch.from_numpy(np.stack(batch))
+
+
+def read_each(
+    paths: Sequence[str | Path],
+    white: Mapping[str, float] | None = None,
+    frame: Frame | int = CIFAR_FRAME,
+) -> Generator[Tensor | ImageError, None, None]:
+    """Reads each file as `read_image` does, in threads, in their order.
+
+    Threads read some images ahead. So memory does not depend on the number of files. Closing the
+    generator ends the threads: `contextlib.closing` does it whatever happens.
+
+    Args:
+        paths: N files.
+        white: As for `read_image`.
+        frame: The square that the network sees, or the size of it.
+
+    Yields:
+        ``(3, size, size)`` uint8. For a file that cannot be read: the error, which names it.
+    """
+    frame = as_frame(frame)
+
+    def read(number: int) -> NDArray[np.uint8] | ImageError:
+        path = str(paths[number])
+        try:
+            picture = _decode(path, _read_file(path), frame)
+            return _to_pixels(picture, _levels([picture], white or {}), frame)
+        except ImageError as error:
+            return error
+
+    with contextlib.closing(_in_threads(read, len(paths), _AHEAD + THREADS)) as pictures:
+        for picture in pictures:
+            yield picture if isinstance(picture, ImageError) else torch.from_numpy(picture)
 
 
 def _in_threads(

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cifar_tl.data.pictures.read import THREADS, read_images, stream_images
+from cifar_tl.data.pictures.read import THREADS, read_each, read_image, read_images, stream_images
 from cifar_tl.errors import ImageError
 from cifar_tl.frame import Frame
+from tests.data.pictures.test_read import save_deep_colours
 from tests.forked import run_program
 
 FRAMES = [Frame(), Frame(24, 30, "bilinear"), Frame(24, fit="pad", padding=(9, 8, 7))]
@@ -205,3 +206,34 @@ def test_a_bar_shows_how_many_pictures_were_taken(
     assert re.search(r"features:   0%\| +\| 0/1000", capsys.readouterr().err)
     list(stream_images(many, 32, white={}))
     assert capsys.readouterr().err == ""
+
+
+def test_each_file_is_read_as_if_alone_and_errors_have_its_place(files: Paths) -> None:
+    files[7].write_bytes(b"damaged")
+    files[8].unlink()
+    save_deep_colours(files[9], np.full((30, 30, 3), 9))  # of 16 bits: alone it has no white
+    for white in ({}, {"integers": 4095.0, "floats": 1.0}):
+        found = list(read_each(files, white, FRAMES[1]))
+        assert len(found) == 60
+        for path, image in zip(files, found, strict=True):
+            if isinstance(image, torch.Tensor):
+                assert torch.equal(image, read_image(path, white, FRAMES[1]))
+            else:
+                with pytest.raises(ImageError, match=f"^{re.escape(str(image))}$"):
+                    read_image(path, white, FRAMES[1])
+        assert [isinstance(image, ImageError) for image in found[6:11]] == [
+            False,
+            *[True] * 3,
+            False,
+        ]
+
+
+def test_each_file_waits_until_it_is_wanted(many: Paths) -> None:
+    before = readers()
+    with contextlib.closing(read_each(many)) as images:
+        for taken, _ in enumerate(images, 1):
+            assert many.asked <= taken + 64 + THREADS
+            if taken == 50:
+                break
+    assert readers() == before
+    assert many.asked < 1000
