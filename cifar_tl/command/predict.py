@@ -89,6 +89,8 @@ def check(options: argparse.Namespace) -> None:
 def name_images(options: argparse.Namespace) -> int:
     """Names the classes of each picture. Damaged files are reported, and the rest is done."""
     from cifar_tl.checkpoint import read_named_model
+    from cifar_tl.machine import compute_with
+    from cifar_tl.network import IMAGE_SIZE
 
     model, _, outputs = read_named_model(model_of(options))
     files, notes = list_image_files(options.images)
@@ -99,7 +101,9 @@ def name_images(options: argparse.Namespace) -> int:
     top = len(outputs.classes) if options.csv else TOP
     read: list[Path] = []  # without what cannot be read
     found = answers_of(model, files, options.top or top, read, bar=shows_bar(options))
-    with one_thread(model), contextlib.closing(found) as answers:
+    # Of small images, two threads would wait for each other at each layer. Reading needs the cores.
+    threads = 1 if model.image_size == IMAGE_SIZE else None
+    with compute_with(threads), contextlib.closing(found) as answers:
         in_order = answers if options.sort is None else doubtful_first(answers, options.sort)
         write_answers(lines(in_order, options, outputs.named), options.output)
     if options.output is not None:
@@ -131,26 +135,6 @@ def answers_of(
             else:
                 read.append(path)
                 yield path, predictions
-
-
-@contextlib.contextmanager
-def one_thread(model: "Network") -> Iterator[None]:
-    """Lets torch compute small images in one thread: the threads that read files need the cores.
-
-    Two threads would wait for each other at each layer. If other programs are at work, that takes
-    most of the time.
-    """
-    import torch
-
-    from cifar_tl.network import IMAGE_SIZE
-
-    threads = torch.get_num_threads()
-    try:
-        if model.image_size == IMAGE_SIZE:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def doubtful_first(answers: "Iterable[Answer]", by: str) -> "list[Answer]":
