@@ -139,7 +139,7 @@ function readerOf(bitmap, fraction) {
   return {
     width: Math.ceil(bitmap.width / fraction),
     height: Math.ceil(bitmap.height / fraction),
-    rowsAtATime: (width) => Math.max(1, Math.floor(STRIP / (width * fraction * fraction))),
+    linesAtATime: (length) => Math.max(1, Math.floor(STRIP / (length * fraction * fraction))),
     read,
   };
 }
@@ -169,28 +169,56 @@ function means(data, width, height, fraction) {
 }
 
 /**
- * Scales a part of a picture as Pillow does: rows first, then columns, each rounded to 8 bits.
+ * Scales a part of a picture as Pillow does: rows, then columns, each rounded to 8 bits. Pillow 13
+ * takes the columns of tall pictures first; 12 did so only where one side is 100 times the other.
  *
  * @returns {Uint8ClampedArray} width * height pixels of three colours
  */
 function resize(picture, box, width, height) {
   const columns = bicubicWeights(picture.width, box.left, box.right, width);
   const rows = bicubicWeights(picture.height, box.top, box.bottom, height);
+  const isTall = picture.height - height > Math.max(0, 2 * (picture.width - width));
+  return (isTall ? columnsFirst : rowsFirst)(picture, columns, rows);
+}
+
+function rowsFirst(picture, columns, rows) {
   const [left, right] = extent(columns);
   const [top, bottom] = extent(rows);
+  const [width, across] = [columns.length, right - left];
   const narrow = new Uint8ClampedArray(3 * width * (bottom - top));
-  const strip = picture.rowsAtATime(right - left);
+  const strip = picture.linesAtATime(across);
   for (let y = top; y < bottom; y += strip) {
     const count = Math.min(strip, bottom - y);
-    const data = picture.read(left, y, right - left, count);
+    const data = picture.read(left, y, across, count);
     for (let row = 0; row < count; row++) {
-      const start = 4 * (row * (right - left) - left);
+      const start = 4 * (row * across - left);
       mix(data, start, 4, columns, narrow, 3 * width * (y - top + row), 3);
     }
   }
-  const pixels = new Uint8ClampedArray(3 * width * height);
+  const pixels = new Uint8ClampedArray(3 * width * rows.length);
   for (let x = 0; x < width; x++) {
     mix(narrow, 3 * (x - width * top), 3 * width, rows, pixels, 3 * x, 3 * width);
+  }
+  return pixels;
+}
+
+function columnsFirst(picture, columns, rows) {
+  const [left, right] = extent(columns);
+  const [top, bottom] = extent(rows);
+  const [width, across] = [columns.length, right - left];
+  const low = new Uint8ClampedArray(3 * across * rows.length);
+  const strip = picture.linesAtATime(bottom - top);
+  for (let x = left; x < right; x += strip) {
+    const count = Math.min(strip, right - x);
+    const data = picture.read(x, top, count, bottom - top);
+    for (let column = 0; column < count; column++) {
+      const start = 4 * (column - count * top);
+      mix(data, start, 4 * count, rows, low, 3 * (x - left + column), 3 * across);
+    }
+  }
+  const pixels = new Uint8ClampedArray(3 * width * rows.length);
+  for (let y = 0; y < rows.length; y++) {
+    mix(low, 3 * (across * y - left), 3, columns, pixels, 3 * width * y, 3);
   }
   return pixels;
 }
