@@ -25,8 +25,10 @@ FOLDER = Path(__file__).parent
 SCRIPTS = ("scaling.js", "network.js", "page.js")
 LARGEST_PAGE = 100 * 10**6
 _MARK = b'<meta name="generator" content="cifar_tl page">'
-_LAYERS = ("features.conv1", "features.conv2", "features.conv3")
-_LAYERS += ("classifier.linear1", "classifier.linear2")
+_LAYERS = (
+    *("features.conv1", "features.conv2", "features.conv3"),
+    *("classifier.linear1", "classifier.linear2"),
+)
 _MOST_NAMED = 20  # classes in the first sentence
 _FITS = {
     "crop": "Of a picture that is no square, it sees the middle.",

@@ -169,15 +169,18 @@ function drawSeen(pixels) {
 function drawLayers(layers) {
   const figures = layers.map(({ values, maps, size }, number) => {
     const across = Math.min(maps, 8);
-    const [step, columns] = [size + 1, across * (size + 1) - 1];
-    const rows = Math.ceil(maps / across) * step - 1;
+    const zoom = Math.round(56 / size); // the maps of all layers look about as large
+    const step = zoom * size + 4;
+    const columns = across * step - 4;
+    const rows = Math.ceil(maps / across) * step - 4;
     const largest = values.reduce((one, other) => Math.max(one, other), 1e-9);
     const canvas = document.createElement("canvas");
     drawPixels(canvas, columns, rows, (place) => {
       const [x, y] = [place % columns, Math.floor(place / columns)];
       const map = Math.floor(y / step) * across + Math.floor(x / step);
-      const isGap = x % step === size || y % step === size || map >= maps;
-      const value = isGap ? 0.5 : values[(map * size + (y % step)) * size + (x % step)] / largest;
+      const [column, row] = [Math.floor((x % step) / zoom), Math.floor((y % step) / zoom)];
+      const isGap = column >= size || row >= size || map >= maps;
+      const value = isGap ? 0.5 : values[(map * size + row) * size + column] / largest;
       return [255 * value, 255 * value, 255 * value];
     });
     const words = `The ${LAYERS[number]} convolution: ${maps} maps of ${size} x ${size} values`;

@@ -17,7 +17,7 @@ class Picture(NamedTuple):
 
     name: str
     content: bytes
-    is_exact: bool  # it is decoded whole, and without loss or as JPEG
+    is_exact: bool  # a browser decodes it to the very pixels that Pillow scales
 
 
 def pictures() -> Iterator[Picture]:
@@ -41,12 +41,19 @@ def pictures() -> Iterator[Picture]:
         yield _jpeg(f"turned-{orientation}", picture, exif=exif)
         picture = _draw(orientation, (1333, 1001), opaque=True)
         yield _jpeg(f"large-turned-{orientation}", picture, exif=exif)
-    for number, size in enumerate([(512, 512), (1025, 770), (2049, 2051), (3001, 600), (4032, 3024)]):
+    for number, size in enumerate(
+        [(512, 512), (1025, 770), (2049, 2051), (3001, 600), (4032, 3024)]
+    ):
         for subsampling in (0, 2):
             picture = _draw(number, size, opaque=True)
             yield _jpeg(f"large-{size}-{subsampling}", picture, subsampling=subsampling)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    yield _png("turned", _draw(53, (90, 60), opaque=True), exif=exif)
     for kind in ("GIF", "BMP", "WEBP"):
-        yield Picture(f"{kind}", _saved(_draw(5, (90, 120), opaque=True), kind), kind != "WEBP")
+        yield Picture(kind, _saved(_draw(5, (90, 120), opaque=True), kind), True)
+    yield Picture("transparent WEBP", _saved(_draw(54, (90, 60)), "WEBP", lossless=True), True)
+    yield _jpeg("CMYK", _draw(55, (90, 60), opaque=True).convert("CMYK"))
     frames = [_draw(number, (60, 50), opaque=True).convert("P") for number in range(3)]
     animated = _saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
     yield Picture("animated GIF", animated, True)
@@ -71,7 +78,8 @@ def _special_pngs() -> Iterator[Picture]:
     palette = rgb.quantize(16)
     yield _png("palette-transparent", palette, transparency=bytes(range(0, 256, 16)))
     deep = np.array(_draw(51, (70, 90), opaque=True).convert("L")).astype(np.uint16)
-    yield _png("grey-16", Image.fromarray(deep * 256 + deep[::-1]))
+    grey = _png("grey-16", Image.fromarray(deep * 256 + deep[::-1]))
+    yield grey._replace(is_exact=False)  # a browser takes the upper 8 bits, Pillow all of them
     gamma = PngImagePlugin.PngInfo()
     gamma.add(b"gAMA", struct.pack(">I", 100_000))
     yield _png("gamma", rgb, pnginfo=gamma)
