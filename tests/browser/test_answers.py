@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_tl.checkpoint import read_named_model, save_model
+from cifar_tl.checkpoint import load_model, read_named_model, save_model
 from cifar_tl.data.pictures.read import read_image
 from cifar_tl.frame import Fit, cifar_frame
 from cifar_tl.page import write_page
@@ -19,7 +19,7 @@ from tests.browser.pictures import Picture, pictures
 
 
 def test_it_answers_as_predict_does(open_page: Callable[..., Any], cifar10_page: Path) -> None:
-    compare(open_page(cifar10_page), read_named_model("cifar10").model, list(pictures()))
+    compare(open_page(cifar10_page), load_model("cifar10"), list(pictures()))
 
 
 @pytest.mark.parametrize("fit", ["squash", "pad"])
@@ -65,7 +65,7 @@ def test_a_very_large_picture_is_answered_or_refused_as_by_predict(
     open_page: Callable[..., Any], cifar10_page: Path
 ) -> None:
     page = open_page(cifar10_page)
-    model = read_named_model("cifar10").model
+    model = load_model("cifar10")
     generator = np.random.default_rng(0)
     small = Image.fromarray(generator.integers(0, 256, (20, 30, 3), dtype=np.uint8))
     for size in ((12_000, 700), (900, 12_000)):
@@ -81,7 +81,7 @@ def test_a_very_large_picture_is_answered_or_refused_as_by_predict(
 def test_white_of_grey_pictures_of_16_bits(open_page: Callable[..., Any], tmp_path: Path) -> None:
     model, settings, outputs = read_named_model("cifar10")
     save_model(tmp_path / "model.pt", model, {**settings, "white": {"integers": 4095}})
-    write_page(tmp_path / "page.html", read_named_model(tmp_path / "model.pt").model, outputs)  # type: ignore[arg-type]
+    write_page(tmp_path / "page.html", load_model(tmp_path / "model.pt"), outputs)  # type: ignore[arg-type]
     page = open_page(tmp_path / "page.html")
     content = io.BytesIO()
     Image.fromarray(np.full((40, 40), 4000, np.uint16)).save(content, "PNG")

@@ -1,5 +1,6 @@
 """The page in a real browser, as people use it: all ways in, bad input, both widths, no network."""
 
+import base64
 import csv
 import io
 import json
@@ -45,7 +46,7 @@ GIVE = """([kind, count, text]) => {
         : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
     document.body.dispatchEvent(event);
 }"""
-PNG_TEXT = __import__("base64").b64encode(picture()).decode()
+PNG_TEXT = base64.b64encode(picture()).decode()
 
 
 def wait_for(page: Any, text: str) -> None:
@@ -101,9 +102,7 @@ def test_it_shows_what_the_network_sees(open_page: Open, cifar10_page: Path) -> 
     page = open_page(cifar10_page)
     choose(page, given("a.png", picture()))
     page.get_by_role("img", name="The picture as the network sees it").wait_for()
-    seen = page.evaluate(
-        "() => [...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
-    )
+    seen = page.evaluate("() => [...byId('seen').getContext('2d').getImageData(0, 0, 32, 32).data]")
     assert seen == [255, 0, 0, 255] * 32 * 32
     bars = page.locator("#bars tr")
     assert bars.count() == 10
@@ -159,7 +158,7 @@ def test_names_of_classes_are_text_and_nothing_else(open_page: Open, tmp_path: P
     assert page.locator("main img, main b").count() == 0
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as CSV").click()
-    text = Path(download.value.path()).read_text(encoding="utf-8-sig", newline="")
+    text = Path(download.value.path()).read_bytes().decode("utf-8-sig")
     head = next(csv.reader(io.StringIO(text, newline="")))
     assert head[3:8] == ["</script>", "'=1+1", *ODD[2:]]
 
