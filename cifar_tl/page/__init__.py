@@ -51,7 +51,7 @@ def write_page(
         model: The documented network.
         outputs: Its classes.
         sentences: What the page says of the model.
-        rows: A table below them, its head first.
+        rows: A table of the classes below them, its head first.
 
     Raises:
         ExportError: If no page can be made of this model, or the file is some other page.
@@ -175,7 +175,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         for place, cell in enumerate(head)
     )
     return (
-        f"<details><summary>{_text(head[0])}: {len(body):,}</summary>\n"
+        "<details><summary>Each class</summary>\n"
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)
         + "\n</tbody></table></div></details>\n"

@@ -272,8 +272,8 @@ async function openCamera() {
     return say(`${why} Choose a picture instead.`);
   }
   say("");
+  byId("take").disabled = true; // until there is an image
   byId("camera").showModal();
-  await byId("video").play();
 }
 
 function takePhoto() {
@@ -326,6 +326,9 @@ byId("stop").addEventListener("click", () => {
 byId("save").addEventListener("click", save);
 byId("clear").addEventListener("click", clear);
 byId("open-camera").addEventListener("click", openCamera);
+byId("video").addEventListener("playing", () => {
+  byId("take").disabled = false;
+});
 byId("take").addEventListener("click", takePhoto);
 byId("close-camera").addEventListener("click", () => byId("camera").close());
 byId("camera").addEventListener("close", closeCamera);

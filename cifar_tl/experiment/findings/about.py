@@ -14,7 +14,7 @@ from cifar_tl.experiment.stages import RESULT
 from cifar_tl.names import count
 from cifar_tl.outputs import Outputs
 from cifar_tl.page import is_page
-from cifar_tl.pretrained import is_pretrained, read_model_file
+from cifar_tl.pretrained import FOLDER, is_pretrained, read_model_file
 from cifar_tl.version import __version__
 
 _UNKNOWN = "How often it is right, this page does not know: no result.json was beside the model."
@@ -43,6 +43,8 @@ def about_model(
         f"Made on {today or datetime.date.today()} by cifar_tl {__version__} from {path.name}. Its "
         f"SHA-256 begins with {digest[:12]}."
     )
+    if is_pretrained(path):
+        return About([made, _published(path.name)], [])
     result = _result_of(path, settings)
     if result is None:
         return About([made, _UNKNOWN], [])
@@ -61,10 +63,19 @@ def about_model(
     return About([made, learned, *accuracies, interval], _class_rows(result, outputs))
 
 
+def _published(name: str) -> str:
+    """Says what README.md in the folder of the trained models says of one of them."""
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    row = next(line for line in lines if line.startswith(f"| `{name}` |"))
+    _, _, _, images, validation, test, *_ = (cell.strip() for cell in row.split("|"))
+    return (
+        f"It learned from {images} images of CIFAR-10. Accuracy on other images: {validation} "
+        f"(validation), {test} (test)."
+    )
+
+
 def _result_of(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Reads the result beside a model. None: there is none, or it is of another model."""
-    if is_pretrained(path):
-        return None
     try:
         result, _ = read_result(path.with_name(RESULT))
     except ValueError:
