@@ -79,7 +79,7 @@ const done = () => pictures.filter(({ answers, problem }) => answers || problem)
 
 function summary() {
   const [only] = pictures;
-  if (pictures.length === 1) return only.problem ? "" : `${percent(only)} ${only.answers[0].name}`;
+  if (pictures.length === 1) return only.problem ? "" : `${only.answers[0].name}: ${percent(only)}`;
   const problems = pictures.filter(({ problem }) => problem).length;
   const left = pictures.length - done();
   return [

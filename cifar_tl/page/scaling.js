@@ -11,7 +11,8 @@ const WHITE = 255;
 class PictureError extends Error {}
 
 /**
- * Decodes a file, turned as its EXIF data say, in the colours that are in the file.
+ * Decodes a file, in the colours that are in it. Without being asked, a browser turns the picture as
+ * its EXIF data say.
  *
  * @param {Blob} blob
  * @returns {Promise<{bitmap: ImageBitmap, kind: {jpeg: boolean, deepGrey: boolean, deep: boolean}}>}
@@ -27,7 +28,6 @@ async function decode(blob) {
   const text = String.fromCharCode(...start);
   try {
     const bitmap = await createImageBitmap(blob, {
-      imageOrientation: "from-image",
       colorSpaceConversion: "none",
       premultiplyAlpha: "none",
     });
