@@ -52,7 +52,7 @@ function take(files) {
   if (!working) answerAll();
 }
 
-/** Answers what is waiting, one picture after the other: so the page stays usable. */
+/** Answers what is waiting, one picture after the other. While one is decoded, people can go on. */
 async function answerAll() {
   working = true;
   let shown = false;
@@ -68,7 +68,6 @@ async function answerAll() {
       spoken = performance.now();
       say(`${done()} of ${pictures.length} pictures`);
     }
-    await new Promise((go) => setTimeout(go)); // lets the browser draw, and people press "Stop"
   }
   byId("stop").hidden = true;
   working = false;
