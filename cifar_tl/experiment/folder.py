@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -91,11 +92,15 @@ class History:
 
     def figures(self) -> dict[str, float]:
         """Lists what ``result.json`` says of the epochs and of the time."""
+        epochs = [row.seconds_train + row.seconds_validation for row in self.rows]
         return {
             "val_accuracy": self.rows[-1].val_accuracy,
             "val_loss": self.rows[-1].val_loss,
             "seconds_train": sum(row.seconds_train for row in self.rows),
             "seconds_validation": sum(row.seconds_validation for row in self.rows),
+            "seconds_epoch_fastest": min(epochs),
+            "seconds_epoch_median": statistics.median(epochs),
+            "seconds_epoch_slowest": max(epochs),
             "seconds_features": self.seconds_features,
             "seconds_total": time.perf_counter() - self.start,
         }

@@ -62,6 +62,7 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
             "seed": results[control()]["seed"],
             "stages": {stage: _stage(result) for stage, result in results.items()},
             "ways": {way_name(name): _way(name, results) for name in names},
+            "disturbed": _disturbed(results),
         }
         for results in of_seeds
     ]
@@ -100,11 +101,10 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
 
 
 def _stage(result: Mapping[str, Any]) -> dict[str, Any]:
-    seconds = result["seconds_train"] + result["seconds_validation"]
     return {
         **_accuracies(result),
         "epochs": result["epochs"],
-        "seconds_per_epoch": seconds / result["epochs"],
+        "seconds_per_epoch": _epoch_seconds(result),
         "seconds_total": result["seconds_total"],
         "parameters_trainable": result["parameters_trainable"],
         "parameters_frozen": result["parameters_total"] - result["parameters_trainable"],
@@ -119,11 +119,44 @@ def _way(stage: str, results: Results) -> dict[str, Any]:
 
 
 def way_seconds(stage: str, results: Results) -> float:
-    """Adds up the seconds of the stages on the way to a model, as far as they are there."""
+    """Adds up the seconds of the stages on the way to a model, as far as they are there.
+
+    Each epoch counts as the median of its stage: another program may have disturbed some.
+    """
     way = [results[name] for name in way_to(stage) if name in results]
-    seconds = sum(result["seconds_total"] for result in way)
+    seconds = sum(map(_undisturbed_seconds, way))
     # The data are read once, however many stages follow.
     return float(seconds - sum(result.get("seconds_reading", 0.0) for result in way[1:]))
+
+
+def _undisturbed_seconds(result: Mapping[str, Any]) -> float:
+    measured = result["seconds_train"] + result["seconds_validation"]
+    return float(result["seconds_total"] - measured + _epoch_seconds(result) * result["epochs"])
+
+
+def _epoch_seconds(result: Mapping[str, Any]) -> float:
+    """Returns the seconds of a usual epoch: the median. Results of before have only the mean."""
+    mean = (result["seconds_train"] + result["seconds_validation"]) / result["epochs"]
+    return float(result.get("seconds_epoch_median", mean))
+
+
+def _disturbed(results: Results) -> dict[str, list[float]]:
+    """Finds the stages whose epochs took unequal times, as beside another program.
+
+    The slowest took more than twice as long as the fastest, and that cost more than a twentieth of
+    the stage's time. The first epoch of a short stage may take longer by itself.
+
+    Returns:
+        By stage, the seconds of the fastest and of the slowest epoch.
+    """
+    ends = ("seconds_epoch_fastest", "seconds_epoch_slowest")
+    found = {name: [each.get(end, 0.0) for end in ends] for name, each in results.items()}
+    return {
+        name: [fastest, slowest]
+        for name, (fastest, slowest) in found.items()
+        if slowest > 2 * fastest
+        and _undisturbed_seconds(results[name]) < 0.95 * results[name]["seconds_total"]
+    }
 
 
 def _accuracies(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,7 +308,7 @@ def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> lis
         [
             difference_line(comparison, size, found, found["way"], found["other"]),
             *(
-                [_time_line(size["ways"][found["way"]], control)]
+                [_time_line(size["ways"][found["way"]], control) + doubt(size)]
                 if found["other"] == control
                 else []
             ),
@@ -330,6 +363,15 @@ def _time_line(way: Mapping[str, Any], control: str) -> str:
     return line + f"faster than {control} once {pays_from} transfers share that base."
 
 
+def doubt(size: Mapping[str, Any]) -> str:
+    """Says which epochs took unequal times: that makes what is said of time doubtful."""
+    found = {name: ends for seed in size["seeds"] for name, ends in seed["disturbed"].items()}
+    if not found:
+        return ""
+    epochs = ", ".join(f"{name} {low:.1f} to {high:.1f} s" for name, (low, high) in found.items())
+    return f" This is doubtful: something disturbed the epochs ({epochs})."
+
+
 def notes(size: Mapping[str, Any]) -> list[str]:
     """Says why weights of the control are frozen, if any are."""
     if not size["stages"][control()]["parameters_frozen"]["mean"]:
@@ -355,7 +397,9 @@ def legend(comparison: Mapping[str, Any]) -> list[str]:
     """Explains the figures."""
     lines = [
         f"{comparison['images_validation']:,} validation images of the new classes judge.",
-        "s/epoch: training, validation. total s: also reading, frozen features, testing, saving.",
+        "s/epoch: the median, with validation. total s: also reading, frozen features, testing, "
+        "saving.",
+        "Sentences on time count each epoch as the median of its stage.",
         "Times compare only if nothing else ran on the machine.",
         *majority_lines(comparison, comparison["sizes"][-1]["ways"]),
     ]

@@ -87,6 +87,9 @@ class StageResult(_EveryResult, total=False):
     test_balanced_accuracy: float | None
     test_balanced_interval: list[float] | None
     test_majority: float | None
+    seconds_epoch_fastest: float  # with its validation
+    seconds_epoch_median: float
+    seconds_epoch_slowest: float
     seconds_reading: float
     command: str  # that finished it, if it was one
 

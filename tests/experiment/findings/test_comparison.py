@@ -138,6 +138,23 @@ def test_comparison_says_plainly_what_transfer_costs(results: Results) -> None:
     assert "scratch keeps its first layer as computed from its images" in text
 
 
+def test_epochs_that_something_disturbed_count_as_the_median_and_are_named(
+    results: Results,
+) -> None:
+    scratch = results["scratch"]  # nine epochs of 9 s, and one of 18: the first may be slower
+    ends = {"seconds_epoch_fastest": 9.0, "seconds_epoch_median": 9.0}
+    calm = {**scratch, **ends, "seconds_epoch_slowest": 18.0}
+    text = comparison_text(compare({1.0: [{**results, "scratch": calm}]}))
+    assert "20.0 s, 81.0 s less than scratch" in text  # 110 - 99 + 10 * 9
+    assert "doubtful" not in text
+    busy = calm | {"seconds_epoch_slowest": 62.0, "seconds_total": 163.0, "seconds_train": 141.0}
+    comparison = compare({1.0: [{**results, "scratch": busy}]})
+    assert comparison["sizes"][0]["seeds"][0]["disturbed"] == {"scratch": [9.0, 62.0]}
+    text = comparison_text(comparison)
+    assert "20.0 s, 81.0 s less than scratch" in text
+    assert text.count("doubtful: something disturbed the epochs (scratch 9.0 to 62.0 s)") == 2
+
+
 def test_means_spreads_and_every_value() -> None:
     comparison = compare({0.1: [of_seed(s, 0.7) for s in range(3)]})
     (size,) = comparison["sizes"]
