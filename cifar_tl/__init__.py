@@ -29,7 +29,7 @@ A whole transfer in a few lines::
 Images are uint8 ``(N, 3, 32, 32)``, or of the size of a `Backbone`. Labels are int64 ``(N,)``,
 accuracies fractions, times seconds.
 Importing the package imports neither torch nor numpy. A name imports its module when it is first
-used. All errors are a `CifarTLError`.
+used. All errors are a `CifarTLError`, or an ``OSError`` where the system failed.
 """
 
 import sys

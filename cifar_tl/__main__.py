@@ -1,6 +1,7 @@
 """The command's first word: ``cifar-tl train``, ``python -m cifar_tl train``, and so on."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,22 +30,21 @@ def start(*words: str) -> NoReturn:
         if ours:
             signals.handle_signals()
         code = main([*words, *sys.argv[1:]])
-        if ours:  # Python takes a second to tidy up
-            signals.end_at_once_with(code)
+        if ours:
+            _end(code)
     except signals.Interrupt as caught:  # where no command could catch it
         code = caught.code
-    if ours:
-        _drop_what_cannot_be_written()
+        if ours:
+            _end(code)
     sys.exit(code)
 
 
-def _drop_what_cannot_be_written() -> None:
-    """Forgets output that could not be written. Python would try again, and say so once more."""
-    try:
+def _end(code: int) -> NoReturn:
+    """Ends the process. Python would take a second to tidy up, in which signals have no handler."""
+    with contextlib.suppress(OSError):  # nobody reads the output any more
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cifar_tl.backbone import Backbone, Network
 from cifar_tl.contents import AnyModelFile, check
 from cifar_tl.disk import read_sealed, write_sealed
-from cifar_tl.errors import BackboneError, CheckpointError
+from cifar_tl.errors import BackboneError, CheckpointError, is_out_of_memory
 from cifar_tl.frame import Frame, cifar_frame
 from cifar_tl.names import count, shown
 from cifar_tl.network import DROPOUT, CifarNet
@@ -59,9 +59,9 @@ def load_checkpoint(
         content = torch.load(io.BytesIO(sealed), map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError
-    except MemoryError:
-        raise
     except Exception as error:  # the checksum is right: somebody made it so, maybe to run code
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{path} is not what this program writes, tensors and plain values: use another"
         ) from error
@@ -149,6 +149,8 @@ def model_content(
     try:
         _build(content, model.features if isinstance(model, Backbone) else None)
     except (KeyError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"the model has other weights than a {type(model).__name__} in float32: undo what "
             "changed them, such as half() or pruning"
@@ -225,6 +227,8 @@ def read_model(
     except (BackboneError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{path} does not hold what a model.pt of this program holds: use another"
         ) from error

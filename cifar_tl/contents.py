@@ -26,7 +26,7 @@ from torch import Tensor
 from cifar_tl.frame import Frame
 from cifar_tl.recipe import Precision
 
-MOST_CLASSES = 8_000  # of a run: a larger confusion matrix is not read
+MOST_CLASSES = 4_000  # of a run: a larger confusion matrix is not read
 MOST_VALUES = 1_000_000  # in a file; a list of integers counts as three
 DEEPEST = 20  # lists in lists
 LARGEST = 1e38  # of any number: float32 ends there

@@ -26,7 +26,8 @@ TEMPORARY = ".tmp"  # ends the name of a file that is being written
 LARGEST_CHECKPOINT = 10 * 10**9
 LARGEST_DATA = 10**11  # of an archive with all images
 LARGEST_PICTURE = 10**9
-LARGEST_TEXT = 200 * 10**6  # of JSON and CSV: a confusion matrix of `MOST_CLASSES` is smaller
+LARGEST_TABLE = 10**9  # of the labels of images
+LARGEST_TEXT = 50 * 10**6  # of JSON and CSV: a confusion matrix of `MOST_CLASSES` is smaller
 
 # torch.load does not notice a flipped bit. So a SHA-256 follows what torch.save writes. torch.load
 # ignores it.
@@ -92,21 +93,34 @@ def read_sealed(path: Path) -> bytes:
         with open_file(path, LARGEST_CHECKPOINT) as file:
             size = _size(file)
             file.seek(max(0, size - SEAL_SIZE))
-            is_sealed = file.read(len(_MARK)) == _MARK  # else its size is no reason to read it
+            seal = file.read(SEAL_SIZE)
+            is_sealed = seal.startswith(_MARK)
+            # Else its size is no reason to take memory.
+            is_whole = is_sealed and seal == _MARK + _digest(file, size - SEAL_SIZE)
             file.seek(0)
-            sealed = file.read(size if is_sealed else len(_ZIP))
+            sealed = file.read(size if is_whole else len(_ZIP))
     except OSError as error:
         if may_be_whole(error):
             raise
         raise CheckpointError(
             f"cannot read checkpoint {path}: {error.strerror}: check the path"
         ) from error
-    if is_sealed and sealed[-SEAL_SIZE:] == _seal(sealed[:-SEAL_SIZE]):
+    if is_whole:
         return sealed
     message = f"{path} is damaged, or no checkpoint of this program: use another or train again"
     if not is_sealed and sealed == _ZIP:
         message += "; for a state_dict of torch.save, call load_state_dict, then save_model"
     raise CheckpointError(message)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """Computes the SHA-256 of the beginning of a file."""
+    digest, left = hashlib.sha256(), size
+    file.seek(0)
+    while part := file.read(min(left, 2**20)):
+        digest.update(part)
+        left -= len(part)
+    return digest.digest()
 
 
 def _seal(content: bytes) -> bytes:
@@ -206,7 +220,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         LockedError: If another process has locked it.
     """
-    attempts = [(folder / ".lock", os.O_RDWR | os.O_CREAT)]
+    attempts = [(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0))]
     if sys.platform != "win32":
         attempts.insert(0, (folder, os.O_RDONLY))
     reason: str | None = ""

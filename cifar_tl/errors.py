@@ -1,6 +1,7 @@
 """The errors of this package. Each message is one line: what is wrong, and what to do."""
 
 import errno
+import re
 from typing import Any
 
 
@@ -90,6 +91,9 @@ class DataWarning(CifarTLWarning):
     """A warning about data: what was left out, or is doubtful."""
 
 
+_OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
+    "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
+)
 # Nothing is there, or no file. After any other error of the system, the file may be whole.
 _NO_FILE = (
     *(None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
@@ -100,6 +104,12 @@ _NO_FILE = (
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message. Without a message: the name of its class."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether memory was short. Torch says so by a ``RuntimeError``."""
+    by_torch = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(by_torch)
 
 
 def may_be_whole(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cifar_tl.backbone import FRESH, Backbone
 from cifar_tl.disk import LARGEST_CHECKPOINT, read_file
-from cifar_tl.errors import BackboneError, BackboneWarning, first_line
+from cifar_tl.errors import BackboneError, BackboneWarning, first_line, is_out_of_memory
 from cifar_tl.frame import Fit, Frame
 from cifar_tl.freezing import last_layer
 from cifar_tl.names import count
@@ -321,9 +321,11 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
             state: Any = load(content)
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (BackboneError, MemoryError):
+    except BackboneError:
         raise
     except Exception as error:  # damage can raise anything
+        if is_out_of_memory(error):
+            raise
         raise BackboneError(
             f"{path} is damaged, or holds more than tensors and plain values: save "
             "model.state_dict() alone"
@@ -357,6 +359,8 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, name
     try:
         missing, unexpected = network.load_state_dict(loaded, strict=False)
     except (RuntimeError, ValueError) as error:  # torch's last line is about one of the tensors
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[-1].strip()
         raise BackboneError(f"{path} does not hold the weights of {name}: {reason}") from error
     wrong = [

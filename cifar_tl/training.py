@@ -347,8 +347,9 @@ def _check_finite(module: nn.Module, record: EpochRecord, plan: Plan, *, validat
     values["sum of the weights"] = sum(float(p.detach().sum()) for p in module.parameters())
     for name, value in values.items():
         if not math.isfinite(value):
-            # A step multiplies weights by 1 - lr * weight_decay: below -1 they grow for ever.
-            decayed = plan.weight_decay > 1 and plan.lr * plan.weight_decay > 2
+            # A step multiplies weights by 1 - lr * weight_decay: below -1 they grow for ever. With
+            # a rate above 1, the rate is to blame.
+            decayed = plan.lr <= 1 and plan.lr * plan.weight_decay > 2
             raise TrainingError(
                 f"the {name} became {value} in epoch {record.epoch} with lr {plan.lr:g} and "
                 f"weight_decay {plan.weight_decay:g}: try a lower "

@@ -248,6 +248,9 @@ def test_the_installed_command_speaks_as_it_was_called(
     check_spelling(["cifar-tl"], arguments, "cifar-tl evaluate", "cifar-tl train")
 
 
+SCRIPT, IS_CLONE = str(ROOT / "train.py"), (ROOT / "cifar_tl").exists()
+TRAIN = SCRIPT if IS_CLONE else "-m cifar_tl train"
+EVALUATE = f"{SCRIPT if IS_CLONE else '-m cifar_tl'} evaluate"
 TRANSFER = ["train", "--data", "shapes", "--stage", "transfer"]
 
 
@@ -255,8 +258,8 @@ TRANSFER = ["train", "--data", "shapes", "--stage", "transfer"]
 @pytest.mark.parametrize(
     ("argv", "words", "called"),
     [
-        (["/ipykernel_launcher.py", "-f", "x"], TRANSFER, "-m cifar_tl train"),
-        (["program.py"], ["evaluate", "none.pt"], "-m cifar_tl evaluate"),
+        (["/ipykernel_launcher.py", "-f", "x"], TRANSFER, TRAIN),
+        (["program.py"], ["evaluate", "none.pt"], EVALUATE),
         (["train.py", *TRANSFER[1:]], TRANSFER, "train.py"),  # as %run sets it
     ],
 )
@@ -276,7 +279,7 @@ main({words})
     program = f"import os\nos.environ['PATH'] = 'empty'\n{program}"
     process = run_program("-c", program, cwd=tmp_path)
     assert one_line(process.stderr).startswith(f"python {called}: ")
-    train = called if words[0] == "train" else "-m cifar_tl train"
+    train = called if words[0] == "train" else TRAIN
     assert f" {sys.executable} {train}" in process.stderr  # it can be pasted
 
 

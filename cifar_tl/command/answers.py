@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_tl.command.console import UsageError
+from cifar_tl.command.console import UsageError, write
 from cifar_tl.data.pictures.find import suffixes
 from cifar_tl.disk import write_atomically
 
@@ -63,11 +63,15 @@ def write_answers(parts: Iterable[str], output: Path | None) -> None:
         content = "".join(parts).encode("utf-8", "backslashreplace")  # not every name is UTF-8
         write_atomically(output, content)
         return
+    is_csv = False
     for part in parts:
-        if part.startswith(SIGNATURE) and isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", newline="")
-        sys.stdout.write(part)
-        sys.stdout.flush()
+        is_csv = is_csv or part.startswith(SIGNATURE)
+        stream = getattr(sys.stdout, "buffer", None)  # of bytes; a notebook has none
+        if is_csv and stream is not None:  # UTF-8, whatever the terminal has
+            stream.write(part.encode("utf-8", "backslashreplace"))
+            stream.flush()
+        else:
+            write(sys.stdout, part)
 
 
 def csv_row(cells: Sequence[str | float]) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from cifar_tl.command.limits import can_load, memory_is_limited
 from cifar_tl.command.signals import Interrupt, are_handled, importing
-from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line
+from cifar_tl.errors import CifarTLError, CifarTLWarning, first_line, is_out_of_memory
 from cifar_tl.names import printable
 from cifar_tl.processes import launch
 from cifar_tl.version import __version__
@@ -29,9 +29,6 @@ from cifar_tl.version import __version__
 COMMAND = "cifar-tl"
 MODULE = ("cifar_tl", "__main__")  # the file's name without suffix after python -m
 REQUIREMENTS = ("torch", "torchvision", "numpy", "tqdm")  # as in requirements.txt
-OUT_OF_MEMORY = re.compile(  # in messages of torch, oneDNN and Python
-    "out of memory|can't allocate memory|could not create a primitive|can't start new thread"
-)
 RAISE_LIMIT = "raise the limit of memory (ulimit -v unlimited)"
 # In torch's messages about a process that is gone.
 LOST = re.compile("gloo/|NCCL|[Cc]onnection|failed to recv")
@@ -92,8 +89,7 @@ def called(name: str, *, short: bool = False) -> str:
         the same line works after ``!``.
     """
     program, *arguments = sys.argv
-    file, module = Path(program), ["-m", "cifar_tl", name]
-    door = [program] if (name, file.name) == ("train", "train.py") else module
+    file, door = Path(program), _door(name)
     python, *typed = sys.orig_argv or ["python"]  # a program that embeds Python has none
     options = typed[: max(0, len(typed) - len(arguments))]
     as_typed = typed == [*options, *arguments]  # else somebody has changed them, such as %run
@@ -110,6 +106,16 @@ def called(name: str, *, short: bool = False) -> str:
     else:  # another program or a notebook called a function
         words = [COMMAND, name] if found else [python, *door]
     return shlex.join(filter(None, words))
+
+
+def _door(name: str) -> list[str]:
+    """Returns what follows ``python`` to call a command from here, in a clone or installed."""
+    program, script = sys.argv[0], Path(__file__).resolve().parents[2] / "train.py"
+    is_here = script.parent == Path.cwd().resolve() or not script.exists()  # or it is installed
+    is_script = Path(program).name == script.name
+    if is_here and not (is_script and name == "train"):
+        return ["-m", "cifar_tl", name]
+    return [program if is_script else str(script), *([name] if name != "train" else [])]
 
 
 def _spell_python(typed: str, short: bool) -> str:
@@ -216,9 +222,7 @@ def _explain(error: Exception, options: argparse.Namespace) -> tuple[str, int, b
             return "there is no folder for temporary files: set TMPDIR to one", 2, False
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", 1, True
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)
-    ):
+    if is_out_of_memory(error):
         more = RAISE_LIMIT if memory_is_limited() else "close other programs"
         smaller = ", or try smaller batches" if "batch_size" in vars(options) else ""
         return f"out of memory: {more}{smaller}", 1, True
@@ -245,7 +249,7 @@ def _import(load: Callable[[], object]) -> None:
 def say(line: str) -> None:
     """Prints a line of results. Of several processes, one prints."""
     if launch.speaks():
-        _write(sys.stdout, line)
+        write(sys.stdout, f"{line}\n")
 
 
 def warn(line: str) -> None:
@@ -258,14 +262,14 @@ def _write_error(line: str) -> None:
     """Prints a line on standard error, if somebody reads it."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            _write(sys.stderr, printable(line))  # a library may warn in several lines
+            write(sys.stderr, f"{printable(line)}\n")  # a library may warn in several lines
 
 
-def _write(stream: TextIO, line: str) -> None:
-    """Writes a line at once. A name in it may hold characters that the stream cannot write."""
+def write(stream: TextIO, text: str) -> None:
+    """Writes text at once. A name in it may hold characters that the stream cannot write."""
     encoding = getattr(stream, "encoding", None) or "utf-8"  # a stream of another program has none
-    # Line and end together: several threads may warn.
-    stream.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
+    # All of it together: several threads may warn.
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
 
 

@@ -4,17 +4,19 @@ import os
 import sys
 from collections.abc import Callable
 
+NEAR = 16 << 30  # bytes of a limit: with more, the imports of torch fit for certain
 SPARE = 64 << 20  # bytes that must be left after the imports: less is not enough for anything
 
 
 def memory_is_limited() -> bool:
-    """Returns whether this process may use only so much memory (``ulimit -v``, ``ulimit -d``)."""
+    """Returns whether a limit of memory is near (``ulimit -v``, ``ulimit -d``)."""
     if sys.platform == "win32":
         return False
     import resource
 
     kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-    return any(resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in kinds)
+    limits = [resource.getrlimit(kind)[0] for kind in kinds]
+    return any(limit != resource.RLIM_INFINITY and limit < NEAR for limit in limits)
 
 
 def can_load(load: Callable[[], object]) -> bool:

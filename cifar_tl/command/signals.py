@@ -52,20 +52,15 @@ def are_handled() -> bool:
     return sys.unraisablehook is _send_again
 
 
-def end_at_once_with(code: int | None = None) -> None:
-    """Makes each signal that was handled end the process: with a code, or with its own."""
-
-    def end(number: int, _: object) -> NoReturn:
-        os._exit(128 + number if code is None else code)
-
-    for number in ENDING:
-        if callable(signal.getsignal(number)):
-            signal.signal(number, end)
-
-
 def _interrupt(number: int, _: object) -> NoReturn:
-    end_at_once_with()
+    for each in ENDING:
+        if callable(signal.getsignal(each)):
+            signal.signal(each, _end)
     raise Interrupt(number)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    os._exit(128 + number)
 
 
 def _send_again(ignored: "sys.UnraisableHookArgs") -> None:

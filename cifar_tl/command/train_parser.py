@@ -12,7 +12,6 @@ from typing import Any, get_args
 from cifar_tl.command.arguments import (
     LABELS,
     MODEL_HELP,
-    at_least_one,
     at_least_zero,
     bases,
     dropout_rate,
@@ -42,7 +41,8 @@ from cifar_tl.recipe import (
 
 ALL = "all"
 
-COUNT: dict[str, Any] = {"metavar": "N", "type": at_least_one}
+# As many epochs as `contents.RANGES` lets a file have, which needs torch.
+COUNT: dict[str, Any] = {"metavar": "N", "type": partial(whole_number, low=1, high=10**6)}
 RATE: dict[str, Any] = {"metavar": "X", "type": positive}
 DROPOUT: dict[str, Any] = {"metavar": "X", "type": dropout_rate}
 SHIFT: dict[str, Any] = {"metavar": "N", "type": partial(whole_number, low=0, high=MAX_SHIFT)}

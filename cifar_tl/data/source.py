@@ -230,10 +230,12 @@ def kind_of(source: str | Path, labels: str | None = None) -> Kind:
                 f"{source} is no folder: labels in a file are for a folder with image files"
             )
         return next(kind for kind in KINDS if kind.module == "class_folders")
+    if (path := Path(source)).exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is a pipe or a device, and only files and folders are read")
     for kind in KINDS:
         if kind.recognizes(source):
             return kind
-    if official_archive(path := Path(source)) == "10":
+    if official_archive(path) == "10":
         raise DataError(
             f"{path} is CIFAR-10: name its folder, {path.parent}", data=str(path.parent)
         )

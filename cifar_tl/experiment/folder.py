@@ -33,7 +33,14 @@ from cifar_tl.disk import (
     read_file,
     write_atomically,
 )
-from cifar_tl.errors import CheckpointError, HistoryError, RunError, RunWarning, may_be_whole
+from cifar_tl.errors import (
+    CheckpointError,
+    HistoryError,
+    RunError,
+    RunWarning,
+    is_out_of_memory,
+    may_be_whole,
+)
 from cifar_tl.experiment import stages
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.settings import check_settings
@@ -42,8 +49,8 @@ from cifar_tl.outputs import outputs_of
 from cifar_tl.training import EpochRecord
 
 DIGEST = "sha256"  # in result.json: of all the rest of it
-DIGESTS = "files"  # in result.json: of these files. The model has a digest of its own
-DIGESTED = (stages.HISTORY, stages.LAST, stages.RESULTS)
+DIGESTS = "files"  # in result.json: of these files
+DIGESTED = (stages.MODEL, stages.HISTORY, stages.LAST, stages.RESULTS)
 _UNEQUAL = ("balanced_accuracy", "balanced_interval", "majority")
 _OF_UNEQUAL = {f"{part}_{name}" for part in ("val", "test") for name in _UNEQUAL}
 NEEDED_WITH = {  # if the field is there
@@ -216,6 +223,8 @@ class RunFolder:
         except RunError:  # other settings
             raise
         except (IndexError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise RunError(
                 f"{path} does not hold an unfinished run of this version: train again", **remedy
             ) from error

@@ -213,7 +213,9 @@ def test_evaluate_finds_what_training_found(
     for split, key in (("validation", "val"), ("test", "test")):
         assert evaluate.main([model, "--data", str(flowers), "--split", split]) == 0
         accuracy, loss = result[f"{key}_accuracy"], result[f"{key}_loss"]
-        found = re.search(r"accuracy (\S+)%, loss (\S+)$", capsys.readouterr().out, re.MULTILINE)
+        found = re.search(
+            r"accuracy (\S+)%, mean .*, loss (\S+)$", capsys.readouterr().out, re.MULTILINE
+        )
         assert found is not None
         assert found[1] == f"{100 * accuracy:.2f}"
         assert float(found[2]) == pytest.approx(loss, abs=2e-4)

@@ -228,8 +228,8 @@ ROWS = {
     "last.pt deleted": Row("last.pt", delete, TRAIN, 0, CHANGED + "last.pt"),
     "last.pt without end": Row("last.pt", endless, TRAIN, 0, CHANGED + "last.pt"),
     # Images in an archive
-    "an archive in a pipe": Row("tiny.npz", pipe, EVALUATE, 1, f"archive of plain arrays ({KINDS}"),
-    "an archive without end": Row("tiny.npz", endless, TRAIN, 1, f"of plain arrays ({KINDS}"),
+    "an archive in a pipe": Row("tiny.npz", pipe, EVALUATE, 2, "tiny.npz is a pipe or a device"),
+    "an archive without end": Row("tiny.npz", endless, TRAIN, 2, "tiny.npz is a pipe or a device"),
     # Pictures
     "a picture without end": Row("picture.png", endless, HINT, 1, KINDS),
     "a picture in a pipe": Row("picture.png", pipe, HINT, 1, KINDS),

@@ -17,7 +17,7 @@ from cifar_tl.command.train_parser import make_parser, write_command
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs: must be a whole number from 1 to 1000000000, not '0'"),
+        (["--epochs", "0"], "--epochs: must be a whole number from 1 to 1000000, not '0'"),
         (["--epochs", "2.5"], "--epochs: must be a whole number"),
         (["--batch-size", "-1"], "--batch-size: must be a whole number from 1"),
         (["--lr", "0"], "--lr: must be a number above 0"),

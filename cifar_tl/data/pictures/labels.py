@@ -31,7 +31,7 @@ from cifar_tl.data.pictures.find import (
     part_of,
     unused_tables,
 )
-from cifar_tl.disk import LARGEST_TEXT, read_file
+from cifar_tl.disk import LARGEST_TABLE, read_file
 from cifar_tl.errors import DataError, first_line
 from cifar_tl.names import count
 
@@ -180,7 +180,7 @@ def read_table(path: Path, given: tuple[str, str] | None) -> Table:
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Reads the lines of a table that are not empty, with their numbers."""
     try:
-        file = io.StringIO(read_file(path, LARGEST_TEXT).decode("utf-8-sig"), newline="")
+        file = io.StringIO(read_file(path, LARGEST_TABLE).decode("utf-8-sig"), newline="")
         head = file.readline()
         file.seek(0)
         reader = csv.reader(file, delimiter=max(",;\t", key=head.count))

@@ -32,7 +32,7 @@ from cifar_tl.data.pictures.deep import DeepImage
 from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
 from cifar_tl.data.pictures.libtiff import damage_found
 from cifar_tl.disk import LARGEST_PICTURE, read_file
-from cifar_tl.errors import ImageError, first_line
+from cifar_tl.errors import ImageError, first_line, may_be_whole
 from cifar_tl.frame import CIFAR_FRAME, Frame, as_frame, fill, scale
 from cifar_tl.names import count
 from cifar_tl.progress import with_bar
@@ -108,6 +108,8 @@ def read_images(
             digests[number] = hashlib.sha256(content).hexdigest()
             picture = _decode(str(paths[number]), content, frame)
         except ImageError as error:
+            if error.__cause__ is not None and may_be_whole(error.__cause__):
+                raise error.__cause__ from None  # the system failed: the others may fail, too
             return str(error)
         if isinstance(picture, DeepImage) or picture.halved:
             return number, picture
@@ -352,7 +354,8 @@ def _read_file(path: str | Path) -> bytes:
         what = f"{path} is a link to nowhere" if link else f"there is no file {path}"
         raise ImageError(f"{what}: check the path") from error
     except OSError as error:
-        raise ImageError(f"{path} is no readable image ({error.strerror})") from error
+        what = "cannot be read" if may_be_whole(error) else "is no readable image"
+        raise ImageError(f"{path} {what} ({error.strerror})") from error
     except ValueError as error:  # a name that no file can have
         raise ImageError(f"{path} is no readable image ({error})") from error
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def save_runs(output_dir: Path) -> None:
             note = f"{output_dir / RUNS} is another program's file, and stays: rename it, and the "
             warnings.warn(f"{note}next run writes its table of all runs", RunWarning, stacklevel=2)
             return
-        for path in sorted(output_dir.glob(f"*/**/{RESULT}")):
+        for path in _results(output_dir):
             try:
                 result, _ = read_result(path)
                 found[path.relative_to(output_dir).parts[:-1]] = result
@@ -55,6 +56,24 @@ def save_runs(output_dir: Path) -> None:
         write_atomically(output_dir / RUNS, content)
 
 
+def _results(output_dir: Path) -> list[Path]:
+    """Finds each ``result.json`` below a folder, also behind links. Warns of what it cannot see."""
+
+    def warn(error: OSError) -> None:
+        text = f"{error.filename}: {error.strerror}: {RUNS} lacks what is in it"
+        warnings.warn(text, RunWarning, stacklevel=2)
+
+    found, seen = [], set()
+    for folder, folders, files in os.walk(output_dir, onerror=warn, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        if RESULT in files and folder != str(output_dir):
+            found.append(Path(folder, RESULT))
+    return sorted(found)
+
+
 def _is_free(path: Path) -> bool:
     """Returns whether there is no file, or an earlier table: its first columns are `FIRST`."""
     try:
@@ -77,5 +96,7 @@ def _base(parts: tuple[str, ...], found: dict[tuple[str, ...], dict[str, Any]]) 
         return result.get("backbone")
     if takes_base(stage):
         return result.get("parent_path")
-    before = STAGES[stage].parent or ""
-    return _base(tuple(before if part == stage else part for part in parts), found)
+    if stage not in parts:  # somebody has moved it
+        return None
+    place = len(parts) - 1 - parts[::-1].index(stage)  # data may have the name of a stage, too
+    return _base((*parts[:place], STAGES[stage].parent or "", *parts[place + 1 :]), found)
