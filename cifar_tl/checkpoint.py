@@ -229,6 +229,7 @@ def read_model(
             f"{path} does not hold what a model.pt of this program holds: use another"
         ) from error
     model.white = settings.get("white", {})
+    model.temperature = float(content.get("temperature", 1.0))
     outputs = outputs_of(settings, model.num_classes)
     model.class_names = outputs.named if outputs else {}
     return SavedModel(model.eval(), settings, outputs)

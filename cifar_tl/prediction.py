@@ -56,7 +56,8 @@ def predict(
         raise ValueError(f"classes must be names by number, below {len(logits)}")
     if not logits[labels].isfinite().all():
         raise CheckpointError("the outputs of the model are no finite numbers: use another model")
-    probabilities = logits[labels].softmax(0)
+    temperature = model.temperature if isinstance(model, Network) else 1.0
+    probabilities = (logits[labels] / temperature).softmax(0)
     values, places = probabilities.sort(descending=True, stable=True)
     return [
         Prediction(labels[place], classes[labels[place]], value)
