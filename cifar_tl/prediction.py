@@ -38,7 +38,8 @@ def predict(
 
     Returns:
         The classes, the most probable first. Untrained outputs are left out: the probabilities of
-        all trained ones sum to 1.
+        all trained ones sum to 1. They are the softmax of the logits, divided by the temperature of
+        a model of this package (`fit_temperature`).
 
     Raises:
         TypeError: If the image is no tensor.
