@@ -66,14 +66,14 @@ def draw_stage(folder: Path, data: Data, features: Path | None) -> None:
     labels = outputs.places(pictures.examples().labels)
     logits = logits_of(model, pictures, result["precision"], folder=features)
     logits = logits[:, list(outputs.columns)]
-    probabilities = (logits.double() / model.temperature).softmax(1)
+    said = logits / model.temperature  # what probabilities are made of
     title = f"{result['stage']} on {printable(result['data'])}"
     seen = training_words(result, dropout_rate(model, result.get("dropout")))
     with _drawing(), locked(folder, wait=True):
         figures = [
             curves(rows, title, seen, always_words(result)),
             confusion(result["val_confusion"], outputs, title),
-            samples(_shower(model, pictures), labels, probabilities, outputs.names, title),
+            samples(_shower(model, pictures), labels, said, outputs.names, title),
             diagram(logits, labels, model.temperature, title, by_class="class_balance" in result),
         ]
         if (kernels := first_kernels(model)) is not None:
@@ -222,7 +222,7 @@ def _write_numbers(ax: Axes, shares: Tensor) -> None:
 def samples(
     images: Callable[[list[int]], Tensor],
     labels: Tensor,
-    probabilities: Tensor,
+    logits: Tensor,
     names: Sequence[str],
     title: str,
 ) -> Figure:
@@ -232,12 +232,12 @@ def samples(
 
     Args:
         images: Returns the images at some places, ``(n, 3, size, size)`` uint8.
-        labels: ``(N,)``, columns of the probabilities.
-        probabilities: ``(N, K)``.
+        labels: ``(N,)``, columns of the logits.
+        logits: ``(N, K)``, divided by the temperature.
         names: Of the K classes.
         title: Above all.
     """
-    confidences, predicted = probabilities.max(1)
+    confidences, predicted = logits.double().softmax(1).max(1)
     mistaken = predicted != labels
     order = torch.where(mistaken, -1 - confidences, confidences).argsort()
     columns = SAMPLES[1]
