@@ -43,6 +43,7 @@ SIZES = (200, 1_000, 20_000)  # training images
 STAGES = ("transfer", "finetune", "scratch")
 SAMPLES = 1_000
 SURE = (0.5, 0.9)
+OTHER = "other"
 Rows: TypeAlias = NDArray[np.int64]
 
 
@@ -64,24 +65,50 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     cifar, folders = load_data(options.data), [load_data(folder) for folder in options.folders]
+    others = [with_other(data, cifar) for data in folders]
     found: dict[str, list[Judged]] = {}
+    finetuned: dict[str, list[Network]] = {}
     for seed in SEEDS:
         output_dir = options.output_dir / str(seed)
         run_stage("base", cifar, TUNED, output_dir=output_dir, seed=seed)
         base = output_dir / cifar.name / "base" / "model.pt"
-        for data in (*(few_of(cifar, size, seed) for size in SIZES), *folders):
+        for data in (*(few_of(cifar, size, seed) for size in SIZES), *folders, *others):
             for stage in STAGES:
                 start = base if stage == "transfer" and not data.own_classes else None
                 run_stage(stage, data, TUNED, output_dir=output_dir, seed=seed, base=start)
                 model = load_model(output_dir / data.name / stage / "model.pt")
                 test = select_classes(data.test, data.new_classes)
                 found.setdefault(f"{data.name}, {stage}", []).append(judge(model, test))
+                if stage == "finetune" and data.own_classes:
+                    finetuned.setdefault(data.name, []).append(model)
     show(found)
     shown = {data.name: data.test.images for data in (cifar, *folders)}
-    for data in folders:
-        path = options.output_dir / "0" / data.name / "finetune" / "model.pt"
-        show_strangers(data.name, load_model(path), shown)
-    show_shipped(cifar, options.data, shown)
+    for name, models in finetuned.items():
+        show_sure(name, models, shown)
+    show_shipped(options.data, shown)
+
+
+def with_other(data: Data, cifar: Data) -> Data:
+    """Adds a class `other` of 100 pictures of CIFAR-10: 80 to train, 20 to validate."""
+    label, parts = len(data.class_names), data.train_and_validation(data.new_classes)
+    more = ((0, 80), (80, 100))
+    train, validation = (
+        LabeledImages(
+            torch.cat([part.images, cifar.train.images[start:end]]),
+            torch.cat([part.labels, torch.full((end - start,), label)]),
+        )
+        for part, (start, end) in zip(parts, more, strict=True)
+    )
+    return dataclasses.replace(
+        data,
+        class_names=(*data.class_names, OTHER),
+        train=train,
+        validation=validation,
+        base_classes=(*data.base_classes, label),
+        new_classes=(*data.new_classes, label),
+        name=f"{data.name} and {OTHER}",
+        fingerprint=f"{data.fingerprint} {OTHER}",
+    )
 
 
 def few_of(data: Data, size: int, seed: int) -> Data:
@@ -143,21 +170,21 @@ def errors(seeds: list[Judged], temperature: Callable[[Judged], float]) -> float
     return float(np.mean([reliability(s.logits, s.labels, temperature(s)).error for s in seeds]))
 
 
-def show_strangers(name: str, model: Network, shown: Mapping[str, Tensor]) -> None:
-    """Prints how often a model is sure of pictures of other sets, in which its classes are not."""
-    for other, images in shown.items():
-        if other != name:
-            logits = extract_features(model, images)[:, list(model.class_names)]
-            print(f"{name}'s model, pictures of {other}: {sure(logits, model.temperature)}")
+def show_sure(name: str, models: list[Network], shown: Mapping[str, Tensor]) -> None:
+    """Prints which share of some pictures gets a known class with at least some probabilities."""
+    for what, images in shown.items():
+        shares = []
+        for model in models:
+            logits = extract_features(model, images)[:, list(model.class_names)].double()
+            known = [place for place, of in enumerate(model.class_names.values()) if of != OTHER]
+            tops = (logits / model.temperature).softmax(1)[:, known].amax(1)
+            shares.append([float((tops >= least).double().mean()) for least in SURE])
+        means = np.mean(shares, 0).tolist()
+        words = ", ".join(f"{mean:.0%} at {least}" for mean, least in zip(means, SURE, strict=True))
+        print(f"finetune on {name} sees the test pictures of {what}: {words}", flush=True)
 
 
-def sure(logits: Tensor, temperature: float) -> str:
-    """Says which share of pictures gets a class with at least some probabilities."""
-    tops = (logits.double() / temperature).softmax(1).amax(1)
-    return ", ".join(f"{float((tops >= least).double().mean()):.0%} at {least}" for least in SURE)
-
-
-def show_shipped(cifar: Data, path: str, shown: Mapping[str, Tensor]) -> None:
+def show_shipped(path: str, shown: Mapping[str, Tensor]) -> None:
     """Fits the temperatures of the models in the package on their validation images."""
     for name, classes in (("cifar5", None), ("cifar10", "all")):
         data, model = load_data(path, base_classes=classes), load_model(name)
@@ -165,8 +192,7 @@ def show_shipped(cifar: Data, path: str, shown: Mapping[str, Tensor]) -> None:
         temperature = fit_temperature(extract_features(model, validation.images), validation.labels)
         judged = judge(model, select_classes(data.test, data.base_classes))
         print(f"| {name} | {row([judged._replace(temperature=temperature)])} |")
-    model.temperature = temperature
-    show_strangers(cifar.name, model, shown)
+    show_sure("cifar10, as it comes with the package", [load_model("cifar10")], shown)
 
 
 if __name__ == "__main__":
