@@ -12,7 +12,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
 - training: `TUNED` and `ORIGINAL` recipes, `Plan`, `Muon`, `extract_features`, `fit`,
   `evaluate`, `confusion_matrix`; of unequal classes `are_unequal`, `balanced_accuracy`,
   `logit_offsets`
-- results: `run_stage`, `save_model`, `load_model`, `predict`, `export_pt2`, `export_onnx`
+- results: `run_stage`, `save_model`, `load_model`, `fit_temperature`, `predict`, `export_pt2`,
+  `export_onnx`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 
 A whole transfer in a few lines::
@@ -49,6 +50,7 @@ from cifar_tl.version import __version__ as __version__
 _NAMES = {
     "backbone": "Backbone",
     "balance": "are_unequal balanced_accuracy logit_offsets",
+    "calibration": "fit_temperature",
     "checkpoint": "load_model save_model",
     "data.cifar10": "download_cifar10",
     "data.examples": "Data LabeledImages channel_statistics select_classes split_validation "
@@ -83,6 +85,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.balance import are_unequal as are_unequal
     from cifar_tl.balance import balanced_accuracy as balanced_accuracy
     from cifar_tl.balance import logit_offsets as logit_offsets
+    from cifar_tl.calibration import fit_temperature as fit_temperature
     from cifar_tl.checkpoint import load_model as load_model
     from cifar_tl.checkpoint import save_model as save_model
     from cifar_tl.data.cifar10 import download_cifar10 as download_cifar10

@@ -43,6 +43,8 @@ class Backbone(nn.Module):
     Attributes:
         class_names: The names of the trained outputs, by number. `save_model` saves them.
         white: The value of white in images of more than 8 bits, for `read_image`.
+        temperature: `predict` divides the logits by it, before they become probabilities. See
+            `fit_temperature`.
 
     Raises:
         ValueError: If the module has no such layer, changes its outputs, is not float32, gives no
@@ -61,6 +63,7 @@ class Backbone(nn.Module):
     classifier: nn.Sequential
     class_names: dict[int, str]
     white: dict[str, float]
+    temperature: float
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class Backbone(nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, not {num_classes}")
         self.num_classes, self.class_names, self.white = num_classes, {}, {}
+        self.temperature = 1.0
         if num_classes:
             self.classifier = make_classifier(self.num_features, num_classes, dropout)
         else:
@@ -176,6 +180,7 @@ class Backbone(nn.Module):
             "frame": {**asdict(self.frame), "padding": list(self.frame.padding)},
             "source": self.source,
             **({"dropout": dropout} if dropout != DROPOUT else {}),
+            **({"temperature": self.temperature} if self.temperature != 1 else {}),
         }
 
 

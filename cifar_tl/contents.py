@@ -40,6 +40,10 @@ RANGES: dict[str, tuple[float, float]] = {  # by the name of a field; the first 
     "*interval": (0, 1),
     "*confused": (0, 1),
     "*fraction": (0, 1),
+    "*calibration_error*": (0, 1),
+    "probability": (0, 1),
+    "share": (0, 1),
+    "temperature": (0.01, 100),
     "dropout": (0, 1),
     "momentum": (0, 1),
     "warmup": (0, 1),
@@ -77,6 +81,7 @@ class AnyModelFile(ModelFile, total=False):
     """A ``model.pt``. The last three are of a `Backbone`."""
 
     dropout: float
+    temperature: float
     fit: Literal["crop", "squash", "pad"]
     taken_off: str
     frame: Frame

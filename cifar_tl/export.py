@@ -25,13 +25,15 @@ def export_pt2(model: Network, path: str | Path, classes: Mapping[int, str] | No
     """Writes a model for ``torch.export.load``. The file is kept only if it computes the same.
 
     The exported model takes uint8 images ``(N, 3, S, S)`` with any N, where S is ``image_size``. It
-    does the normalisation and returns logits. It refuses images of another type.
+    does the normalisation and returns logits. It refuses images of another type. Probabilities are
+    the softmax of the trained outputs' logits, divided by the ``temperature`` of the extra file
+    ``classes.json``.
 
     Args:
         model: It is exported in evaluation mode.
         path: The file.
         classes: The names of the trained outputs, by number. None: the names that the model has.
-            They are in the extra file ``classes.json``.
+            They are in that extra file, too.
 
     Raises:
         ExportError: If the exported model computes something else.
@@ -117,11 +119,15 @@ def _pictures(number: int, size: int) -> Tensor:
 
 
 def _describe(model: Network, classes: Mapping[int, str] | None) -> dict[str, Any]:
-    """Lists the names of the outputs, and which outputs were never trained."""
+    """Lists the names of the outputs, which of them were never trained, and the temperature."""
     classes = classes or model.class_names
     untrained = [label for label in range(model.num_classes) if label not in classes]
     named = {str(label): name for label, name in classes.items()}
-    return {"classes": named, "untrained_outputs": untrained if classes else None}
+    return {
+        "classes": named,
+        "untrained_outputs": untrained if classes else None,
+        "temperature": model.temperature,
+    }
 
 
 def _write_if_equal(

@@ -29,6 +29,8 @@ def transfer_model(base: Module, num_classes: int = 10, *, classifier: str | Non
     for name in ("class_names", "white"):  # they describe the data of the base
         if hasattr(model, name):
             setattr(model, name, {})
+    if isinstance(getattr(model, "temperature", None), float):
+        model.temperature = 1.0
     if classifier is None and hasattr(model, "reset_classifier"):
         model.reset_classifier(num_classes)
         if hasattr(model, "preprocess"):  # a network of ours: its classifier may have more layers

@@ -61,6 +61,8 @@ class CifarNet(nn.Module):
         white: The value of white in images of more than 8 bits, for `read_image`. `load_model`
             sets it.
         frame: How a picture becomes such an image, for `read_image`.
+        temperature: `predict` divides the logits by it, before they become probabilities. See
+            `fit_temperature`.
     """
 
     image_size = IMAGE_SIZE
@@ -73,6 +75,7 @@ class CifarNet(nn.Module):
     classifier: nn.Sequential
     class_names: dict[int, str]
     white: dict[str, float]
+    temperature: float
     frame: Frame
 
     def __init__(self, num_classes: int, dropout: float = DROPOUT) -> None:
@@ -110,7 +113,7 @@ class CifarNet(nn.Module):
         """
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, not {num_classes}")
-        self.num_classes, self.class_names = num_classes, {}
+        self.num_classes, self.class_names, self.temperature = num_classes, {}, 1.0
         if num_classes == 0 and hasattr(self, "classifier"):
             self.classifier.linear2 = nn.Identity()
             return
@@ -127,6 +130,7 @@ class CifarNet(nn.Module):
             "num_classes": self.num_classes,
             **({"fit": self.frame.fit} if self.frame.fit != "crop" else {}),
             **({"dropout": dropout} if dropout != DROPOUT else {}),
+            **({"temperature": self.temperature} if self.temperature != 1 else {}),
         }
 
     def get_classifier(self) -> nn.Module:

@@ -41,7 +41,8 @@ def predict(
 
     Returns:
         The classes, the most probable first. Untrained outputs are left out: the probabilities of
-        all trained ones sum to 1.
+        all trained ones sum to 1. They are the softmax of the logits, divided by the temperature of
+        a model of this package (`fit_temperature`).
 
     Raises:
         TypeError: If the image is no tensor.
@@ -52,7 +53,7 @@ def predict(
     classes = _named(model, classes)
     with evaluating(model), torch.inference_mode():
         logits = model(image[None])
-    (predictions,) = _most_probable(logits, top, classes)
+    (predictions,) = _most_probable(model, logits, top, classes)
     return predictions
 
 
@@ -110,7 +111,7 @@ def _predict_batch(
     if images:
         filling = [torch.zeros_like(images[0])] * (size - len(images))
         logits = extract_features(model, torch.stack([*images, *filling]), batch_size=size)
-        predictions = iter(_most_probable(logits[: len(images)].cpu(), top, classes))
+        predictions = iter(_most_probable(model, logits[: len(images)].cpu(), top, classes))
     for image in found:
         yield image if isinstance(image, ImageError) else next(predictions)
 
@@ -123,10 +124,14 @@ def _named(model: object, classes: Mapping[int, str] | None) -> Mapping[int, str
     return classes
 
 
-def _most_probable(logits: Tensor, top: int, classes: Mapping[int, str]) -> list[list[Prediction]]:
+def _most_probable(
+    model: Network | nn.Module, logits: Tensor, top: int, classes: Mapping[int, str]
+) -> list[list[Prediction]]:
     """Finds the most probable classes of N images by their logits ``(N, num_classes)``."""
     labels = list(classes)
-    values, places = probabilities_of(logits, labels).sort(descending=True, stable=True)
+    temperature = model.temperature if isinstance(model, Network) else 1.0
+    probabilities = probabilities_of(logits, labels, temperature)
+    values, places = probabilities.sort(descending=True, stable=True)
     return [
         [
             Prediction(labels[place], classes[labels[place]], value)
@@ -136,12 +141,13 @@ def _most_probable(logits: Tensor, top: int, classes: Mapping[int, str]) -> list
     ]
 
 
-def probabilities_of(logits: Tensor, labels: Sequence[int]) -> Tensor:
+def probabilities_of(logits: Tensor, labels: Sequence[int], temperature: float = 1.0) -> Tensor:
     """Computes the probabilities of the trained outputs.
 
     Args:
         logits: ``(N, num_classes)``.
         labels: The K trained outputs.
+        temperature: The logits are divided by it.
 
     Returns:
         ``(N, K)``. Each row sums to 1.
@@ -155,4 +161,4 @@ def probabilities_of(logits: Tensor, labels: Sequence[int]) -> Tensor:
     trained = logits[:, labels]
     if not trained.isfinite().all():
         raise CheckpointError("the outputs of the model are no finite numbers: use another model")
-    return trained.softmax(1)
+    return (trained / temperature).softmax(1)

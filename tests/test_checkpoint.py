@@ -1,6 +1,7 @@
 import copy
 import errno
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -194,6 +195,26 @@ def test_model_comes_back_from_the_file_alone(tmp_path: Path) -> None:
     images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(loaded(images), model.eval()(images))
     assert loaded.num_classes == 10
+
+
+def test_a_temperature_comes_back_and_1_is_left_out(tmp_path: Path) -> None:
+    model = CifarNet(5)
+    save_model(tmp_path / "plain.pt", model)
+    assert "temperature" not in load_checkpoint(tmp_path / "plain.pt")  # as in files of before
+    assert load_model(tmp_path / "plain.pt").temperature == 1
+    model.temperature = 1.25
+    save_model(tmp_path / "warm.pt", model)
+    warm = load_model(tmp_path / "warm.pt")
+    assert warm.temperature == 1.25
+    assert transfer_model(warm, 3).temperature == 1  # it was fitted to other classes
+    assert transfer_model(warm, 3, classifier="classifier.linear2").temperature == 1
+    warm.temperature = 1.0
+    save_model(tmp_path / "again.pt", warm)
+    assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "plain.pt").read_bytes()
+    for wrong in (0.0, math.nan, torch.tensor(1.25)):
+        model.temperature = wrong  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="could not be loaded again: temperature is"):
+            save_model(tmp_path / "plain.pt", model)
 
 
 def test_checkpoint_without_a_model_is_refused(saved: Path) -> None:

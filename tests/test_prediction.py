@@ -33,6 +33,28 @@ def test_only_known_classes_have_probabilities(tmp_path: Path) -> None:
         predict(CifarNet(10), image)
 
 
+def test_probabilities_are_those_of_the_temperature() -> None:
+    torch.manual_seed(0)
+    model = CifarNet(3).eval()
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    names = dict(enumerate("abc"))
+    plain = predict(model, image, classes=names)
+    model.temperature = 0.1
+    found = predict(model, image, classes=names)
+    assert [each.label for each in found] == [each.label for each in plain]
+    expected = (model(image[None])[0].detach() / 0.1).softmax(0)
+    assert found[0].probability == pytest.approx(float(expected.max()))
+    assert found[0].probability > plain[0].probability
+
+
+def test_a_temperature_of_somebody_elses_module_is_its_own_affair() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    image = torch.randn(3, 2, 2)
+    before = predict(module, image, classes={0: "ash", 1: "oak"})
+    module.register_parameter("temperature", nn.Parameter(torch.tensor(5.0)))
+    assert predict(module, image, classes={0: "ash", 1: "oak"}) == before
+
+
 def test_any_module_can_be_asked() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.9)).train()

@@ -117,7 +117,9 @@ def measure(options: argparse.Namespace) -> int:
         raise CheckpointError(f"the outputs of {options.model} are no finite numbers: use another")
     report = figures(options, pictures, logits, labels, outputs)
     if options.csv:
-        write_answers(csv_rows(pictures, logits, labels, outputs), options.output)
+        write_answers(
+            csv_rows(pictures, logits / model.temperature, labels, outputs), options.output
+        )
     elif options.json:
         write_answers([json.dumps(report) + "\n"], options.output)
     if options.output is not None or not (options.csv or options.json):

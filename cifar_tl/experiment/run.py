@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cifar_tl.backbone import Backbone, Network
 from cifar_tl.balance import are_unequal
+from cifar_tl.calibration import fit_temperature
 from cifar_tl.contents import MOST_CLASSES
 from cifar_tl.data.classes import listed
 from cifar_tl.data.examples import (
@@ -30,6 +31,7 @@ from cifar_tl.errors import DataError, TailError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
 from cifar_tl.experiment.features import Cost, Frozen, features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
+from cifar_tl.experiment.findings.probabilities import probability_figures
 from cifar_tl.experiment.findings.results import (
     StageResult,
     confusion_figures,
@@ -218,21 +220,25 @@ def run_stage(
                 group=group,
             )
         with autocast(plan.precision, on):
-            labels = images.validation.labels
-            confusion = confusion_matrix(part, seen.validation, labels, group=group)
-            tested = _test_figures(seen.tested, seen.test, images.test.labels, group)
-            if is_unequal:
-                has_test = len(images.test.labels) > 0
-                of_test = (seen.tested, seen.test, images.test.labels)
-                test_confusion = confusion_matrix(*of_test, group=group) if has_test else None
-                both = {"val": confusion, "test": test_confusion}
-                tested |= unequal_figures(every_label, both)
+            val = _judge(part, seen.validation, images.validation.labels, group)
+            is_tested = len(images.test.labels) > 0
+            test = _judge(seen.tested, seen.test, images.test.labels, group) if is_tested else None
+            confusion = confusion_matrix(nn.Identity(), *val)
+            tested = _test_figures(test)
+        if is_unequal:
+            test_confusion = None if test is None else confusion_matrix(nn.Identity(), *test)
+            tested |= unequal_figures(every_label, {"val": confusion, "test": test_confusion})
+        known = _of_trained(val, outputs)  # what was never trained has no probability
+        model.temperature = fit_temperature(*known, by_class=evenly)
+        of_parts = {"val": known, "test": None if test is None else _of_trained(test, outputs)}
+        probabilities = probability_figures(of_parts, model.temperature, by_class=evenly)
         result = {
             **plan_values(plan),
             **settings,
             **_description(data, parent, images, model),
             **confusion_figures(confusion, outputs),
             **tested,
+            **probabilities,
             **history.figures(),
             "seconds_reading": seconds_reading,  # of this call alone
             **({"command": command} if command else {}),
@@ -522,11 +528,29 @@ def _announcement(
     )
 
 
-def _test_figures(
+def _judge(
     module: nn.Module, inputs: Tensor, labels: Tensor, group: "ProcessGroup | None"
-) -> dict[str, Any]:
-    """Measures the model on the test images, once. Without images the figures are None."""
-    found = evaluate(module, inputs, labels, group=group) if len(labels) else None
+) -> tuple[Tensor, Tensor]:
+    """Computes the logits ``(N, outputs)`` of N > 0 examples, once. Their labels are beside them.
+
+    All processes get all of them.
+    """
+    logits: Tensor = extract_features(module, inputs, group=group)
+    return logits, labels.to(logits.device)
+
+
+def _of_trained(judged: tuple[Tensor, Tensor], outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """Leaves out untrained outputs: logits ``(N, K)`` of the classes, labels from 0 to K - 1."""
+    logits, labels = (tensor.cpu() for tensor in judged)
+    columns = list(outputs.columns)
+    places = torch.zeros(outputs.size, dtype=torch.int64)
+    places[columns] = torch.arange(len(columns))
+    return logits[:, columns], places[labels]
+
+
+def _test_figures(test: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+    """Lists what ``result.json`` says of the test images. Without images the figures are None."""
+    found = None if test is None else evaluate(nn.Identity(), *test)
     return {
         "test_accuracy": found.accuracy if found else None,
         "test_loss": found.loss if found else None,

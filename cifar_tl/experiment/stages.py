@@ -88,7 +88,9 @@ RESULT = "result.json"  # for programs; written last: where it is, the run is fi
 RUNS = "runs.csv"  # all runs below the output folder, for programs
 RESULTS = "results.txt"  # for people
 FILES = (HISTORY, LAST, RESULTS, MODEL, RESULT)  # in the order of writing
-PICTURES = ("curves.png", "confusion.png", "samples.png", "filters.png")  # drawn afterwards
+PICTURES = (  # drawn afterwards; not every network has filters to show
+    *("curves.png", "confusion.png", "samples.png", "reliability.png", "filters.png"),
+)
 COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside their folders
 COMPARISON_PICTURES = ("comparison.png", "images.png")  # the second for several fractions
 BASES = ("bases.json", "bases.txt")  # of several bases, in the folder of the data

@@ -105,7 +105,7 @@ def _describe(model: CifarNet, outputs: Outputs) -> dict[str, Any]:
     return {
         "names": list(outputs.names),
         "outputs": list(outputs.columns),
-        "temperature": 1.0,
+        "temperature": model.temperature,
         "frame": {"size": frame.size, "fit": frame.fit, "padding": frame.padding},
         "white": model.white.get("integers", 65535),
         "mean": model.mean.flatten().tolist(),

@@ -74,6 +74,15 @@ ROWS = {
     # What a model says of itself
     "dropout NaN": Row("model.pt", checkpoint("dropout", NAN), PREDICT, 1, MODEL + "(dropout is"),
     "dropout 2": Row("model.pt", checkpoint("dropout", 2.0), PREDICT, 1, MODEL + "(dropout is not"),
+    "temperature NaN": Row(
+        "model.pt", checkpoint("temperature", NAN), PREDICT, 1, MODEL + "(temperature is not from"
+    ),
+    "temperature 0": Row(
+        "model.pt", checkpoint("temperature", 0.0), PREDICT, 1, MODEL + "(temperature is not from"
+    ),
+    "temperature a string": Row(
+        "model.pt", checkpoint("temperature", "1"), EVALUATE, 1, MODEL + "(temperature is of a"
+    ),
     "white a string": Row(
         "model.pt", checkpoint("settings.white", "x"), PREDICT, 1, MODEL + "(white is of a wrong"
     ),

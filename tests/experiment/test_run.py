@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from cifar_tl.calibration import fit_temperature, reliability
 from cifar_tl.checkpoint import load_checkpoint, load_model
 from cifar_tl.data.classes import NEW_CLASSES
 from cifar_tl.data.examples import Data, channel_statistics, select_classes, split_validation
@@ -114,6 +115,32 @@ def test_result_and_history_hold_the_promised_figures(
     assert f"Stage {stage} on small.npz" in text
     assert f"{total:,} parameters: {trainable:,} trained" in text
     assert text.count("validation: loss") == epochs
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_probabilities_are_calibrated_on_validation_images(
+    finished: Path, small_data: Data, stage: str
+) -> None:
+    result = json.loads((finished / stage / "result.json").read_text())
+    model = load_model(finished / stage / "model.pt")
+    columns = list(model.class_names)  # of 10 outputs, 5 are known to transfer
+    _, validation = small_data.train_and_validation(columns)
+    for part, images in (("val", validation), ("test", select_classes(small_data.test, columns))):
+        logits = extract_features(model, images.images)[:, columns]
+        labels = images.labels - columns[0]
+        if part == "val":
+            assert result["temperature"] == model.temperature == fit_temperature(logits, labels)
+        after = reliability(logits, labels, model.temperature)
+        before = reliability(logits, labels)
+        for ending, value in (("", after.error), ("_before", before.error)):
+            assert result[f"{part}_calibration_error{ending}"] == pytest.approx(value, abs=1e-4)
+        chance = result[f"{part}_calibration_error_by_chance"]
+        assert chance == pytest.approx(after.chance, abs=1e-4)
+    assert len(result["val_unsure"]) == 2
+    text = (finished / stage / "results.txt").read_text()
+    assert f"Probabilities: temperature {model.temperature:g}; calibration error" in text
+    # What goes on is the same as before: a run that is not finished knows no temperature.
+    assert "temperature" not in load_checkpoint(finished / stage / "last.pt")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cifar_tl.calibration import fit_temperature, reliability
 from cifar_tl.checkpoint import load_model
 from cifar_tl.data.classes import SHAPES_CLASS_NAMES
 from cifar_tl.data.examples import Data
 from cifar_tl.data.shapes import draw_shapes
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import RunError
-from cifar_tl.evaluation import evaluate
+from cifar_tl.evaluation import evaluate, extract_features
 from cifar_tl.experiment.findings.results import summary
 from cifar_tl.experiment.findings.unequal import deciding
 from cifar_tl.experiment.run import run_stage
@@ -101,6 +102,23 @@ def test_the_figures_are_those_of_the_model(
     assert ("Training aimed at the mean over classes" in text) is (balance == "even")
     rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
     assert float(rows[-1]["val_balanced_accuracy"]) == result["val_balanced_accuracy"]
+
+
+@pytest.mark.parametrize("balance", ["even", "off"])
+def test_probabilities_are_for_equal_classes_if_training_aimed_at_them(
+    unequal: Data, both: dict[str, Any], balance: str
+) -> None:
+    folder, _ = both[balance]
+    result, model = result_of(folder), load_model(folder / "model.pt")
+    assert unequal.validation is not None
+    logits, labels = extract_features(model, unequal.validation.images), unequal.validation.labels
+    expected, other = (fit_temperature(logits, labels, by_class=each) for each in (True, False))
+    assert abs(expected - other) > 0.02
+    if balance == "off":
+        expected, other = other, expected
+    assert result["temperature"] == model.temperature == pytest.approx(expected, abs=0.002)
+    found = reliability(logits, labels, model.temperature, by_class=balance == "even")
+    assert result["val_calibration_error"] == pytest.approx(found.error, abs=1e-3)
 
 
 def test_300_of_one_class_and_8_of_another(tmp_path: Path) -> None:

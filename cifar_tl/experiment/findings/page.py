@@ -64,6 +64,8 @@ _PICTURES = {  # what each shows, for those who cannot see it
     "confusion.png": "Which class is taken for which, in percent of each class's validation images",
     "samples.png": "Validation images with predicted and true class, the most confident mistakes "
     "first",
+    "reliability.png": "How often the model is right, against how sure it is, as trained and with "
+    "its temperature",
 }
 
 
@@ -189,7 +191,7 @@ def _stage(stage: str, result: Mapping[str, Any], pictures: Mapping[str, bytes])
         _paragraphs(["; ".join(confused_lines(result["val_confusion"], outputs))]),
         *(
             _figure(pictures, f"{stage}/{name}", name)
-            for name in ("curves.png", "confusion.png", "samples.png")
+            for name in ("curves.png", "confusion.png", "samples.png", "reliability.png")
         ),
     ]
 

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cifar_tl.backbone import Backbone, Network
+from cifar_tl.calibration import BINS, reliability
 from cifar_tl.checkpoint import read_named_model
 from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
 from cifar_tl.data.examples import Data
@@ -63,13 +64,15 @@ def draw_stage(folder: Path, data: Data, features: Path | None) -> None:
     labels = outputs.places(pictures.examples().labels)
     logits = logits_of(model, pictures, result["precision"], folder=features)
     logits = logits[:, list(outputs.columns)]
+    said = logits / model.temperature  # what probabilities are made of
     title = f"{result['stage']} on {printable(result['data'])}"
     seen = training_words(result, dropout_rate(model, result.get("dropout")))
     with _drawing(), locked(folder, wait=True):
         figures = [
             curves(rows, title, seen, always_words(result)),
             confusion(result["val_confusion"], outputs, title),
-            samples(_shower(model, pictures), labels, logits, outputs.names, title),
+            samples(_shower(model, pictures), labels, said, outputs.names, title),
+            diagram(logits, labels, model.temperature, title, by_class="class_balance" in result),
         ]
         if (kernels := first_kernels(model)) is not None:
             figures.append(filters(kernels, title))
@@ -228,7 +231,7 @@ def samples(
     Args:
         images: Returns the images at some places, ``(n, 3, size, size)`` uint8.
         labels: ``(N,)``, columns of the logits.
-        logits: ``(N, K)``.
+        logits: ``(N, K)``, divided by the temperature.
         names: Of the K classes.
         title: Above all.
     """
@@ -251,6 +254,41 @@ def samples(
         text = f"{name} {confidences[number]:.0%}\ntrue: {truth}"
         color = ORANGE if mistaken[number] else BLUE
         ax.text(left + 0.5, top - 0.04, text, color=color, **centred)
+    return figure
+
+
+def diagram(
+    logits: Tensor, labels: Tensor, temperature: float, title: str, *, by_class: bool
+) -> Figure:
+    """Draws how often a model is right against how sure it is: a reliability diagram.
+
+    The arguments are those of `reliability`. Larger points and the bars have more images.
+    """
+    figure = Figure(figsize=(5.2, 6.2), layout="constrained")
+    ax, bars = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    ax.plot((0, 1), (0, 1), color=GREY, linestyle=":", linewidth=1)
+    ways = [(1.0, ORANGE, "^", "--")] if temperature != 1 else []
+    ways.append((temperature, BLUE, "o", "-"))
+    width = 1 / BINS / len(ways)
+    for place, (divisor, colour, marker, line) in enumerate(ways):
+        found = reliability(logits, labels, divisor, by_class=by_class)
+        there = found.shares > 0
+        points = found.confidences[there].tolist(), found.accuracies[there].tolist()
+        label = f"temperature {divisor:g}: error {found.error:.1%} (by chance {found.chance:.1%})"
+        ax.plot(*points, color=colour, linestyle=line, linewidth=1, alpha=0.5)
+        sizes = (15 + 300 * found.shares[there]).tolist()  # few images say little
+        ax.scatter(*points, sizes, color=colour, marker=marker, alpha=0.8, label=label)
+        lefts = [number / BINS + place * width for number in range(BINS)]
+        bars.bar(lefts, found.shares.tolist(), width=width, align="edge", color=colour)
+    ax.set_title(f"{title}\nabove the dotted line it is too modest, below too sure", fontsize=10)
+    figure.legend(loc="outside lower center", frameon=False)
+    ax.set_ylabel("share that is right (validation images)")
+    bars.set_ylabel("images")
+    bars.set_xlabel("probability of the predicted class")
+    for each in (ax, bars):
+        each.yaxis.set_major_formatter(ticker.PercentFormatter(1))
+        plain(each)
+    bars.xaxis.set_major_formatter(ticker.PercentFormatter(1))
     return figure
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from cifar_tl.experiment.findings.layers import Layer
+from cifar_tl.experiment.findings.probabilities import UnsurePoint, probability_lines
 from cifar_tl.experiment.findings.uncertainty import wilson_interval
 from cifar_tl.experiment.findings.unequal import MEAN, beside, never_predicted
 from cifar_tl.names import count, numbered, printable
@@ -90,6 +91,14 @@ class StageResult(_EveryResult, total=False):
     seconds_epoch_fastest: float  # with its validation
     seconds_epoch_median: float
     seconds_epoch_slowest: float
+    temperature: float  # this and the next seven: runs of before have none
+    val_calibration_error: float
+    val_calibration_error_before: float  # with temperature 1
+    val_calibration_error_by_chance: float  # if all probabilities were right
+    val_unsure: list[UnsurePoint]
+    test_calibration_error: float | None
+    test_calibration_error_before: float | None
+    test_calibration_error_by_chance: float | None
     seconds_reading: float
     command: str  # that finished it, if it was one
 
@@ -254,6 +263,7 @@ def _what_came_out(result: Mapping[str, Any], outputs: Outputs) -> list[str]:
             if words := beside(result, key):
                 lines.append(f"{'':12}{words.removeprefix(', ')} (*)")
     lines.append("(*) the interval of 95 % of Wilson (1927), for other images of the same kind")
+    lines += probability_lines(result)
     lines += ["", *class_lines(result["val_confusion"], outputs)]
     if missing := never_predicted(result):
         lines.append(f"Never predicted: {', '.join(missing)}")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -17,6 +18,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
@@ -366,7 +368,7 @@ def test_pictures_show_the_validation_images_and_known_outputs(
     _, validation = load_data(small_npz).train_and_validation(range(5, 10))
     precision = json.loads((drawn / "transfer" / "result.json").read_text())["precision"]
     with autocast(precision, torch.device("cpu")):  # else the images in doubt may be others
-        logits = extract_features(model, validation.images)[:, 5:].float()
+        logits = extract_features(model, validation.images)[:, 5:].float() / model.temperature
     names = list(model.class_names.values())
     figure = plots.samples(
         lambda chosen: validation.images[chosen],
@@ -378,6 +380,28 @@ def test_pictures_show_the_validation_images_and_known_outputs(
     plots.save(figure, tmp_path / "expected.png")
     expected = (tmp_path / "expected.png").read_bytes()
     assert (drawn / "transfer" / "samples.png").read_bytes() == expected
+
+
+def test_a_diagram_shows_how_right_it_is_where_it_is_how_sure() -> None:
+    logits = torch.tensor([[2.0, 0], [2, 0], [2, 0], [2, 0], [0, 0.5], [0, 0.5]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])  # three of four are right, two of two
+    figure = plots.diagram(logits, labels, 2.0, "title", by_class=False)
+    ax, bars = figure.axes
+    of_one, of_two = ((1 / (1 + math.exp(-2 / t)), 1 / (1 + math.exp(-0.5 / t))) for t in (1, 2))
+    _, before, after = ax.get_lines()
+    for line, (sure, unsure) in ((before, of_one), (after, of_two)):
+        (x, y), (other_x, other_y) = points(line)
+        assert (x, other_x) == pytest.approx((unsure, sure))
+        assert (y, other_y) == (1, 0.75)
+    heights = [bar.get_height() for bar in bars.patches if isinstance(bar, Rectangle)]
+    assert sorted(height for height in heights if height) == pytest.approx(
+        [1 / 3] * 2 + [2 / 3] * 2
+    )
+    error = (2 * (1 - of_two[1]) + 4 * (0.75 - of_two[0])) / 6
+    assert f"temperature 2: error {error:.1%}" in texts(figure)
+    assert "temperature 1: error" in texts(figure)
+    alone = plots.diagram(logits, labels, 1.0, "title", by_class=False)
+    assert len(alone.axes[0].get_lines()) == 2  # the dotted one, and one
 
 
 def test_many_classes_and_long_names_stay_readable(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""How far to believe the probabilities of a model: what results say of them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from cifar_tl.calibration import reliability
+from cifar_tl.experiment.findings.uncertainty import wilson_interval
+
+UNANSWERED = (0.1, 0.25)  # shares of the images that `unsure_points` leaves without an answer
+
+
+class UnsurePoint(TypedDict):
+    """What happens to validation images if the first class is believed from a probability on."""
+
+    probability: float
+    share: float  # of the images that have less: they get no answer
+    accuracy: float  # of the others
+
+
+def probability_figures(
+    judged: Mapping[str, tuple[Tensor, Tensor] | None], temperature: float, *, by_class: bool
+) -> dict[str, Any]:
+    """Lists what ``result.json`` says of probabilities.
+
+    Args:
+        judged: For ``"val"`` and ``"test"`` the logits ``(N, K)`` of the trained outputs, and the
+            labels ``(N,)``, their columns. None: there are no images.
+        temperature: Of the model.
+        by_class: Training aimed at the mean over classes: each class then counts the same.
+    """
+    figures: dict[str, Any] = {"temperature": temperature}
+    for part, examples in judged.items():
+        before = after = None
+        if examples is not None:
+            before = reliability(*examples, by_class=by_class)
+            after = reliability(*examples, temperature, by_class=by_class)
+        figures[f"{part}_calibration_error"] = after and after.error
+        figures[f"{part}_calibration_error_before"] = before and before.error
+        figures[f"{part}_calibration_error_by_chance"] = after and after.chance
+        if part == "val" and examples is not None:
+            figures["val_unsure"] = unsure_points(*examples, temperature)
+    return figures
+
+
+def unsure_points(logits: Tensor, labels: Tensor, temperature: float) -> list[UnsurePoint]:
+    """Finds from which probability on a model is to be believed, to leave out some of the images.
+
+    Returns:
+        For each share of `UNANSWERED` the largest probability of three decimals that leaves out no
+        more images than that, with what it does.
+    """
+    tops, first = (logits.double() / temperature).softmax(1).max(1)
+    ranked, right = tops.sort().values, first == labels
+    points: list[UnsurePoint] = []
+    for share in UNANSWERED:
+        probability = math.floor(1000 * float(ranked[int(share * len(ranked))])) / 1000
+        kept = tops >= probability
+        accuracy = float(right[kept].double().mean())
+        left_out = 1 - float(kept.double().mean())
+        points.append({"probability": probability, "share": left_out, "accuracy": accuracy})
+    return points
+
+
+def probability_lines(result: Mapping[str, Any]) -> list[str]:
+    """Says in three lines how far the probabilities can be believed. Of runs of before: in none.
+
+    Args:
+        result: The content of ``result.json``.
+    """
+    if "temperature" not in result:
+        return []
+    errors, points = [], []
+    for name, part in (("validation", "val"), ("test", "test")):
+        of_part = f"{part}_calibration_error"
+        if result[of_part] is not None:
+            before, by_chance = result[f"{of_part}_before"], result[f"{of_part}_by_chance"]
+            errors.append(
+                f"{name} {before:.1%} and {result[of_part]:.1%} (by chance {by_chance:.1%})"
+            )
+    for point in result["val_unsure"]:
+        answered = round((1 - point["share"]) * result["images_validation"])
+        low, high = wilson_interval(point["accuracy"], answered)
+        points.append(
+            f"{point['share']:.0%} are below {point['probability']:g}, of the others "
+            f"{point['accuracy']:.1%} are right ({low:.0%} to {high:.0%})"
+        )
+    return [
+        f"Probabilities: temperature {result['temperature']:g}; calibration error (**) without and "
+        f"with it: {', '.join(errors)}",
+        f"Unsure: of the validation images {'; '.join(points)}",
+        "(**) how far probability and accuracy are apart, in 15 bins: Guo et al. (2017)",
+    ]
