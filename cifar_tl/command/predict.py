@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cifar_tl.command.answers import (
     SIGNATURE,
@@ -18,7 +18,7 @@ from cifar_tl.command.answers import (
     csv_row,
     write_answers,
 )
-from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model, local_path
+from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model, fraction, local_path
 from cifar_tl.command.console import (
     Parser,
     UsageError,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     Answer: TypeAlias = tuple[Path, list[Prediction]]  # a file, its most probable classes
 
 TOP = 3  # classes to name
+UNSURE = "unsure"
 
 
 def make_parser() -> Parser:
@@ -61,6 +62,14 @@ def make_parser() -> Parser:
         metavar="N",
         type=at_least_one,
         help=f"classes to name (default: {TOP}; with --csv, all classes in their order)",
+    )
+    add(
+        "--unsure",
+        metavar="P",
+        type=fraction,
+        default=0.0,
+        help=f"answer {UNSURE!r} if no class has the probability P; results.txt of a run says what "
+        "that does (default: always name a class)",
     )
     add(
         "--sort",
@@ -152,21 +161,25 @@ def lines(
 ) -> Iterator[str]:
     """Yields what is written for each answer: text, JSON, or a row of CSV."""
     if options.csv:
-        yield from csv_rows(answers, options.top, named)
+        yield from csv_rows(answers, options, named)
         return
     for path, predictions in answers:
+        is_unsure = predictions[0].probability < options.unsure
         if options.json:
-            found = [prediction._asdict() for prediction in predictions]
-            yield json.dumps({"file": str(path), "classes": found}) + "\n"
+            line: dict[str, Any] = {"file": str(path)}
+            line |= {UNSURE: is_unsure} if options.unsure else {}
+            line["classes"] = [prediction._asdict() for prediction in predictions]
+            yield json.dumps(line) + "\n"
         else:
             names = ", ".join(f"{printable(p.name)} {p.probability:.1%}" for p in predictions)
-            yield f"{printable(str(path))}: {names}\n"
+            yield f"{printable(str(path))}: {f'{UNSURE} ({names})' if is_unsure else names}\n"
 
 
 def csv_rows(
-    answers: "Iterable[Answer]", top: int | None, named: Mapping[int, str]
+    answers: "Iterable[Answer]", options: argparse.Namespace, named: Mapping[int, str]
 ) -> Iterator[str]:
-    """Yields the rows of a CSV file. Without ``top``, each class has a column."""
+    """Yields the rows of a CSV file. Without ``--top``, each class has a column."""
+    top: int | None = options.top
     head = ["file", "class", "probability"]
     if top is None:
         head += named.values()
@@ -176,7 +189,8 @@ def csv_rows(
     yield SIGNATURE + csv_row(head)
     for path, predictions in answers:
         first, *others = predictions
-        cells: list[str | float] = [str(path), first.name, first.probability]
+        answer = UNSURE if first.probability < options.unsure else first.name
+        cells: list[str | float] = [str(path), answer, first.probability]
         if top is None:
             probabilities = {other.label: other.probability for other in predictions}
             cells += [probabilities[label] for label in named]

@@ -194,6 +194,32 @@ def test_a_bar_is_shown_where_no_answers_are(
     assert damaged.startswith("cifar-tl predict: ")
 
 
+def test_below_a_probability_the_answer_is_unsure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, colour in enumerate(("red", "green", "white")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{number}.png")
+    arguments = [str(tmp_path), "--model", "cifar10"]
+
+    def answers(*more: str) -> list[str]:
+        assert main([*arguments, *more]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    found = [json.loads(line)["classes"][0] for line in answers("--json")]
+    limit = str(sorted(each["probability"] for each in found)[1])  # the one in the middle has it
+    wanted = [each["probability"] < float(limit) for each in found]
+    assert sum(wanted) == 1
+    assert [json.loads(line)["unsure"] for line in answers("--json", "--unsure", limit)] == wanted
+    both = zip(wanted, found, strict=True)
+    names = ["unsure" if is_unsure else each["name"] for is_unsure, each in both]
+    rows = [line.split(",")[1] for line in answers("--csv", "--unsure", limit)[1:]]
+    assert rows == names
+    lines = answers("--unsure", limit, "--top", "1")
+    for line, name, each in zip(lines, names, found, strict=True):
+        text = f"{each['name']} {each['probability']:.1%}"
+        assert line.endswith(f": unsure ({text})" if name == "unsure" else f": {text}")
+
+
 def test_doubtful_answers_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "colours").mkdir()
     for number in range(40):
