@@ -51,7 +51,7 @@ class TrainingError(CifarTLError, RuntimeError):
 
 
 class ExportError(CifarTLError, RuntimeError):
-    """An exported model does not compute what the original computes. It was not kept."""
+    """A model cannot be exported, or would compute something else. Nothing was kept."""
 
 
 class LockedError(CifarTLError, RuntimeError):

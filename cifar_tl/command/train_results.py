@@ -138,6 +138,7 @@ def show_comparison(
         bases: The comparison with other bases, if there are any.
         others: The folders of their comparisons.
     """
+    from cifar_tl.experiment.findings.about import pages_in
     from cifar_tl.experiment.findings.comparison import comparison_text
     from cifar_tl.experiment.findings.page import page
     from cifar_tl.experiment.folder import read_pictures, save_comparison, save_page
@@ -152,7 +153,15 @@ def show_comparison(
         name: quote(Path(os.path.relpath(folder / REPORT, place.comparison)).as_posix())
         for name, folder in others.items()
     }
-    shown = page(comparison, results, read_pictures(place), command, bases=bases, links=links)
+    shown = page(
+        comparison,
+        results,
+        read_pictures(place),
+        command,
+        bases=bases,
+        links=links,
+        predicting=pages_in(place.comparison),
+    )
     save_page(place.comparison, shown)
     say(f"\n{text}\nEverything was written to {printable(str(place.comparison))}")
 

@@ -1,12 +1,16 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from cifar_tl.backbone import Backbone
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.export import main
+from cifar_tl.experiment.findings.page import with_links
 from cifar_tl.network import CifarNet
+from cifar_tl.published import make_network
 
 SETTINGS = {"classes": [5, 6], "class_names": ["dog", "\u00e9t\u00e9\n"]}
 
@@ -60,3 +64,43 @@ def test_what_cannot_be_read_or_written_is_one_line(
         assert message in errors
         assert len(errors.splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "damaged.pt", "folder.pt2"}
+
+
+def test_command_writes_one_page_and_the_report_beside_it_links_to_it(
+    model: CifarNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "model.pt", model, SETTINGS)
+    report = tmp_path / "report.html"
+    report.write_text("<p>a</p>\n<!-- pages that predict --><!-- end --><p>b</p>")
+    for name in ("b & c.html", "a.html", "a.html"):  # the same page may be written again
+        assert main([str(tmp_path / "model.pt"), str(tmp_path / name)]) == 0
+        assert f"{tmp_path / name}: open it in a browser" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("model.pt", "report.html", "a.html", "b & c.html")
+    }
+    linked = report.read_text()
+    assert re.findall('<a href="(.*?)">(.*?)</a>', linked) == [
+        ("a.html", "a.html"),
+        ("b%20%26%20c.html", "b &amp; c.html"),
+    ]
+    assert with_links(linked, []) == "<p>a</p>\n<!-- pages that predict --><!-- end --><p>b</p>"
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    assert main([str(tmp_path / "model.pt"), str(tmp_path / "mine.html")]) == 1
+    assert "mine.html is there, and no page of this program" in capsys.readouterr().err
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+
+
+def test_no_page_of_a_pretrained_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "mobilenet_v3_small"
+    mean = std = (0.5, 0.5, 0.5)
+    backbone = Backbone(make_network(name, 64), image_size=64, mean=mean, std=std, name=name)
+    backbone.reset_classifier(2)
+    save_model(tmp_path / "model.pt", backbone, class_names=["a", "b"])
+    assert main([str(tmp_path / "model.pt"), str(tmp_path / "out.html")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"mobilenet_v3_small has [\d,]+ parameters and sees 64x64 pixels", line)
+    assert "plain JavaScript" in line
+    assert line.endswith(f"export {tmp_path / 'out.onnx'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]

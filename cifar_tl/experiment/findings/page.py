@@ -2,8 +2,10 @@
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from cifar_tl.experiment.findings import comparison as words
 from cifar_tl.experiment.findings.bases import base_legend, base_rows, base_sentences
@@ -51,6 +53,8 @@ dt {{ font-weight: bold; }}
 <body>
 """
 
+_LINKS = "<!-- pages that predict -->", "<!-- end -->"  # between these, `with_links` writes
+
 _PICTURES = {  # what each shows, for those who cannot see it
     "comparison.png": "Validation accuracy against seconds of training, for transfer, transfer and "
     "finetuning, and training from scratch",
@@ -71,6 +75,7 @@ def page(
     *,
     bases: Mapping[str, Any] | None = None,
     links: Mapping[str, str] | None = None,
+    predicting: Sequence[str] = (),
 ) -> str:
     """Writes the page. To be shown, it needs no other file, no network and no script.
 
@@ -83,12 +88,14 @@ def page(
         command: What made all this.
         bases: The content of ``bases.json``. None: the command tried one base.
         links: By the name of each other base, the relative address of its page.
+        predicting: The names of pages that predict, in the same folder.
     """
     title = f"What transfer saves and costs: {printable(comparison['data'])}"
     parts = [
         _HEAD.format(title=html.escape(title)),
         f"<h1>{html.escape(title)}</h1>\n",
         *_question(comparison, results),
+        with_links("".join(_LINKS), predicting),
         *_comparison(comparison),
         *(_figure(pictures, name, name) for name in ("comparison.png", "images.png")),
         *(_bases(bases, links or {}) if bases else ()),
@@ -102,6 +109,14 @@ def page(
         parts += _stage(stage, result, pictures)
     parts += _circumstances(results, command)
     return "".join(parts) + "</body>\n</html>\n"
+
+
+def with_links(report: str, names: Sequence[str]) -> str:
+    """Puts links to the pages that predict into the text of a report, in place of earlier ones."""
+    links = ", ".join(f'<a href="{html.escape(quote(name))}">{_text(name)}</a>' for name in names)
+    line = f"<p>Try it with your own pictures: {links}.</p>\n" if names else ""
+    start, end = _LINKS
+    return re.sub(f"{start}.*?{end}", lambda _: start + line + end, report, flags=re.DOTALL)
 
 
 def _question(comparison: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
