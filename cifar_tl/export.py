@@ -132,6 +132,7 @@ def describe_input(model: Network, any_size: bool = False) -> dict[str, Any]:
         "normalised_by_the_model": True,
         "antialiasing": model.frame.interpolation != "nearest",
         **asdict(model.frame),
+        "padding": list(model.frame.padding),
     }
 
 
@@ -175,7 +176,7 @@ class _AnySize(nn.Module):
 
 
 def _shapes(model: Network, any_size: bool) -> list[tuple[int, int, int]]:
-    """Lists shapes ``(N, H, W)`` to try. Of much taller ones, Pillow before 13 sees other pixels."""
+    """Lists shapes ``(N, H, W)`` to try. Of tall ones, Pillow before 13 sees other pixels."""
     own = model.image_size
     if any_size:
         return [(1, 9, 7), (3, own // 2, 200), (2, 2 * own, 3 * own)]

@@ -38,7 +38,8 @@ def scale_pictures(pictures: Tensor, frame: Frame) -> Tensor:
     rows_first = _levels(_levels(rows @ pixels) @ columns)
     scaled = torch.where(is_tall, rows_first, _levels(rows @ _levels(pixels @ columns)))
     colour = frame.padding if frame.fit == "pad" else (0, 0, 0)
-    borders = torch.tensor(colour, dtype=torch.float64).view(3, 1, 1)
+    # Not torch.tensor: of such a constant, the exporter of torch 2.6 warns.
+    borders = torch.stack([torch.full((1, 1), level, dtype=torch.float64) for level in colour])
     return torch.where(in_rows[:, None] & in_columns, scaled, borders).to(torch.uint8)
 
 

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +151,10 @@ def test_nearest_neighbours_are_refused_for_any_size(model: CifarNet, tmp_path: 
 
 
 def test_other_scaling_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bilinear(pictures: torch.Tensor, frame: Frame) -> torch.Tensor:
-        return scale_pictures(pictures, replace(frame, interpolation="bilinear"))
-
-    monkeypatch.setattr("cifar_tl.export.scale_pictures", bilinear)
+    bilinear = Frame(interpolation="bilinear")
+    monkeypatch.setattr(
+        "cifar_tl.export.scale_pictures", lambda pictures, _: scale_pictures(pictures, bilinear)
+    )
     with pytest.raises(ExportError, match=r"model\.pt2 would differ by .*: not kept"):
         export_pt2(CifarNet(10), tmp_path / "model.pt2", any_size=True)
     assert not list(tmp_path.iterdir())
