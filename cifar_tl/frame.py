@@ -16,7 +16,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit = Literal["crop", "squash", "pad"]
 
 _DECODED = 256  # a JPEG is never decoded smaller: eight times what `CifarNet` sees
-_LONGEST = 64  # a picture that is longer, compared to its shorter side, is cut before it is scaled
+LONGEST = 64  # a picture that is longer, compared to its shorter side, is cut before it is scaled
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,24 @@ def as_frame(frame: Frame | int) -> Frame:
     return Frame(frame) if isinstance(frame, int) else frame
 
 
+def in_words(frame: Frame) -> str:
+    """Says what is scaled to which size, and how, for people who write it themselves."""
+    square = f"{frame.size}x{frame.size}"
+    if frame.fit == "squash":
+        what = f"all of it to {square}, whatever its shape"
+    elif frame.fit == "pad":
+        what = f"the longer side to {frame.size}, with borders of {frame.padding} to {square}"
+    elif frame.resize is not None:
+        borders = " with black borders" if frame.resize < frame.size else ""
+        what = f"the shorter side to {frame.resize}, then the middle {square} is cut out{borders}"
+    else:
+        what = f"the largest square in the middle to {square}"
+    if frame.interpolation == "nearest":
+        return f"{what}, with nearest neighbours"
+    keys = " (a = -0.5)" if frame.interpolation == "bicubic" else ""  # others have -0.75
+    return f"{what}, with Pillow's {frame.interpolation} filter{keys} and antialiasing"
+
+
 def scale(image: "Image.Image", frame: Frame) -> "Image.Image":
     """Scales a picture, and crops it if the frame says so.
 
@@ -124,7 +142,7 @@ def scale(image: "Image.Image", frame: Frame) -> "Image.Image":
 def _cut_ends(image: "Image.Image") -> "Image.Image":
     """Cuts the same from both ends of a very long picture: whole, it could fill the memory."""
     width, height = image.size
-    cut = max(0, max(image.size) - _LONGEST * min(image.size)) // 2
+    cut = max(0, max(image.size) - LONGEST * min(image.size)) // 2
     across, along = (cut, 0) if width > height else (0, cut)
     return image.crop((across, along, width - across, height - along)) if cut else image
 

@@ -29,6 +29,12 @@ def make_parser() -> Parser:
     add = parser.add_group("model and files", "runs/cifar10/transfer/model.pt transfer")
     add("model", metavar="MODEL", type=local_path, help=MODEL_HELP)
     add("out", metavar="OUT", type=Path, help="the files' path without suffix, or a page's path")
+    add(
+        "--any-size",
+        action="store_true",
+        help="the model in .pt2 and .onnx takes pictures of any size, (N, 3, H, W), and scales "
+        "them itself, as predict does (default: they have the size that the network sees)",
+    )
     parser.add_help_options()
     return parser
 
@@ -49,16 +55,18 @@ def export(options: argparse.Namespace) -> int:
     if options.out.suffix.lower() == PAGE:
         return export_page(options)
     from cifar_tl.checkpoint import read_named_model
-    from cifar_tl.export import ONNX_PACKAGES, export_onnx, export_pt2
+    from cifar_tl.export import ONNX_PACKAGES, describe_input, export_onnx, export_pt2
 
     (model, _, outputs), out = read_named_model(options.model), options.out
-    export_pt2(model, out.with_name(f"{out.name}.pt2"))
+    any_size = options.any_size
+    export_pt2(model, out.with_name(f"{out.name}.pt2"), any_size=any_size)
     say(f"{out}.pt2: for torch.export.load")
     if all(find_spec(package) for package in ONNX_PACKAGES):
-        export_onnx(model, out.with_name(f"{out.name}.onnx"))
+        export_onnx(model, out.with_name(f"{out.name}.onnx"), any_size=any_size)
         say(f"{out}.onnx: for any ONNX runtime")
     else:
         say(f"no {out}.onnx: pip install {' '.join(ONNX_PACKAGES)}")
+    say(f"input: {describe_input(model, any_size)['in_words']}")
     untrained = ", ".join(map(str, outputs.untrained))
     never = f"; never trained: {untrained}" if untrained else ""
     say(f"outputs: {numbered(outputs.named)}{never}")

@@ -2,12 +2,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cifar_tl.backbone import Backbone
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.export import main
+from cifar_tl.data.pictures.read import read_image
 from cifar_tl.experiment.findings.page import with_links
 from cifar_tl.network import CifarNet
 from cifar_tl.published import make_network
@@ -34,6 +37,7 @@ def test_command_writes_what_computes_the_same(
     assert "my.net.pt2: for torch.export.load" in output
     assert "no " in output
     assert "my.net.onnx: pip install no_such_package" in output
+    assert "\ninput: uint8 (N, 3, 32, 32), " in output
     never = ", ".join(str(label) for label in (0, 1, 2, 3, 4, 7, 8, 9))
     assert output.endswith(f"outputs: 5 dog, 6 \u00e9t\u00e9\\n; never trained: {never}\n")
     extra = {"classes.json": ""}
@@ -43,6 +47,24 @@ def test_command_writes_what_computes_the_same(
     images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
     torch.testing.assert_close(exported(images), model(images))
     assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "my.net.pt2"}
+
+
+def test_command_exports_for_pictures_of_any_size(
+    model: CifarNet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cifar_tl.export.ONNX_PACKAGES", ("no_such_package",))
+    save_model(tmp_path / "model.pt", model, SETTINGS)
+    assert main([str(tmp_path / "model.pt"), str(tmp_path / "any"), "--any-size"]) == 0
+    assert "input: uint8 (N, 3, H, W), " in capsys.readouterr().out
+    exported = torch.export.load(tmp_path / "any.pt2").module()
+    file = Path(__file__).parent.parent / "cifar10.png"
+    with Image.open(file) as image:
+        picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+    assert picture.shape[2:] != (32, 32)
+    torch.testing.assert_close(exported(picture), model(read_image(file)[None]))
 
 
 def test_what_cannot_be_read_or_written_is_one_line(
