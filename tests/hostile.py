@@ -151,6 +151,14 @@ def sparse(path: Path) -> None:
     os.truncate(path, 20 * 10**9)
 
 
+def marked(path: Path) -> None:
+    """A file of 2 GB that takes no room on the disk, and ends as a sealed one."""
+    path.write_bytes(b"")
+    os.truncate(path, 2 * 10**9)
+    with path.open("ab") as file:
+        file.write(b"cifar_tl sha256:" + bytes(32))
+
+
 def loop(path: Path) -> None:
     path.unlink(missing_ok=True)
     path.symlink_to(path.name)

@@ -202,6 +202,25 @@ def test_train_speaks_as_it_was_called(words: list[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.skipif(not Path(ROOT, "cifar_tl").exists(), reason="needs a clone")
+def test_a_clone_is_used_from_another_folder(tmp_path: Path) -> None:
+    """Where ``python -m cifar_tl`` would not find it."""
+    environment = {**os.environ, "PYTHONPATH": ""}
+    script = [sys.executable, str(ROOT / "train.py")]
+    process = subprocess.run(
+        [*script, "evaluate", "none.pt"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert one_line(process.stderr).startswith(f"python {script[1]} evaluate: ")
+    assert f" {script[1]}\n" in process.stderr  # how to train
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
 def test_others_speak_as_they_were_called(command: str) -> None:
     arguments = {"predict": ["a.png", "--model", "none.pt"], "evaluate": ["none.pt"]}

@@ -286,6 +286,19 @@ def test_diverging_training_stops_with_the_epoch_and_a_remedy(
     assert not seen
 
 
+@pytest.mark.parametrize(
+    ("lr", "weight_decay", "too_high"),
+    [(1000.0, 1.2, "lr"), (0.05, 1e6, "weight_decay"), (1e30, 0.0, "lr")],
+)
+def test_the_value_that_was_too_high_is_blamed(
+    model: CifarNet, arrays: Arrays, lr: float, weight_decay: float, too_high: str
+) -> None:
+    recipe = dataclasses.replace(SMALL, lr=lr, weight_decay=weight_decay, epochs=20)
+    with pytest.raises(TrainingError) as caught:
+        fit(model, *arrays, recipe)
+    assert caught.value.too_high == too_high
+
+
 def test_weights_that_overflow_in_the_last_step_stop_the_training(
     model: CifarNet, arrays: Arrays
 ) -> None:

@@ -30,6 +30,7 @@ from tests.hostile import (
     folder,
     laughs,
     loop,
+    marked,
     nested,
     pipe,
     result,
@@ -203,6 +204,9 @@ ROWS = {
     "a model of 20 GB": Row(
         "model.pt", sparse, PREDICT, 1, "model.pt: it is larger than 10,000 MB"
     ),
+    "2 GB that end as a sealed file": Row(
+        "model.pt", marked, PREDICT, 1, "model.pt is damaged, or no checkpoint"
+    ),
     "a base without end": Row("model.pt", endless, FROM_BASE, 1, f"model.pt: {KINDS}"),
     # The result of a run, by the same command and by predict without a model
     "10,000 lists": Row("result.json", content(nested(10_000)), TRAIN, 0, RESULT),
@@ -233,6 +237,13 @@ ROWS = {
     "history.csv deleted": Row("history.csv", delete, TRAIN, 0, CHANGED + "history.csv"),
     "history.csv zeroed": Row("history.csv", zeroed, TRAIN, 0, CHANGED + "history.csv"),
     "history.csv a pipe": Row("history.csv", pipe, TRAIN, 0, CHANGED + "history.csv"),
+    "a model that somebody else sealed": Row(
+        "model.pt",
+        tensor("state_dict", "classifier.linear2.bias", lambda bias: bias + 9),
+        TRAIN,
+        0,
+        CHANGED + "model.pt",
+    ),
     "last.pt cut": Row("last.pt", cut, TRAIN, 0, CHANGED + "last.pt"),
     "last.pt deleted": Row("last.pt", delete, TRAIN, 0, CHANGED + "last.pt"),
     "last.pt without end": Row("last.pt", endless, TRAIN, 0, CHANGED + "last.pt"),

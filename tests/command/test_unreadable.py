@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cifar_tl.__main__ import main
 from tests.forked import one_line
@@ -99,3 +100,33 @@ def test_an_unfinished_run_that_cannot_be_read_now_goes_on_later(
     monkeypatch.setattr(os, "open", OPEN)
     assert main(TRAIN) == 0
     assert (RUN / "model.pt").read_bytes() == model
+
+
+def test_pictures_that_cannot_be_read_now_are_not_to_be_deleted(
+    own_classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = next(own_classes.rglob("*.png")).name
+    train = ["train", "--data", str(own_classes), "--stage", "scratch", "--epochs", "1", "--quiet"]
+    monkeypatch.setattr(os, "open", failing(name, errno.EMFILE))
+    assert main(train) == 1
+    line = one_line(capsys.readouterr().err)
+    assert f"{name}: {os.strerror(errno.EMFILE)}: close some" in line
+    assert not any(word in line.partition(";")[0] for word in (*NAMED, "delete"))
+
+
+def test_memory_that_is_short_is_no_damage(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, ".", dirs_exist_ok=True)
+    (RUN / "result.json").unlink()
+    before = contents()
+    for command in (TRAIN, PREDICT):
+        monkeypatch.setattr(torch, "load", full)
+        assert main(command) == 1
+        assert "out of memory: " in one_line(capsys.readouterr().err)
+    assert contents() == before
+
+
+def full(*_: object, **__: object) -> None:
+    """Fails as torch does."""
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,15 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
         MissingDataError, match=r"none: there is no such file or folder; check the name$"
     ):
         load_data(tmp_path / "none")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes")
+@pytest.mark.parametrize("labels", [None, "coarse"])
+def test_pipes_and_devices_are_no_source(tmp_path: Path, labels: str | None) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(DataError, match=r"is a pipe or a device|is no folder"):
+            load_data(path, labels=labels)
 
 
 def test_a_folder_train_makes_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,31 @@ def test_a_damaged_result_is_left_out_with_a_warning(content: str) -> None:
     assert rows_of(Path("runs/runs.csv")) == {}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_runs_behind_links_and_of_data_called_as_a_stage_are_there(
+    tiny_npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--epochs", "1", "--threads", "1", "--quiet"]
+    Path("elsewhere").mkdir()
+    Path("runs").mkdir()
+    Path("runs/transfer").symlink_to(Path("elsewhere").absolute())
+    Path("elsewhere/up").symlink_to(Path("runs").absolute())  # a loop
+    Path("transfer").symlink_to(tiny_npz)  # data of that name
+    Path("transfer.npz").symlink_to(tiny_npz)
+    for stage in ("base", "transfer", "finetune"):
+        assert main(["train", "--data", "transfer.npz", "--stage", stage, *few]) == 0
+    for path in Path("runs/transfer.npz").iterdir():
+        path.rename(Path("elsewhere", path.name))
+    save_runs(Path("runs"))
+    rows = rows_of(Path("runs/runs.csv"))
+    assert {folder: row["base"] for folder, row in rows.items()} == {
+        "transfer/base": "",
+        "transfer/transfer": "runs/transfer.npz/base/model.pt",
+        "transfer/finetune": "runs/transfer.npz/base/model.pt",
+    }
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("content", ["", "folder,size\n", "folder;stage;data;base\n"])
 def test_a_table_of_somebody_else_is_kept_with_a_warning(content: str) -> None:
     Path("runs").mkdir()
