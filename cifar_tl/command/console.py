@@ -175,7 +175,7 @@ def run_command(
         _write_error(f"{parser.prog}: {message}{hint}")
         return code
 
-    if sys.stdout is None:
+    if sys.stdout is None or getattr(sys.stdout, "closed", False):
         return fail("standard output is closed: send it somewhere, such as > /dev/null", 2)
     try:
         with _warnings_in_lines(parser.prog):
