@@ -12,8 +12,8 @@ compare with a control what that saves and costs. The parts, in the order in whi
 - training: `TUNED` and `ORIGINAL` recipes, `Plan`, `Muon`, `extract_features`, `fit`,
   `evaluate`, `confusion_matrix`; of unequal classes `are_unequal`, `balanced_accuracy`,
   `logit_offsets`
-- results: `run_stage`, `save_model`, `load_model`, `fit_temperature`, `predict`, `export_pt2`,
-  `export_onnx`
+- results: `run_stage`, `save_model`, `load_model`, `fit_temperature`, `predict`; `read_each` and
+  `predict_each` for many files; `export_pt2`, `export_onnx`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 
 A whole transfer in a few lines::

@@ -37,7 +37,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, by_class: bool = False) -
         changed. ``model.temperature`` takes it.
 
     Raises:
-        ValueError: If the labels do not fit the logits.
+        ValueError: If the labels do not fit the logits, or these are no finite numbers.
         TypeError: If something is not a tensor, or labels are not integers.
     """
     logits, labels = _checked(logits, labels)
@@ -105,6 +105,8 @@ def reliability(
 def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     labels = check_examples(logits, labels, None, "logits").cpu()
     check_logits(logits, int(labels.max()))
+    if not logits.isfinite().all():
+        raise ValueError("the logits must be finite numbers")
     return logits.detach().cpu().double(), labels
 
 

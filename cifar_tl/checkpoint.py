@@ -19,7 +19,7 @@ from cifar_tl.frame import Frame, cifar_frame
 from cifar_tl.names import count, shown
 from cifar_tl.network import DROPOUT, CifarNet
 from cifar_tl.outputs import Outputs, outputs_of
-from cifar_tl.pretrained import PRETRAINED, TIMM, read_model_file
+from cifar_tl.pretrained import TIMM, known_temperature, read_model_file
 
 _REBUILD = re.compile(rb"\n(_rebuild_\w*)\n")  # the functions by which a pickle makes tensors
 
@@ -233,7 +233,7 @@ def read_model(
             f"{path} does not hold what a model.pt of this program holds: use another"
         ) from error
     model.white = settings.get("white", {})
-    model.temperature = float(content.get("temperature", PRETRAINED.get(str(path), 1.0)))
+    model.temperature = float(content.get("temperature", known_temperature(sealed)))
     outputs = outputs_of(settings, model.num_classes)
     model.class_names = outputs.named if outputs else {}
     return SavedModel(model.eval(), settings, outputs)

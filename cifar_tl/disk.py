@@ -113,6 +113,11 @@ def read_sealed(path: Path) -> bytes:
     raise CheckpointError(message)
 
 
+def checksum(sealed: bytes) -> str:
+    """Returns the SHA-256 with which a sealed file ends."""
+    return sealed[-hashlib.sha256().digest_size :].hex()
+
+
 def _digest(file: BinaryIO, size: int) -> bytes:
     """Computes the SHA-256 of the beginning of a file."""
     digest, left = hashlib.sha256(), size

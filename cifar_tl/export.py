@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -143,6 +144,8 @@ def _check(model: object, any_size: bool) -> None:
             f"only a CifarNet or a Backbone is exported, not {type(model).__name__}: make a "
             "Backbone of it"
         )
+    if not 0 < model.temperature < math.inf:
+        raise ValueError(f"model.temperature must be a number above 0, not {model.temperature}")
     if any_size and model.frame.interpolation == "nearest":
         raise ExportError(
             "nearest neighbours cannot be exported for pictures of any size, since Pillow adds up "

@@ -1,5 +1,6 @@
 """Name the classes of images."""
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -46,11 +47,11 @@ def predict(
 
     Raises:
         TypeError: If the image is no tensor.
-        ValueError: If the outputs have no names.
+        ValueError: If the outputs have no names, or ``top`` is below 1.
         CheckpointError: If the outputs are no finite numbers.
     """
     check_tensors(image=image)
-    classes = _named(model, classes)
+    classes = _named(model, classes, top)
     with evaluating(model), torch.inference_mode():
         logits = model(image[None])
     (predictions,) = _most_probable(model, logits, top, classes)
@@ -81,10 +82,10 @@ def predict_each(
         The classes of each image, the most probable first. Errors stay in their places.
 
     Raises:
-        ValueError: If the outputs have no names.
+        ValueError: If the outputs have no names, or ``top`` is below 1.
         CheckpointError: If the outputs are no finite numbers.
     """
-    classes = _named(model, classes)
+    classes = _named(model, classes, top)
     most = BATCH if getattr(model, "image_size", IMAGE_SIZE) <= IMAGE_SIZE else BATCH_OF_LARGE
     batch: list[Tensor | ImageError] = []
     size = 1  # small at first: the first answers come soon
@@ -116,8 +117,10 @@ def _predict_batch(
         yield image if isinstance(image, ImageError) else next(predictions)
 
 
-def _named(model: object, classes: Mapping[int, str] | None) -> Mapping[int, str]:
+def _named(model: object, classes: Mapping[int, str] | None, top: int) -> Mapping[int, str]:
     """Returns the names of the trained outputs."""
+    if top < 1:
+        raise ValueError(f"top must be at least 1, not {top}")
     classes = classes or getattr(model, "class_names", None)
     if not classes:
         raise ValueError("the model does not name its outputs: give classes, names by number")
@@ -129,8 +132,7 @@ def _most_probable(
 ) -> list[list[Prediction]]:
     """Finds the most probable classes of N images by their logits ``(N, num_classes)``."""
     labels = list(classes)
-    temperature = model.temperature if isinstance(model, Network) else 1.0
-    probabilities = probabilities_of(logits, labels, temperature)
+    probabilities = probabilities_of(logits, labels, _temperature(model))
     values, places = probabilities.sort(descending=True, stable=True)
     return [
         [
@@ -139,6 +141,15 @@ def _most_probable(
         ]
         for of_image in zip(values[:, :top].tolist(), places[:, :top].tolist(), strict=True)
     ]
+
+
+def _temperature(model: object) -> float:
+    """Returns the temperature of a model of this package, also in a wrapper of torch's."""
+    while not isinstance(model, Network):
+        model = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if model is None:
+            return 1.0
+    return model.temperature
 
 
 def probabilities_of(logits: Tensor, labels: Sequence[int], temperature: float = 1.0) -> Tensor:
@@ -153,11 +164,13 @@ def probabilities_of(logits: Tensor, labels: Sequence[int], temperature: float =
         ``(N, K)``. Each row sums to 1.
 
     Raises:
-        ValueError: If there is no such output.
+        ValueError: If there is no such output, or the temperature is not above 0.
         CheckpointError: If the logits are no finite numbers.
     """
     if not set(labels) <= set(range(logits.shape[1])):
         raise ValueError(f"classes must be names by number, below {logits.shape[1]}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"model.temperature must be a number above 0, not {temperature}")
     trained = logits[:, labels]
     if not trained.isfinite().all():
         raise CheckpointError("the outputs of the model are no finite numbers: use another model")

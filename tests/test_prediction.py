@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -143,3 +144,20 @@ def test_many_images_have_the_errors_of_one() -> None:
     nn.init.constant_(model.classifier[-1].bias, torch.nan)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="no finite numbers"):
         next(predict_each(model, [image], classes={0: "ash"}))
+
+
+def test_a_temperature_is_found_in_wrappers_and_must_be_a_number() -> None:
+    model = load_model("cifar5")
+    model.temperature = 2.0
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    expected = predict(model, image)
+    for wrapper in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        found = predict(wrapper, image, classes=model.class_names)  # type: ignore[arg-type]
+        assert [each.name for each in found] == [each.name for each in expected]
+        assert found[0].probability == pytest.approx(expected[0].probability, abs=1e-5)
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        model.temperature = wrong
+        with pytest.raises(ValueError, match=r"model\.temperature must be a number above 0"):
+            predict(model, image)
+    with pytest.raises(ValueError, match="top must be at least 1, not 0"):
+        predict(model, image, 0)

@@ -60,10 +60,11 @@ def test_they_name_most_of_a_few_images(name: str, right: int) -> None:
     assert int((extract_features(model, images).argmax(1) == labels).sum()) >= right
 
 
-def test_their_temperatures_go_with_their_names(tmp_path: Path) -> None:
-    assert load_model("cifar10").temperature == PRETRAINED["cifar10"] < 1
+def test_their_temperatures_go_with_their_files(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "cifar10.pt", tmp_path / "model.pt")
-    assert load_model(tmp_path / "model.pt").temperature == 1  # the file does not say it
+    for path in ("cifar10", FOLDER / "cifar10.pt", tmp_path / "model.pt"):
+        assert load_model(path).temperature == 0.916
+    assert load_model("cifar5").temperature == 1.002
 
 
 def test_a_name_is_taken_wherever_a_path_is(

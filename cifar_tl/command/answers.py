@@ -10,7 +10,7 @@ from typing import Any
 
 from cifar_tl.command.console import UsageError, write
 from cifar_tl.data.pictures.find import suffixes
-from cifar_tl.disk import write_atomically
+from cifar_tl.disk import LARGEST_TABLE, open_file, write_atomically
 
 SIGNATURE = "\ufeff"  # at the beginning of a CSV file: a spreadsheet then reads it as UTF-8
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet may compute such a cell
@@ -55,6 +55,16 @@ def check_output(options: argparse.Namespace) -> None:
         raise UsageError(f"--output {path}: is a device or a pipe: write > {path} instead")
     if suffix in (*suffixes(), ".pt", ".npz"):  # maybe an image that a * has named
         raise UsageError(f"--output {path}: looks like an image or a model: name another file")
+    if path.exists() and not _is_replaced(path):
+        raise UsageError(f"--output {path}: is there, and holds no answers: name another file")
+
+
+def _is_replaced(path: Path) -> bool:
+    """Returns whether a file is empty, or begins as answers do."""
+    with open_file(path, LARGEST_TABLE) as file:
+        begins = file.read(20)
+    texts = (f"{SIGNATURE}file,", f"{SIGNATURE}number,", '{"file": ', '{"model": ')
+    return not begins or begins.startswith(tuple(text.encode() for text in texts))
 
 
 def write_answers(parts: Iterable[str], output: Path | None) -> None:

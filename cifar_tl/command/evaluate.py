@@ -188,7 +188,11 @@ def csv_rows(
     """
     from cifar_tl.prediction import probabilities_of
 
-    values, answers = probabilities_of(logits.cpu(), range(outputs.size)).max(1)
+    answers = logits.argmax(1).cpu()
+    # Those of `predict`. An output that was never trained has none.
+    probabilities = logits.new_zeros(logits.shape)
+    probabilities[:, list(outputs.columns)] = probabilities_of(logits, outputs.columns)
+    values = probabilities.cpu().gather(1, answers[:, None])[:, 0]
     files = pictures.data.files.get(pictures.part)
     named = outputs.named
     found = [

@@ -44,6 +44,8 @@ def check(options: argparse.Namespace) -> None:
     check_model(options.model)
     if options.out.name in ("", "..", PAGE):
         raise UsageError(f"{options.out}: names no file: add its name")
+    if options.any_size and options.out.suffix.lower() == PAGE:
+        raise UsageError("a page takes pictures of any size: leave out --any-size")
     if options.out.suffix in (".pt2", ".onnx"):
         options.out = options.out.with_suffix("")
     if not options.out.parent.is_dir():

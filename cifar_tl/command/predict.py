@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import shlex
 import sys
 import warnings
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
     from cifar_tl.backbone import Network
     from cifar_tl.prediction import Prediction
 
-    Answer: TypeAlias = tuple[Path, list[Prediction]]  # a file, its most probable classes
+    # A file, and its most probable classes, or why it cannot be read.
+    Answer: TypeAlias = tuple[Path, list[Prediction] | ImageError]
 
 TOP = 3  # classes to name
-UNSURE = "unsure"
+UNSURE, PROBLEM = "unsure", "problem"  # the names of columns, too
 
 
 def make_parser() -> Parser:
@@ -114,7 +116,12 @@ def name_images(options: argparse.Namespace) -> int:
     threads = 1 if model.image_size == IMAGE_SIZE else None
     with compute_with(threads), contextlib.closing(found) as answers:
         in_order = answers if options.sort is None else doubtful_first(answers, options.sort)
-        write_answers(lines(in_order, options, outputs.named), options.output)
+        parts: Iterable[str] = lines(in_order, options, outputs.named)
+        if options.output is not None:
+            parts = list(parts)
+            if not read:  # an older file stays
+                return 1
+        write_answers(parts, options.output)
     if options.output is not None:
         say(f"{printable(str(options.output))}: {count(len(read), 'picture')}")
     if options.model is None and read:
@@ -130,7 +137,7 @@ def name_images(options: argparse.Namespace) -> int:
 def answers_of(
     model: "Network", files: Sequence[Path], top: int, read: list[Path], *, bar: bool
 ) -> "Generator[Answer, None, None]":
-    """Yields the answers for files, and lists the files that could be read. Reports the others."""
+    """Yields the answers for files, and reports what cannot be read. ``read`` gets the others."""
     from cifar_tl.data.pictures.read import read_each
     from cifar_tl.prediction import predict_each
     from cifar_tl.progress import above_bars, with_bar
@@ -143,13 +150,18 @@ def answers_of(
                     warn(f"{called('predict')}: {predictions}")
             else:
                 read.append(path)
-                yield path, predictions
+            yield path, predictions
 
 
 def doubtful_first(answers: "Iterable[Answer]", by: str) -> "list[Answer]":
-    """Sorts answers: the lowest probability first; by ``class``, in the order of the classes."""
+    """Sorts answers: the lowest probability first; by ``class``, in the order of the classes.
 
-    def key(answer: "Answer") -> tuple[int, float]:
+    What cannot be read is last.
+    """
+
+    def key(answer: "Answer") -> tuple[float, float]:
+        if isinstance(answer[1], ImageError):
+            return (math.inf, 0.0)
         first = answer[1][0]
         return (first.label if by == "class" else 0, first.probability)
 
@@ -164,6 +176,8 @@ def lines(
         yield from csv_rows(answers, options, named)
         return
     for path, predictions in answers:
+        if isinstance(predictions, ImageError):
+            continue
         is_unsure = predictions[0].probability < options.unsure
         if options.json:
             line: dict[str, Any] = {"file": str(path)}
@@ -180,23 +194,27 @@ def csv_rows(
 ) -> Iterator[str]:
     """Yields the rows of a CSV file. Without ``--top``, each class has a column."""
     top: int | None = options.top
-    head = ["file", "class", "probability"]
+    head = ["file", "class", "probability", *([UNSURE] if options.unsure else [])]
     if top is None:
         head += named.values()
     else:
         more = range(2, min(top, len(named)) + 1)
         head += [f"{word} {place}" for place in more for word in ("class", "probability")]
-    yield SIGNATURE + csv_row(head)
+    yield SIGNATURE + csv_row([*head, PROBLEM])
     for path, predictions in answers:
+        if isinstance(predictions, ImageError):
+            yield csv_row([str(path), *[""] * (len(head) - 1), str(predictions)])
+            continue
         first, *others = predictions
-        answer = UNSURE if first.probability < options.unsure else first.name
-        cells: list[str | float] = [str(path), answer, first.probability]
+        cells: list[str | float] = [str(path), first.name, first.probability]
+        if options.unsure:
+            cells.append("yes" if first.probability < options.unsure else "no")
         if top is None:
             probabilities = {other.label: other.probability for other in predictions}
             cells += [probabilities[label] for label in named]
         else:
             cells += [cell for other in others for cell in (other.name, other.probability)]
-        yield csv_row(cells)
+        yield csv_row([*cells, ""])
 
 
 def shows_bar(options: argparse.Namespace) -> bool:

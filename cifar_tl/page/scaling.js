@@ -31,10 +31,36 @@ async function decode(blob) {
       colorSpaceConversion: "none",
       premultiplyAlpha: "none",
     });
+    if (await isTurnedWebP(blob, text)) {
+      throw new PictureError("is WebP that its EXIF data turn. Browsers differ there: save it as JPEG.");
+    }
     return { bitmap, kind: kindOf(start, text) };
-  } catch {
-    throw new PictureError(whyUnreadable(text));
+  } catch (error) {
+    throw error instanceof PictureError ? error : new PictureError(whyUnreadable(text));
   }
+}
+
+/** Finds out if EXIF data turn a WebP picture. Chromium does not turn it, and predict does. */
+async function isTurnedWebP(blob, text) {
+  if (!text.startsWith("RIFF") || text.slice(8, 12) !== "WEBP") return false;
+  const view = new DataView(await blob.arrayBuffer());
+  const name = (place) => String.fromCharCode(...new Uint8Array(view.buffer, place, 4));
+  let place = 12;
+  while (place + 8 <= view.byteLength && name(place) !== "EXIF") {
+    const size = view.getUint32(place + 4, true);
+    place += 8 + size + (size % 2);
+  }
+  if (place + 8 > view.byteLength) return false;
+  let tiff = place + 8;
+  if (name(tiff) === "Exif") tiff += 6; // some programs write the header of a JPEG's EXIF data
+  const little = view.getUint16(tiff) === 0x4949;
+  const first = tiff + view.getUint32(tiff + 4, little);
+  for (let entry = 0; entry < view.getUint16(first, little); entry++) {
+    const at = first + 2 + 12 * entry;
+    const isOrientation = view.getUint16(at, little) === 0x0112;
+    if (isOrientation) return view.getUint16(at + 8, little) > 1;
+  }
+  return false;
 }
 
 function kindOf(start, text) {

@@ -46,6 +46,7 @@ GIVE = """([kind, count, text]) => {
         : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
     document.body.dispatchEvent(event);
 }"""
+TURNED = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0"  # orientation 3
 PNG_TEXT = base64.b64encode(picture()).decode()
 
 
@@ -123,9 +124,10 @@ def test_it_shows_what_the_network_sees(open_page: Open, cifar10_page: Path) -> 
         (b"hello", "is no picture that this browser can read, or it is damaged."),
         (picture()[:60], "is no picture that this browser can read, or it is damaged."),
         (b"\0\0\0\x20ftypheic" + bytes(40), "is HEIC, which this browser cannot read."),
+        (picture(kind="WEBP", exif=b"Exif\0\0" + TURNED), "is WebP that its EXIF data turn."),
         (picture(kind="TIFF"), "is TIFF, which this browser cannot read."),
     ],
-    ids=["empty", "text", "cut", "heic", "tiff"],
+    ids=["empty", "text", "cut", "heic", "turned", "tiff"],
 )
 def test_what_cannot_be_read_is_one_sentence(
     content: bytes, sentence: str, open_page: Open, cifar10_page: Path

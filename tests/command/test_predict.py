@@ -79,14 +79,14 @@ def test_csv_has_a_column_for_each_class_or_for_each_place(
     expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert main([*arguments, "--csv"]) == 0
     head, *found = rows(capsys.readouterr().out)
-    assert head == ["file", "class", "probability", "dog", "frog", "horse"]
+    assert head == ["file", "class", "probability", "dog", "frog", "horse", "problem"]
     assert main([*arguments, "--csv", "--top", "2"]) == 0
     head, *places = rows(capsys.readouterr().out)
-    assert head == ["file", "class", "probability", "class 2", "probability 2"]
+    assert head == ["file", "class", "probability", "class 2", "probability 2", "problem"]
     for wanted, row, of_places in zip(expected, found, places, strict=True):
         assert row[0] == of_places[0] == wanted["file"]
         cells = [(c["name"], f"{c['probability']:.6f}") for c in wanted["classes"]]
-        assert dict(zip(("dog", "frog", "horse"), row[3:], strict=True)) == dict(cells)
+        assert dict(zip(("dog", "frog", "horse"), row[3:6], strict=True)) == dict(cells)
         assert (row[1], row[2]) == (of_places[1], of_places[2]) == cells[0]
         assert (of_places[3], of_places[4]) == cells[1]
 
@@ -102,9 +102,9 @@ def test_no_name_is_a_formula_and_none_is_lost(
         Image.new("RGB", (40, 40), "red").save(name)
     assert main(["--model", "odd.pt", "--csv", "--", *files]) == 0
     head, *found = rows(capsysbinary.readouterr().out.decode())
-    assert all(len(row) == 203 for row in [head, *found])
+    assert all(len(row) == 204 for row in [head, *found])
     assert [row[0] for row in found] == ["'=cmd.png", "'-1.png", *files[2:]]
-    assert [name.removeprefix("'") for name in head[3:]] == names
+    assert [name.removeprefix("'") for name in head[3:-1]] == names
     assert not any(cell.startswith(tuple("=+-@\t\r\n")) for row in [head, *found] for cell in row)
 
 
@@ -122,13 +122,23 @@ def test_an_output_is_written_whole_or_not_at_all(
             assert main([*arguments, "--output", name, *more]) == 0
             assert capsys.readouterr().out == f"{name}: 3 pictures\n"
             assert Path(name).read_bytes().decode() == printed
-            Path(name).write_text("older")
+            Path(name).write_text(older := "\ufefffile,an older one")
     (pictures / "notes.txt").unlink()
+    (pictures / "damaged").mkdir()
+    (pictures / "damaged/one.png").write_bytes(b"damaged")
+    command = [str(pictures / "damaged"), "--model", str(model), "--output", "a.csv"]
+    assert main(command) == 1  # nothing could be read
+    assert "one.png" in one_line(capsys.readouterr().err)
+    assert Path("a.csv").read_text() == older
+    (pictures / "damaged/one.png").unlink()
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))"
     command = ["predict", str(pictures), *arguments, "--output", "a.csv"]
     errors = Command(zygote, command, before=full).end(1)
     assert errors == "cifar-tl predict: a.csv: File too large\n"
-    assert Path("a.csv").read_text() == "older"
+    assert Path("a.csv").read_text() == older
+    Path("mine.csv").write_text("a,b\n")
+    assert main([*arguments, "--output", "mine.csv"]) == 2
+    assert "mine.csv: is there, and holds no answers" in one_line(capsys.readouterr().err)
 
 
 def test_an_output_that_cannot_be_is_refused_before_anything_is_done(
@@ -212,8 +222,11 @@ def test_below_a_probability_the_answer_is_unsure(
     assert [json.loads(line)["unsure"] for line in answers("--json", "--unsure", limit)] == wanted
     both = zip(wanted, found, strict=True)
     names = ["unsure" if is_unsure else each["name"] for is_unsure, each in both]
-    rows = [line.split(",")[1] for line in answers("--csv", "--unsure", limit)[1:]]
-    assert rows == names
+    for more in ([], ["--top", "1"], ["--top", "2"]):
+        table = answers("--csv", "--unsure", limit, *more)
+        rows = list(csv.DictReader([table[0].removeprefix("\ufeff"), *table[1:]]))
+        assert [row["class"] for row in rows] == [each["name"] for each in found]
+        assert [row["unsure"] for row in rows] == ["yes" if each else "no" for each in wanted]
     lines = answers("--unsure", limit, "--top", "1")
     for line, name, each in zip(lines, names, found, strict=True):
         text = f"{each['name']} {each['probability']:.1%}"
@@ -254,6 +267,13 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_done(
     assert all(line.startswith("cifar-tl predict: ") for line in errors.splitlines())
     for name in ("b.png", "notes.txt", "none.png"):
         assert sum(name in line for line in errors.splitlines()) == 1
+    assert main([*arguments, "--csv"]) == 1
+    table = csv.DictReader(io.StringIO(capsys.readouterr().out.removeprefix("\ufeff")))
+    problems = {Path(row["file"]).name: (row["class"], row["problem"]) for row in table}
+    assert len(problems) == 5
+    for name, (found, problem) in problems.items():
+        is_bad = name in ("b.png", "notes.txt", "none.png")
+        assert (found == "", name in problem) == (is_bad, is_bad)
 
 
 def test_a_missing_model_and_empty_folders_are_one_line(

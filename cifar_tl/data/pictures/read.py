@@ -211,6 +211,8 @@ def read_each(
     Yields:
         ``(3, size, size)`` uint8. For a file that cannot be read: the error, which names it.
     """
+    if isinstance(paths, (str, bytes, Path)):
+        raise TypeError("paths must be a list of paths, not one")
     frame = as_frame(frame)
 
     def read(number: int) -> NDArray[np.uint8] | ImageError:

@@ -17,7 +17,7 @@ from cifar_tl.page import is_page
 from cifar_tl.pretrained import FOLDER, is_pretrained, read_model_file
 from cifar_tl.version import __version__
 
-_UNKNOWN = "How often it is right, this page does not know: no result.json was beside the model."
+_UNKNOWN = "How often it is right, this page does not know: no result.json of it was there."
 
 
 class About(NamedTuple):

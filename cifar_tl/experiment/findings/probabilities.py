@@ -17,7 +17,7 @@ class UnsurePoint(TypedDict):
 
     probability: float
     share: float  # of the images that have less: they get no answer
-    accuracy: float  # of the others
+    accuracy: float  # of the others; the mean over classes, if training aimed at it
 
 
 def probability_figures(
@@ -41,27 +41,48 @@ def probability_figures(
         figures[f"{part}_calibration_error_before"] = before and before.error
         figures[f"{part}_calibration_error_by_chance"] = after and after.chance
         if part == "val" and examples is not None:
-            figures["val_unsure"] = unsure_points(*examples, temperature)
+            figures["val_unsure"] = unsure_points(*examples, temperature, by_class=by_class)
     return figures
 
 
-def unsure_points(logits: Tensor, labels: Tensor, temperature: float) -> list[UnsurePoint]:
+def unsure_points(
+    logits: Tensor, labels: Tensor, temperature: float, *, by_class: bool = False
+) -> list[UnsurePoint]:
     """Finds from which probability on a model is to be believed, to leave out some of the images.
 
     Returns:
-        For each share of `UNANSWERED` the largest probability of three decimals that leaves out no
-        more images than that, with what it does.
+        For each share of `UNANSWERED` a probability that leaves out no more images than that, with
+        what it does. There is none if it would leave out no image, or as many as the one before.
     """
     tops, first = (logits.double() / temperature).softmax(1).max(1)
     ranked, right = tops.sort().values, first == labels
     points: list[UnsurePoint] = []
     for share in UNANSWERED:
-        probability = math.floor(1000 * float(ranked[int(share * len(ranked))])) / 1000
+        limit = ranked[int(share * len(ranked))]
+        below = ranked[ranked < limit]
+        if not len(below):
+            continue
+        probability = _between(float(below[-1]), float(limit))
         kept = tops >= probability
-        accuracy = float(right[kept].double().mean())
+        of_kept = right[kept].double()
+        if by_class:
+            counts = labels[kept].bincount()
+            of_kept = labels[kept].bincount(of_kept)[counts > 0] / counts[counts > 0]
+        accuracy = float(of_kept.mean())
         left_out = 1 - float(kept.double().mean())
-        points.append({"probability": probability, "share": left_out, "accuracy": accuracy})
+        if left_out > max((point["share"] for point in points), default=0.0):
+            points.append({"probability": probability, "share": left_out, "accuracy": accuracy})
     return points
+
+
+def _between(low: float, high: float) -> float:
+    """Finds a number of few digits above ``low``, and at most ``high``."""
+    for digits in range(3, 16):
+        scale = 10.0**digits
+        rounded = math.floor(scale * high) / scale
+        if low < rounded <= high:
+            return rounded
+    return high
 
 
 def probability_lines(result: Mapping[str, Any]) -> list[str]:
@@ -83,13 +104,15 @@ def probability_lines(result: Mapping[str, Any]) -> list[str]:
     for point in result["val_unsure"]:
         answered = round((1 - point["share"]) * result["images_validation"])
         low, high = wilson_interval(point["accuracy"], answered)
+        by_class = result.get("class_balance") == "even"
         points.append(
-            f"{point['share']:.0%} are below {point['probability']:g}, of the others "
-            f"{point['accuracy']:.1%} are right ({low:.0%} to {high:.0%})"
+            f"{point['share']:.0%} are below {point['probability']:.12g}, of the others "
+            f"{point['accuracy']:.1%} are right "
+            + ("in the mean over classes" if by_class else f"({low:.0%} to {high:.0%})")
         )
     return [
         f"Probabilities: temperature {result['temperature']:g}; calibration error (**) without and "
         f"with it: {', '.join(errors)}",
-        f"Unsure: of the validation images {'; '.join(points)}",
+        f"Unsure: of the validation images {'; '.join(points) or 'none is less sure than others'}",
         "(**) how far probability and accuracy are apart, in 15 bins: Guo et al. (2017)",
     ]

@@ -28,8 +28,28 @@ def test_a_probability_leaves_out_a_tenth_and_a_quarter() -> None:
 
 
 def test_equal_probabilities_leave_out_no_more_than_was_said() -> None:
-    points = unsure_points(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), 1.0)
-    assert [(point["probability"], point["share"]) for point in points] == [(0.5, 0)] * 2
+    assert unsure_points(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), 1.0) == []
+    lines = probability_lines(
+        probability_figures(
+            {"val": (torch.zeros(8, 2), LABELS[:8]), "test": None}, 1.0, by_class=False
+        )
+    )
+    assert lines[1] == "Unsure: of the validation images none is less sure than others"
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
+def test_very_sure_and_very_unsure_models_are_divided_as_well(scale: float) -> None:
+    logits = torch.linspace(0.1, 1, 40)[:, None] * torch.eye(200)[:1] * scale
+    tenth, quarter = unsure_points(logits, torch.zeros(40, dtype=torch.int64), 1.0)
+    assert 0.05 < tenth["share"] <= 0.1 < quarter["share"] <= 0.25
+
+
+def test_the_mean_over_classes_counts_where_training_aimed_at_it() -> None:
+    labels = torch.zeros(40, dtype=torch.int64)
+    labels[-4:] = 1  # all wrong
+    for by_class, accuracy in ((False, 26 / 30), (True, 0.5)):
+        point = unsure_points(LOGITS, labels, 1.0, by_class=by_class)[1]
+        assert point["accuracy"] == pytest.approx(accuracy)
 
 
 def test_lines_say_figures_in_words() -> None:
