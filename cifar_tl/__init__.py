@@ -13,7 +13,7 @@ compare with a control what that saves and costs. The parts, in the order in whi
   `evaluate`, `confusion_matrix`; of unequal classes `are_unequal`, `balanced_accuracy`,
   `logit_offsets`
 - results: `run_stage`, `save_model`, `load_model`, `fit_temperature`, `predict`; `read_each` and
-  `predict_each` for many files; `export_pt2`, `export_onnx`
+  `predict_each` for many files; `MirrorAverage`; `export_pt2`, `export_onnx`
 - speed: `keep_freed_memory` for a program that trains on a CPU with Linux
 
 A whole transfer in a few lines::
@@ -73,7 +73,7 @@ _NAMES = {
     "machine": "keep_freed_memory",
     "muon": "Muon",
     "network": "CifarNet",
-    "prediction": "Prediction predict predict_each",
+    "prediction": "MirrorAverage Prediction predict predict_each",
     "published": "load_backbone",
     "recipe": "ORIGINAL Plan RECIPES Recipe TUNED",
     "training": "EpochRecord fit make_optimizer",
@@ -136,6 +136,7 @@ if TYPE_CHECKING:  # type checkers cannot read the table; a test compares both
     from cifar_tl.machine import keep_freed_memory as keep_freed_memory
     from cifar_tl.muon import Muon as Muon
     from cifar_tl.network import CifarNet as CifarNet
+    from cifar_tl.prediction import MirrorAverage as MirrorAverage
     from cifar_tl.prediction import Prediction as Prediction
     from cifar_tl.prediction import predict as predict
     from cifar_tl.prediction import predict_each as predict_each

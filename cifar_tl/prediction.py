@@ -24,6 +24,27 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class MirrorAverage(nn.Module):
+    """A model that averages the logits of an image and of its mirror image.
+
+    It takes twice the time. It is for models that were trained on mirror images. `predict`,
+    `predict_each`, `evaluate` and `extract_features` take it as they take the model.
+
+    Attributes:
+        module: The model.
+    """
+
+    def __init__(self, module: Network) -> None:
+        super().__init__()
+        self.module = module
+        self.class_names, self.image_size = module.class_names, module.image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes the logits ``(N, num_classes)`` of images ``(N, 3, S, S)``."""
+        logits: Tensor = (self.module(images) + self.module(images.flip(-1))) / 2
+        return logits
+
+
 def predict(
     model: Network | nn.Module,
     image: Tensor,

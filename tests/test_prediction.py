@@ -10,7 +10,7 @@ from cifar_tl.backbone import Backbone, Network
 from cifar_tl.checkpoint import load_model, save_model
 from cifar_tl.errors import CheckpointError, ImageError
 from cifar_tl.network import CifarNet
-from cifar_tl.prediction import predict, predict_each
+from cifar_tl.prediction import MirrorAverage, predict, predict_each
 
 CLASSES = {"classes": [5, 6, 7], "class_names": ["dog", "frog", "horse"]}
 
@@ -161,3 +161,15 @@ def test_a_temperature_is_found_in_wrappers_and_must_be_a_number() -> None:
             predict(model, image)
     with pytest.raises(ValueError, match="top must be at least 1, not 0"):
         predict(model, image, 0)
+
+
+def test_the_logits_of_an_image_and_its_mirror_image_are_averaged() -> None:
+    model = load_model("cifar5")
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    averaged = MirrorAverage(model).requires_grad_(False)
+    logits = (model(image[None]) + model(image.flip(-1)[None])) / 2
+    torch.testing.assert_close(averaged(image[None]), logits)
+    expected = (logits[0] / model.temperature).softmax(0).max()
+    for found in (predict(averaged, image), *predict_each(averaged, [image, image.flip(-1)])):
+        assert not isinstance(found, ImageError)
+        assert found[0].probability == pytest.approx(float(expected), abs=1e-5)

@@ -3,7 +3,7 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from cifar_tl.command.console import UsageError, called
 from cifar_tl.data.pictures.layout import explain_missing
 from cifar_tl.data.source import COARSE, kind_of
-from cifar_tl.errors import DataError
+from cifar_tl.errors import DataError, RunError
 from cifar_tl.pretrained import PRETRAINED, is_pretrained, read_model_file
 
 LABELS: dict[str, Any] = {
@@ -117,6 +117,22 @@ def check_model(path: Path) -> None:
             f"the model {path} is a folder: name a file in it, such as {path / 'model.pt'}"
         )
     read_model_file(path)
+
+
+def add_mirror_average(add: Callable[..., Any]) -> None:
+    """Adds the option that averages an image and its mirror image."""
+    add(
+        "--mirror-average",
+        action="store_true",
+        help="average the outputs for an image and for its mirror image, in twice the time; for "
+        "models that were trained on mirror images",
+    )
+
+
+def check_mirror_average(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses a model that may not know mirror images."""
+    if settings.get("mirror") is not True:
+        raise RunError(f"{path} was not trained on mirror images: leave out --mirror-average")
 
 
 def check_source(

@@ -17,6 +17,8 @@ from cifar_tl.command.answers import (
 from cifar_tl.command.arguments import (
     LABELS,
     MODEL_HELP,
+    add_mirror_average,
+    check_mirror_average,
     check_model,
     check_source,
     local_path,
@@ -61,6 +63,7 @@ def make_parser() -> Parser:
     )
     add("--labels", **LABELS)
     add("--split", choices=SPLITS, default="test", help="which images (default: %(default)s)")
+    add_mirror_average(add)
     add_output_options(add, "a row for each image, the surest errors first", "one JSON object")
     parser.add_help_options()
     return parser
@@ -98,6 +101,8 @@ def measure(options: argparse.Namespace) -> int:
     from cifar_tl.experiment.features import logits_of
 
     model, settings, outputs = read_named_model(options.model)
+    if options.mirror_average:
+        check_mirror_average(options.model, settings)
     classes = dict(zip(outputs.classes, outputs.names, strict=True))
     if is_plain(options):
         pictures = judge_folder(options, model, settings, classes)
@@ -112,7 +117,13 @@ def measure(options: argparse.Namespace) -> int:
         pictures = select_pictures(options, settings, classes, data)
     labels = outputs.of(pictures.examples().labels)
     precision = settings.get("precision", "float32")  # as it was judged
-    logits = logits_of(model, pictures, precision, progress=shows_progress())
+    logits = logits_of(
+        model,
+        pictures,
+        precision,
+        mirror_average=options.mirror_average,
+        progress=shows_progress(),
+    )
     if not logits.isfinite().all():
         raise CheckpointError(f"the outputs of {options.model} are no finite numbers: use another")
     report = figures(options, pictures, logits, labels, outputs)
@@ -151,6 +162,7 @@ def figures(
         "model": str(options.model),
         "data": pictures.data.name,
         "split": options.split,
+        "mirror_average": options.mirror_average,
         "images": len(labels),
         "accuracy": metrics.accuracy,
         "balanced_accuracy": balanced_accuracy(counts),
@@ -169,10 +181,11 @@ def in_words(report: Mapping[str, Any], outputs: "Outputs") -> str:
     from cifar_tl.experiment.findings.results import class_lines
 
     images = count(report["images"], f"{report['split']} image")
+    averaged = ", averaged with mirror images" if report["mirror_average"] else ""
     most = report.get("majority")
     beside = "" if most is None else f", always the most frequent class of these {most:.2%}"
     first = (
-        f"{report['model']} on {images} of {printable(report['data'])}: accuracy "
+        f"{report['model']} on {images} of {printable(report['data'])}{averaged}: accuracy "
         f"{report['accuracy']:.2%}, mean over classes {report['balanced_accuracy']:.2%}{beside}, "
         f"loss {report['loss']:.4f}\n"
     )

@@ -19,7 +19,15 @@ from cifar_tl.command.answers import (
     csv_row,
     write_answers,
 )
-from cifar_tl.command.arguments import MODEL_HELP, at_least_one, check_model, fraction, local_path
+from cifar_tl.command.arguments import (
+    MODEL_HELP,
+    add_mirror_average,
+    at_least_one,
+    check_mirror_average,
+    check_model,
+    fraction,
+    local_path,
+)
 from cifar_tl.command.console import (
     Parser,
     UsageError,
@@ -65,6 +73,7 @@ def make_parser() -> Parser:
         type=at_least_one,
         help=f"classes to name (default: {TOP}; with --csv, all classes in their order)",
     )
+    add_mirror_average(add)
     add(
         "--unsure",
         metavar="P",
@@ -103,7 +112,9 @@ def name_images(options: argparse.Namespace) -> int:
     from cifar_tl.machine import compute_with
     from cifar_tl.network import IMAGE_SIZE
 
-    model, _, outputs = read_named_model(model_of(options))
+    model, settings, outputs = read_named_model(model_of(options))
+    if options.mirror_average:
+        check_mirror_average(model_of(options), settings)
     files, notes = list_image_files(options.images)
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=1)
@@ -111,7 +122,7 @@ def name_images(options: argparse.Namespace) -> int:
         raise ImageError("there are no images in these folders: name others, or files")
     top = len(outputs.classes) if options.csv else TOP
     read: list[Path] = []  # without what cannot be read
-    found = answers_of(model, files, options.top or top, read, bar=shows_bar(options))
+    found = answers_of(model, files, options, options.top or top, read)
     # Of small images, two threads would wait for each other at each layer. Reading needs the cores.
     threads = 1 if model.image_size == IMAGE_SIZE else None
     with compute_with(threads), contextlib.closing(found) as answers:
@@ -135,15 +146,21 @@ def name_images(options: argparse.Namespace) -> int:
 
 
 def answers_of(
-    model: "Network", files: Sequence[Path], top: int, read: list[Path], *, bar: bool
+    model: "Network",
+    files: Sequence[Path],
+    options: argparse.Namespace,
+    top: int,
+    read: list[Path],
 ) -> "Generator[Answer, None, None]":
     """Yields the answers for files, and reports what cannot be read. ``read`` gets the others."""
     from cifar_tl.data.pictures.read import read_each
-    from cifar_tl.prediction import predict_each
+    from cifar_tl.prediction import MirrorAverage, predict_each
     from cifar_tl.progress import above_bars, with_bar
 
+    module = MirrorAverage(model) if options.mirror_average else model
+    bar = "pictures" if shows_bar(options) else None
     with contextlib.closing(read_each(files, model.white, model.frame)) as images:
-        found = with_bar(predict_each(model, images, top), "pictures" if bar else None, len(files))
+        found = with_bar(predict_each(module, images, top), bar, len(files))
         for path, predictions in zip(files, found, strict=True):
             if isinstance(predictions, ImageError):
                 with above_bars():

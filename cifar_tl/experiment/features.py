@@ -42,6 +42,7 @@ from cifar_tl.folding import folded
 from cifar_tl.frame import Frame
 from cifar_tl.machine import autocast
 from cifar_tl.names import printable
+from cifar_tl.prediction import MirrorAverage
 from cifar_tl.pretrained import TIMM
 from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Plan, Precision
@@ -219,6 +220,7 @@ def logits_of(
     pictures: Pictures,
     precision: Precision,
     *,
+    mirror_average: bool = False,
     progress: bool = False,
     folder: Path | None = None,
 ) -> Tensor:
@@ -228,22 +230,25 @@ def logits_of(
         model: The model. It computes on its device.
         pictures: N pictures.
         precision: Of the computation.
+        mirror_average: Average them with those of the mirror images: see `MirrorAverage`.
         progress: Show a bar.
         folder: Where features are kept, if they are.
     """
     data, device = pictures.data, model.mean.device
     if not isinstance(model, Backbone):  # it sees the images that are in memory
+        module = MirrorAverage(model) if mirror_average else model
         with autocast(precision, device):
-            logits: Tensor = extract_features(model, pictures.examples().images)
+            logits: Tensor = extract_features(module, pictures.examples().images)
         return logits.float()
     frozen = Frozen(model, precision)
     classes = pictures.examples().labels.unique().tolist()
     kept = Kept(folder, frozen.depends_on(data, classes))
     bar = "images" if progress else None
-    work = Pass(frozen, pictures, versions_of(mirror=False), kept, bar)
+    work = Pass(frozen, pictures, versions_of(mirror=mirror_average), kept, bar)
     found = frozen_features(work, torch.arange(len(pictures.rows)))
     with evaluating(model), torch.no_grad(), autocast(precision, device):
-        return model.forward_head(found.features[0].to(device)).float()
+        views = [model.forward_head(view.to(device)).float() for view in found.features]
+    return torch.stack(views).mean(0)
 
 
 def _kept_note(kept: "Kept", seconds_before: float) -> str:

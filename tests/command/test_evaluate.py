@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from cifar_tl.checkpoint import load_model, save_model
 from cifar_tl.command.evaluate import main
+from cifar_tl.data.examples import select_classes
 from cifar_tl.data.source import load_data
+from cifar_tl.evaluation import evaluate, extract_features
 from cifar_tl.experiment.findings.results import class_lines
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.outputs import outputs_of
@@ -46,6 +50,28 @@ def test_it_finds_what_the_run_found(
     assert output.endswith("\n".join(class_lines(result["val_confusion"], outputs)) + "\n")
     assert main([*arguments, "--split", "training"]) == 0
     assert "on 80 training images" in capsys.readouterr().out
+
+
+def test_mirror_images_are_averaged_where_the_model_knows_them(
+    folder: Path, small_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(folder / "model.pt"), "--data", str(small_npz), "--json"]
+    assert main(arguments) == 0
+    assert not json.loads(capsys.readouterr().out)["mirror_average"]
+    assert main([*arguments, "--mirror-average"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    data, model = load_data(small_npz), load_model(folder / "model.pt")
+    images, labels = select_classes(data.test, data.new_classes)
+    logits = extract_features(model, images) + extract_features(model, images.flip(-1))
+    expected = evaluate(nn.Identity(), logits / 2, labels)
+    assert found["loss"] == pytest.approx(expected.loss, rel=0.02)  # the run may be in bfloat16
+    assert main([str(folder / "model.pt"), "--data", str(small_npz), "--mirror-average"]) == 0
+    assert ", averaged with mirror images: accuracy" in capsys.readouterr().out
+    save_model(tmp_path / "plain.pt", model, class_names=model.class_names)
+    arguments[0] = str(tmp_path / "plain.pt")
+    assert main([*arguments, "--mirror-average"]) == 1
+    message = "plain.pt was not trained on mirror images: leave out --mirror-average"
+    assert message in one_line(capsys.readouterr().err)
 
 
 def rows(text: str) -> list[list[str]]:

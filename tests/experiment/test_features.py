@@ -24,11 +24,18 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from cifar_tl.backbone import Backbone, digest_of
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data, LabeledImages, prefix_rows
-from cifar_tl.data.pictures.read import read_images
+from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import ImageError, RunWarning
 from cifar_tl.evaluation import extract_features
-from cifar_tl.experiment.features import ABOUT, Frozen, PictureFeatures, features_of_pictures
+from cifar_tl.experiment.features import (
+    ABOUT,
+    Frozen,
+    PictureFeatures,
+    features_of_pictures,
+    logits_of,
+    pictures_of,
+)
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.frame import Fit, Frame
@@ -184,6 +191,20 @@ def test_features_are_those_of_the_pictures_in_their_order(flowers: Path, fit: F
         for tensor, part in zip((found.tensors[0][0], *found.tensors[1:]), parts, strict=True):
             torch.testing.assert_close(tensor, part)
     assert len({tuple(row.tolist()) for row in expected}) == 17  # no two pictures are the same
+
+
+@white_is_said
+def test_logits_are_averaged_with_those_of_mirror_images(flowers: Path) -> None:
+    data, base = load_data(flowers), tiny()
+    (pictures, *_) = pictures_of(data, range(3))
+    paths = [data.files["train"][row] for row in pictures.rows.tolist()]
+    images = torch.stack([read_image(path, data.reading["white"], base.frame) for path in paths])
+    plain, averaged = (
+        logits_of(base, pictures, "float32", mirror_average=each) for each in (False, True)
+    )
+    mirrored = extract_features(base, images.flip(-1))
+    torch.testing.assert_close(averaged, (plain + mirrored) / 2)
+    assert not averaged.equal(plain)
 
 
 def test_chosen_classes_fractions_and_views_take_the_right_rows(drawn: Path) -> None:
