@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
 LARGEST = 2048  # rows or columns: one step of AlexNet's 4096 x 9216 weights took a minute
 
 
-def _unwrapped(method: Method) -> Method:
-    found: Method = getattr(method, "__wrapped__", method)
+def _unwrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(method, "__wrapped__", method)
     return found
 
 
@@ -55,10 +53,11 @@ class Muon(torch.optim.Optimizer):
 
     # torch wraps these so that the first call imports torch._dynamo, for seconds. This optimizer
     # calls them unwrapped. A torch that does not wrap them has no `__wrapped__`.
-    add_param_group = _unwrapped(torch.optim.Optimizer.add_param_group)
-    zero_grad = _unwrapped(torch.optim.Optimizer.zero_grad)
-    state_dict = _unwrapped(torch.optim.Optimizer.state_dict)
-    load_state_dict = _unwrapped(torch.optim.Optimizer.load_state_dict)
+    if not TYPE_CHECKING:  # their types stay
+        add_param_group = _unwrapped(torch.optim.Optimizer.add_param_group)
+        zero_grad = _unwrapped(torch.optim.Optimizer.zero_grad)
+        state_dict = _unwrapped(torch.optim.Optimizer.state_dict)
+        load_state_dict = _unwrapped(torch.optim.Optimizer.load_state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

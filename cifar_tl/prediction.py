@@ -37,7 +37,8 @@ class MirrorAverage(nn.Module):
     def __init__(self, module: Network) -> None:
         super().__init__()
         self.module = module
-        self.class_names, self.image_size = module.class_names, module.image_size
+        self.class_names: dict[int, str] = module.class_names
+        self.image_size: int = module.image_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the logits ``(N, num_classes)`` of images ``(N, 3, S, S)``."""
