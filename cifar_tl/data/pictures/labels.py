@@ -32,7 +32,7 @@ from cifar_tl.data.pictures.find import (
     unused_tables,
 )
 from cifar_tl.disk import LARGEST_TABLE, read_file
-from cifar_tl.errors import DataError, first_line
+from cifar_tl.errors import DataError, first_line, may_be_whole
 from cifar_tl.names import count
 
 # The usual names of the columns, the surest first. Capital letters and spaces do not count.
@@ -186,6 +186,8 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         reader = csv.reader(file, delimiter=max(",;\t", key=head.count))
         lines = [(reader.line_num, line) for line in reader if any(line)]
     except OSError as error:
+        if may_be_whole(error):
+            raise
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
