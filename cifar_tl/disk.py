@@ -13,12 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cifar_tl.errors import (
-    CheckpointError,
-    LockedError,
-    RunWarning,
-    may_be_whole,
-)
+from cifar_tl.errors import CheckpointError, LockedError, RunWarning, may_be_whole
 
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
@@ -40,6 +35,12 @@ def read_file(path: str | Path, most: int) -> bytes:
     """Reads a file. See `open_file`."""
     with open_file(path, most) as file:
         return file.read(_size(file))  # not `most`: so much memory would be reserved
+
+
+def read_beginning(path: Path, size: int, most: int) -> bytes:
+    """Reads the first bytes of a file, to see whose it is. See `open_file`."""
+    with open_file(path, most) as file:
+        return file.read(size)
 
 
 def _size(file: BinaryIO) -> int:
@@ -96,7 +97,7 @@ def read_sealed(path: Path) -> bytes:
             seal = file.read(SEAL_SIZE)
             is_sealed = seal.startswith(_MARK)
             # Else its size is no reason to take memory.
-            is_whole = is_sealed and seal == _MARK + _digest(file, size - SEAL_SIZE)
+            is_whole = is_sealed and seal == _MARK + digest(file, size - SEAL_SIZE)
             file.seek(0)
             sealed = file.read(size if is_whole else len(_ZIP))
     except OSError as error:
@@ -118,14 +119,14 @@ def checksum(sealed: bytes) -> str:
     return sealed[-hashlib.sha256().digest_size :].hex()
 
 
-def _digest(file: BinaryIO, size: int) -> bytes:
-    """Computes the SHA-256 of the beginning of a file."""
-    digest, left = hashlib.sha256(), size
+def digest(file: BinaryIO, size: int) -> bytes:
+    """Computes the SHA-256 of the first bytes of a file, or of all if it has no more."""
+    found, left = hashlib.sha256(), size
     file.seek(0)
     while part := file.read(min(left, 2**20)):
-        digest.update(part)
+        found.update(part)
         left -= len(part)
-    return digest.digest()
+    return found.digest()
 
 
 def _seal(content: bytes) -> bytes:

@@ -303,6 +303,11 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path, change: str
     assert not list(tmp_path.iterdir())
 
 
+def test_a_class_may_be_called_as_a_function_of_torch(tmp_path: Path) -> None:
+    save_model(tmp_path / "model.pt", CifarNet(2), class_names=("_rebuild_x", "b"))
+    assert load_model(tmp_path / "model.pt").class_names == {0: "_rebuild_x", 1: "b"}
+
+
 def test_names_that_are_no_names_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     for names, message in (("cat", "not a string"), ([1, 2, 3], "must be strings, not 1")):

@@ -96,7 +96,7 @@ def export_page(options: argparse.Namespace) -> int:
     write_page(out, model, outputs, *about_model(options.model, settings, outputs))
     say(f"{out}: open it in a browser, or send it to somebody")
     report = out.parent / REPORT
-    if report.exists():
+    if report.is_file():
         old = report.read_text(encoding="utf-8", errors="backslashreplace")
         linked = with_links(old, pages_in(out.parent))
         if linked != old:

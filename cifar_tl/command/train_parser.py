@@ -41,7 +41,7 @@ from cifar_tl.recipe import (
 
 ALL = "all"
 
-# As many epochs as `contents.RANGES` lets a file have, which needs torch.
+# `contents.RANGES` has this limit of epochs, too. Importing it would import torch.
 COUNT: dict[str, Any] = {"metavar": "N", "type": partial(whole_number, low=1, high=10**6)}
 RATE: dict[str, Any] = {"metavar": "X", "type": positive}
 DROPOUT: dict[str, Any] = {"metavar": "X", "type": dropout_rate}

@@ -11,10 +11,10 @@ from cifar_tl.data.examples import Data, LabeledImages, fingerprint_of, num_trai
 from cifar_tl.data.pictures.duplicates import find_duplicates
 from cifar_tl.data.pictures.find import PARTS, TEST, TRAIN, VALIDATION, find_classes
 from cifar_tl.data.pictures.labels import find_labelled
-from cifar_tl.data.pictures.read import READING_RULES, read_images
+from cifar_tl.data.pictures.read import READING_RULES, ReadImages, read_images
 from cifar_tl.data.source import OFFICIAL, SHAPES, results_name
 from cifar_tl.errors import DataError, ImageError
-from cifar_tl.frame import Fit, cifar_frame
+from cifar_tl.frame import Fit, Frame, cifar_frame
 from cifar_tl.names import numbered, portable, printable
 
 Sample = tuple[str, str, int]  # part, path, label
@@ -41,11 +41,8 @@ def read_class_folders(
     names = list(found.images[TRAIN])
     classes = [portable(name) for name in names] if labels is None else names
     samples = _samples({part: list(of.values()) for part, of in found.images.items()})
-    try:
-        paths, frame = [path for _, path, _ in samples], cifar_frame(fit)
-        read = read_images(paths, frame, white=white, progress=progress)
-    except ImageError as error:
-        raise DataError(str(error)) from error
+    frame = cifar_frame(fit)
+    read = _read(samples, frame, white, progress)
     numbers = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
     rows = {part: torch.tensor([sample[0] == part for sample in samples]) for part in PARTS}
     train, validation, test = (
@@ -107,11 +104,8 @@ def read_test_folders(
             f"{numbered(classes, 10)}: rename that folder, or move it away"
         )
     samples = _samples({part: list(of.values()) for part, of in found.images.items()})
-    paths, frame = [path for _, path, _ in samples], cifar_frame(fit)
-    try:
-        read = read_images(paths, frame, white=white, progress=progress)
-    except ImageError as error:
-        raise DataError(str(error)) from error
+    frame = cifar_frame(fit)
+    read = _read(samples, frame, white, progress)
     labels = torch.tensor([numbers[names[place]] for _, _, place in samples])
     test = LabeledImages(read.images, labels)
     judged = [(TEST, path, label) for _, path, label in samples]
@@ -124,9 +118,19 @@ def read_test_folders(
         notes=(*found.notes, *read.notes, *find_duplicates(read.images, judged)),
         reading={"white": read.white} if read.white else {},
         frame=frame,
-        files={"test": tuple(paths)},
+        files={"test": tuple(path for _, path, _ in samples)},
         name=folder.resolve().name,
     )
+
+
+def _read(
+    samples: Sequence[Sample], frame: Frame, white: Mapping[str, float] | None, progress: bool
+) -> ReadImages:
+    """Reads the images. Damaged ones become a `DataError`."""
+    try:
+        return read_images([path for _, path, _ in samples], frame, white=white, progress=progress)
+    except ImageError as error:
+        raise DataError(str(error)) from error
 
 
 def _samples(paths: dict[str, list[list[str]]]) -> list[Sample]:

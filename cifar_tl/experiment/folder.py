@@ -28,6 +28,7 @@ from cifar_tl.disk import (
     LARGEST_PICTURE,
     LARGEST_TEXT,
     TEMPORARY,
+    digest,
     locked,
     open_file,
     read_file,
@@ -437,16 +438,13 @@ def _digest(result: dict[str, Any]) -> str:
 
 def _digest_of(path: Path) -> str | None:
     """Computes the SHA-256 of a file. None: there is none."""
-    digest = hashlib.sha256()
     try:
         with open_file(path, LARGEST_CHECKPOINT) as file:
-            while part := file.read(2**20):  # it may have become very large
-                digest.update(part)
+            return digest(file, LARGEST_CHECKPOINT).hex()
     except OSError as error:
         if may_be_whole(error):
             raise
         return None
-    return digest.hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:

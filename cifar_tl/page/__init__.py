@@ -15,15 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
-from cifar_tl.disk import read_file, write_atomically
+from cifar_tl.disk import read_beginning, write_atomically
 from cifar_tl.errors import ExportError
 from cifar_tl.names import count, printable
 from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("scaling.js", "network.js", "page.js")
 LARGEST_PAGE = 100 * 10**6
+SCRIPTS = ("scaling.js", "network.js", "page.js")
 _MARK = b'<meta name="generator" content="cifar_tl page">'
 _LAYERS = (
     *("features.conv1", "features.conv2", "features.conv3"),
@@ -67,7 +67,7 @@ def write_page(
 def is_page(path: Path) -> bool:
     """Returns whether a file is a page that `write_page` wrote."""
     try:
-        return _MARK in read_file(path, LARGEST_PAGE)[:1000]
+        return _MARK in read_beginning(path, 1000, LARGEST_PAGE)
     except OSError:
         return False
 

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cifar_tl.disk import LARGEST_TEXT, locked, open_file, write_atomically
+from cifar_tl.disk import LARGEST_TEXT, locked, read_beginning, write_atomically
 from cifar_tl.errors import RunWarning
 from cifar_tl.experiment.folder import read_result
 from cifar_tl.experiment.stages import MODEL, RESULT, RUNS, STAGES, takes_base
@@ -77,9 +77,8 @@ def _results(output_dir: Path) -> list[Path]:
 def _is_free(path: Path) -> bool:
     """Returns whether there is no file, or an earlier table: its first columns are `FIRST`."""
     try:
-        with open_file(path, LARGEST_TEXT) as file:
-            begins = ",".join(FIRST).encode()
-            return file.read(len(begins)) == begins
+        begins = ",".join(FIRST).encode()
+        return read_beginning(path, len(begins), LARGEST_TEXT) == begins
     except FileNotFoundError:
         return True
 
