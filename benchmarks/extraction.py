@@ -21,7 +21,15 @@ import torch
 from cifar_tl import load_backbone, load_data
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import versions_of
-from cifar_tl.experiment.features import BATCH, Frozen, Kept, Pass, frozen_features, pictures_of
+from cifar_tl.experiment.features import (
+    BATCH,
+    Cache,
+    Frozen,
+    Kept,
+    Pass,
+    frozen_features,
+    pictures_of,
+)
 from cifar_tl.machine import autocast, choose_precision
 
 ROUNDS = 5
@@ -55,7 +63,7 @@ def main() -> None:
 
     def features() -> None:
         plain = versions_of(mirror=False)
-        work = Pass(Frozen(model, precision), pictures, plain, Kept(None, {}))
+        work = Pass(Frozen(model, precision), pictures, plain, Kept(Cache(None), {}))
         frozen_features(work, places)
 
     measured: dict[Callable[[], None], list[float]] = {forward: [], read: [], features: []}

@@ -171,6 +171,12 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+def megabytes_in(folder: Path) -> str:
+    """Writes how large the files in a folder and below it are, such as ``1,234.5 MB``."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{size / 1e6:,.1f} MB"
+
+
 def sync_folder(folder: Path) -> None:
     """Waits until the names in a folder are on the disk. If it may not be read, it warns."""
     if os.name != "posix":

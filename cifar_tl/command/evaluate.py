@@ -26,8 +26,16 @@ from cifar_tl.command.arguments import (
 )
 from cifar_tl.command.console import Parser, UsageError, called, run_command, say, shows_progress
 from cifar_tl.data.pictures.find import TRAIN, VALIDATION, find_classes, is_part, part_of
-from cifar_tl.data.source import DEFAULT_SOURCE, SOURCES, check_early, kind_of, lacks_cifar10
+from cifar_tl.data.source import (
+    DEFAULT_SOURCE,
+    SOURCES,
+    check_early,
+    kind_of,
+    lacks_cifar10,
+    results_name,
+)
 from cifar_tl.errors import CheckpointError, DataError, DataWarning
+from cifar_tl.experiment.stages import PICTURE_CACHE
 from cifar_tl.names import count, numbered, portable, printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
@@ -112,6 +120,7 @@ def measure(options: argparse.Namespace) -> int:
             labels=options.labels,
             white=model.white,
             fit=model.frame.fit,
+            picture_cache=cache_of_training(options, settings),
             progress=shows_progress(),
         )
         pictures = select_pictures(options, settings, classes, data)
@@ -136,6 +145,16 @@ def measure(options: argparse.Namespace) -> int:
     if options.output is not None or not (options.csv or options.json):
         say(in_words(report, outputs))
     return 0
+
+
+def cache_of_training(options: argparse.Namespace, settings: Mapping[str, Any]) -> Path | None:
+    """Finds the pictures that training has kept, if these data are those of the training."""
+    name = settings.get("data")
+    if name != results_name(options.data, options.labels):
+        return None
+    above = Path(options.model).absolute().parents
+    caches = [folder / PICTURE_CACHE for folder in above if folder.name == name]
+    return next((cache for cache in caches if cache.is_dir()), None)
 
 
 def figures(

@@ -24,10 +24,10 @@ from cifar_tl.command.train_arguments import (
 )
 from cifar_tl.command.train_parser import make_parser, naming_commands, write_command
 from cifar_tl.command.train_results import Experiment, draw_stage, show
-from cifar_tl.data.source import OFFICIAL, SHAPES
-from cifar_tl.disk import make_folder
+from cifar_tl.data.source import OFFICIAL, SHAPES, results_name
+from cifar_tl.disk import make_folder, megabytes_in
 from cifar_tl.errors import BackboneError, DownloadError, MissingDataError, TailError, TrainingError
-from cifar_tl.experiment.stages import STAGES, control, stage_classes, takes_base
+from cifar_tl.experiment.stages import PICTURE_CACHE, STAGES, control, stage_classes, takes_base
 from cifar_tl.frame import Fit
 from cifar_tl.names import count, printable
 from cifar_tl.pretrained import is_backbone
@@ -132,6 +132,7 @@ def run_all(
         class_balance=options.class_balance,
         seed_folder=separate,
         keep_features=options.feature_cache,
+        keep_pictures=options.picture_cache,
         seconds_reading=seconds_reading,
         command=write_command(options),
         log=log,
@@ -282,10 +283,15 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
     chosen: Any = {"labels": options.labels}
     chosen |= {"base_classes": options.base_classes, "new_classes": options.new_classes}
     fit: Fit = options.fit or "crop"
+    folder = options.output_dir / results_name(source, options.labels)
+    cache = folder / PICTURE_CACHE if options.picture_cache else None
     start = time.perf_counter()
     try:
-        data = load_data(source, **chosen, fit=fit, progress=progress)
-        return data, time.perf_counter() - start
+        data = load_data(source, **chosen, fit=fit, picture_cache=cache, progress=progress)
+        seconds = time.perf_counter() - start
+        if data.files and cache is not None and cache.is_dir():
+            log(f"decoded pictures are kept in {printable(str(cache))} ({megabytes_in(cache)})")
+        return data, seconds
     except MissingDataError:
         log(f"getting CIFAR-10 into {source}, 170 MB if it must be downloaded")
     try:

@@ -45,6 +45,8 @@ def check_arguments(options: argparse.Namespace) -> None:
     """
     if options.data is not None:
         _check_data(options)
+    if not options.picture_cache and not kind_of(source_of(options), options.labels).own_classes:
+        raise UsageError("--no-picture-cache is for folders of image files: leave it out")
     _check_own_values(options)
     _check_classes(options)
     stages = stages_to_run(options)

@@ -156,6 +156,13 @@ def _add_class_options(parser: Parser) -> None:
         help="keep what that network computes of the pictures, in DIR/DATA/features (default: yes)",
     )
     add(
+        "--picture-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep decoded picture files, in DIR/DATA/pictures and with these features: a file is "
+        "read again only if its path, size or times of change are others (default: yes)",
+    )
+    add(
         "--train-fraction",
         metavar="X",
         type=fractions,

@@ -26,6 +26,7 @@ def read_class_folders(
     labels: str | None = None,
     white: Mapping[str, float] | None = None,
     fit: Fit = "crop",
+    picture_cache: str | Path | None = None,
     progress: bool = False,
 ) -> Data:
     """Reads classes of image files as `load_data` describes it. They are numbered by name.
@@ -42,7 +43,8 @@ def read_class_folders(
     classes = [portable(name) for name in names] if labels is None else names
     samples = _samples({part: list(of.values()) for part, of in found.images.items()})
     frame = cifar_frame(fit)
-    read = _read(samples, frame, white, progress)
+    kept = None if picture_cache is None else Path(picture_cache) / f"{frame.size}-{fit}.pictures"
+    read = _read(samples, frame, white, progress, kept)
     numbers = torch.tensor([label for _, _, label in samples], dtype=torch.int64)
     rows = {part: torch.tensor([sample[0] == part for sample in samples]) for part in PARTS}
     train, validation, test = (
@@ -124,11 +126,16 @@ def read_test_folders(
 
 
 def _read(
-    samples: Sequence[Sample], frame: Frame, white: Mapping[str, float] | None, progress: bool
+    samples: Sequence[Sample],
+    frame: Frame,
+    white: Mapping[str, float] | None,
+    progress: bool,
+    kept: Path | None = None,
 ) -> ReadImages:
     """Reads the images. Damaged ones become a `DataError`."""
+    paths = [path for _, path, _ in samples]
     try:
-        return read_images([path for _, path, _ in samples], frame, white=white, progress=progress)
+        return read_images(paths, frame, white=white, kept=kept, progress=progress)
     except ImageError as error:
         raise DataError(str(error)) from error
 

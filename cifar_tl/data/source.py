@@ -104,6 +104,7 @@ def load_data(
     new_classes: Chosen = None,
     white: Mapping[str, float] | None = None,
     fit: Fit = "crop",
+    picture_cache: str | Path | None = None,
     progress: bool = False,
 ) -> "Data":
     """Reads all images of a source, checks them, and divides their classes.
@@ -136,6 +137,8 @@ def load_data(
         white: What a trained model takes for white in images of more than 8 bits, see
             `read_image`. Default: the images tell.
         fit: What happens to an image file that is no square: see `Frame`.
+        picture_cache: A folder that keeps decoded image files. Those whose path, size and times of
+            change are still the same are not read again. None: nothing is kept.
         progress: Show a bar on standard error while image files are read.
 
     Returns:
@@ -159,7 +162,8 @@ def load_data(
             "folders out of it, and leave the choice of classes out"
         )
     read = getattr(import_module(f"cifar_tl.data.{kind.module}"), f"read_{kind.module}")
-    data: Data = read(Path(source), labels=labels, white=white, fit=fit, progress=progress)
+    how = {"labels": labels, "white": white, "fit": fit, "picture_cache": picture_cache}
+    data: Data = read(Path(source), **how, progress=progress)
     names, name, notes = data.class_names, kind.results(Path(source)), data.notes
     if kind.own_classes:
         base = new = tuple(range(len(names)))

@@ -34,7 +34,7 @@ from cifar_tl.data.examples import Data, LabeledImages, class_rows
 from cifar_tl.data.npz import to_square
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import Version, change, versions_of
-from cifar_tl.disk import locked, make_folder, write_atomically
+from cifar_tl.disk import locked, make_folder, megabytes_in, write_atomically
 from cifar_tl.distributed import gather_objects
 from cifar_tl.errors import CheckpointError, RunWarning
 from cifar_tl.evaluation import evaluating, extract_features
@@ -178,7 +178,7 @@ def features_of_pictures(
     classes: Sequence[int],
     places: Tensor,
     plan: Plan,
-    folder: Path | None,
+    cache: "Cache",
     bar: str | None = None,
     group: "ProcessGroup | None" = None,
 ) -> PictureFeatures:
@@ -190,7 +190,7 @@ def features_of_pictures(
         classes: Those of the stage.
         places: ``(N,)`` int64: the training images, as places among all of these classes.
         plan: Its views are used.
-        folder: Where features are kept. None: nowhere.
+        cache: What is kept, and where.
         bar: Text before progress bars on standard error. None: no bars.
         group: Processes that share the work. None: this process alone.
 
@@ -203,7 +203,7 @@ def features_of_pictures(
     wanted = [places, *(torch.arange(len(part.rows)) for part in parts[1:])]
     plain = versions_of(mirror=False)
     versions = [versions_of(mirror=plan.mirror, shift=plan.view_shift), plain, plain]
-    kept = Kept(folder, frozen.depends_on(data, classes))
+    kept = Kept(cache, frozen.depends_on(data, classes))
     found = [
         frozen_features(Pass(frozen, part, of_part, kept, bar, group), rows)
         for part, of_part, rows in zip(parts, versions, wanted, strict=True)
@@ -242,7 +242,7 @@ def logits_of(
         return logits.float()
     frozen = Frozen(model, precision)
     classes = pictures.examples().labels.unique().tolist()
-    kept = Kept(folder, frozen.depends_on(data, classes))
+    kept = Kept(Cache(folder), frozen.depends_on(data, classes))
     bar = "images" if progress else None
     work = Pass(frozen, pictures, versions_of(mirror=mirror_average), kept, bar)
     found = frozen_features(work, torch.arange(len(pictures.rows)))
@@ -255,18 +255,29 @@ def _kept_note(kept: "Kept", seconds_before: float) -> str:
     """Says how large the kept files are, and how long those took that were only read."""
     if kept.folder is None:
         return ""
-    size = sum(path.stat().st_size for path in kept.folder.glob("*/*.pt")) / 1e6
     before = f"; computing what was there before took {seconds_before:.1f} s"
-    return f", kept in {printable(str(kept.folder))} ({size:.1f} MB in all)" + (
+    return f", kept in {printable(str(kept.folder))} ({megabytes_in(kept.folder)} in all)" + (
         before if seconds_before else ""
     )
 
 
-class Kept(NamedTuple):
-    """Where features are kept, and what they depend on."""
+class Cache(NamedTuple):
+    """What is kept, and where."""
 
-    folder: Path | None  # None: nowhere
+    folder: Path | None  # None: nothing is kept
+    pictures: bool = False  # keep decoded picture files, too, in the size of the network
+
+
+class Kept(NamedTuple):
+    """What is kept, and what it depends on."""
+
+    cache: Cache
     depends_on: dict[str, Any]  # plain values
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of all that is kept."""
+        return self.cache.folder
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -303,6 +314,16 @@ class Pass:
     kept: Kept
     bar: str | None = None
     group: "ProcessGroup | None" = None
+
+    @property
+    def decoded(self) -> "Pass | None":
+        """The pass whose files hold the images that this one takes. None: there is none."""
+        cache, data = self.kept.cache, self.pictures.data
+        if not (cache.pictures and cache.folder and data.files) or self.frozen.nothing:
+            return None
+        frozen = self.frozen._replace(tail=None, nothing=True)
+        kept = Kept(cache, frozen.depends_on(data, self.kept.depends_on["classes"]))
+        return Pass(frozen, self.pictures, versions_of(mirror=False), kept)
 
     @property
     def in_file(self) -> int:
@@ -361,14 +382,16 @@ def frozen_features(work: Pass, wanted: Tensor) -> Found:
                 else:
                     take(chunk, content)
                     seconds_before += content.seconds
-            for chunk, content in _make(work, missing):
+            for chunk, content, before in _make(work, missing):
                 take(chunk, content)
+                seconds_before += before
         return Found(features, seconds_before)
     # Processes of a group divide the files, so only the writing of each is locked.
     found = {chunk: read for chunk in chunks if (read := _read(work, chunk)) is not None}
     there = gather_objects(list(found), group)  # before a process makes the first one
     missing = [chunk for chunk in chunks if not any(chunk in of for of in there)]
-    made = dict(_make(work, missing[group.rank() :: group.size()]))
+    mine = list(_make(work, missing[group.rank() :: group.size()]))
+    made = {chunk: content for chunk, content, _ in mine}
     # Machines have files of their own: what one has, the others get.
     lent = {
         chunk: found[chunk]
@@ -380,7 +403,8 @@ def frozen_features(work: Pass, wanted: Tensor) -> Found:
         found = {**of_process, **found}
     for chunk in chunks:
         take(chunk, found[chunk])
-    return Found(features, sum(found[chunk].seconds for chunk in chunks if chunk not in missing))
+    seconds_before = sum(found[chunk].seconds for chunk in chunks if chunk not in missing)
+    return Found(features, seconds_before + sum(before for _, _, before in mine))
 
 
 def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None) -> Tensor:
@@ -398,29 +422,73 @@ def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None) -> Tens
     return torch.frombuffer(mapped, dtype=dtype).view(*shape)
 
 
-def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk]]:
-    """Computes the features of some files. Threads read pictures while the network computes."""
+def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk, float]]:
+    """Computes the features of some files. Threads read pictures while the network computes.
+
+    Yields:
+        The number of a file and its content. Then the seconds in which its pictures were decoded
+        before, as far as they were only read. Its content counts them.
+    """
     if not chunks:  # no bar, and no folding, for nothing
         return
     frozen, spans = work.frozen, [work.span(chunk) for chunk in chunks]
     model, device = frozen.network, frozen.network.mean.device
-    stream = work.pictures.stream([place for span in spans for place in span], model.frame)
+    stream = _images(work, [place for span in spans for place in span])
     batches = with_bar(stream, work.bar, sum(math.ceil(len(span) / BATCH) for span in spans))
     in_turn = iter(batches)
     compute = frozen.function()
     with contextlib.closing(stream), evaluating(model):
         for chunk, span in zip(chunks, spans, strict=True):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), 0.0
             parts = []
             with torch.no_grad(), autocast(frozen.precision, device):
-                for images in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
+                for images, seconds in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
+                    before += seconds
                     images = images.to(device)
                     outputs = [compute(change(images, v)) for v in work.versions]
                     parts.append(torch.stack(outputs).to(frozen.dtype).cpu())
-            made = Chunk(torch.cat(parts, 1), time.perf_counter() - start)
+            made = Chunk(torch.cat(parts, 1), time.perf_counter() - start + before)
             with contextlib.nullcontext() if work.group is None else work.kept.locked():
                 _write(work, chunk, made)
-            yield chunk, made
+            yield chunk, made, before
+
+
+def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float], None, None]:
+    """Yields batches of images, in the size of the network. Decoded ones are kept, if they shall.
+
+    Args:
+        work: The pictures.
+        places: Those of whole files of the pass, ascending.
+
+    Yields:
+        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Then the seconds in which they were
+        decoded before, if they were only read.
+    """
+    frame, decoded = work.frozen.network.frame, work.decoded
+    if decoded is None:
+        with contextlib.closing(work.pictures.stream(places, frame)) as stream:
+            for images in stream:
+                yield images, 0.0
+        return
+    for chunk, group in itertools.groupby(places, lambda place: place // decoded.in_file):
+        of_chunk, span = list(group), decoded.span(chunk)
+        if (content := _read(decoded, chunk)) is not None:
+            images = content.features[0, [place - span.start for place in of_chunk]]
+            seconds = content.seconds * len(of_chunk) / len(span)
+            for batch in images.split(BATCH):
+                yield batch, seconds * len(batch) / len(of_chunk)
+            continue
+        parts, seconds = [], 0.0
+        with contextlib.closing(work.pictures.stream(of_chunk, frame)) as stream:
+            start = time.perf_counter()
+            for batch in stream:
+                seconds += time.perf_counter() - start
+                parts.append(batch)
+                if sum(map(len, parts)) == len(span):  # now: nobody may ask for another batch
+                    with decoded.kept.locked():
+                        _write(decoded, chunk, Chunk(torch.cat(parts)[None], seconds))
+                yield batch, 0.0
+                start = time.perf_counter()
 
 
 def _read(work: Pass, chunk: int) -> Chunk | None:

@@ -29,7 +29,7 @@ from cifar_tl.data.examples import (
 from cifar_tl.data.views import make_views, shift_randomly
 from cifar_tl.errors import DataError, TailError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
-from cifar_tl.experiment.features import Cost, Frozen, features_of_pictures
+from cifar_tl.experiment.features import Cache, Cost, Frozen, features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
 from cifar_tl.experiment.findings.probabilities import probability_figures
 from cifar_tl.experiment.findings.results import (
@@ -44,7 +44,15 @@ from cifar_tl.experiment.folder import History, RunFolder
 from cifar_tl.experiment.parents import Parent, load_parent
 from cifar_tl.experiment.settings import plan_values, run_settings
 from cifar_tl.experiment.sharing import held
-from cifar_tl.experiment.stages import FEATURES, HEAD, STAGES, Place, stage_classes, takes_base
+from cifar_tl.experiment.stages import (
+    FEATURES,
+    HEAD,
+    PICTURE_CACHE,
+    STAGES,
+    Place,
+    stage_classes,
+    takes_base,
+)
 from cifar_tl.first_layer import separate_first_layer, whiten_first_layer
 from cifar_tl.freezing import count_parameters, freeze, transfer_model, unfreeze
 from cifar_tl.machine import (
@@ -78,6 +86,7 @@ def run_stage(
     class_balance: ClassBalance = "even",
     seed_folder: bool = False,
     keep_features: bool = True,
+    keep_pictures: bool = True,
     seconds_reading: float = 0.0,
     command: str | None = None,
     log: Callable[[str], object] = lambda _: None,
@@ -116,6 +125,8 @@ def run_stage(
         keep_features: Keep the frozen features of a `Backbone` in files, for other seeds and for a
             run that goes on: ``output_dir / data.name / features``. Files know the weights and the
             layers of a module of your own, but not its code: False while you change that.
+        keep_pictures: Keep with these features what the picture files become in the size of the
+            `Backbone`. The next pass reads that.
         seconds_reading: How long reading the data took. It counts for the stage's total time.
         command: What was typed, for ``result.json``.
         log: Called with lines that say what happens.
@@ -180,10 +191,10 @@ def run_stage(
             counts = _class_counts(images.train.labels, outputs)
             log(f"{stage}: {counts_line(counts, most, evenly=evenly)}")
 
-        keep = place.folder / FEATURES if keep_features else None
+        cache = Cache(place.folder / FEATURES if keep_features else None, keep_pictures)
         bar = f"{stage} features" if progress else None
         frozen = Frozen(model, plan.precision, tail, nothing=part is model)
-        seen = _inputs(frozen, part, data, images, outputs, plan, keep, bar, group)
+        seen = _inputs(frozen, part, data, images, outputs, plan, cache, bar, group)
         if seen.cost.note:
             # Features that were kept cost their time once, and count in every run that uses them.
             before = 0.0 if history.rows else seen.cost.seconds_before
@@ -287,7 +298,7 @@ def _check(
     learns = STAGES[stage].learns
     if not stage_classes(stage, data):
         raise ValueError(f"there is no stage {stage} on {data.name}: it has no {learns} classes")
-    if backbone is not None and backbone.replace("/", "-") in (*STAGES, FEATURES):
+    if backbone is not None and backbone.replace("/", "-") in (*STAGES, FEATURES, PICTURE_CACHE):
         raise ValueError(f"{backbone} is a folder of results: give the Backbone another name")
     if set(data.base_classes) & set(data.new_classes) and not data.own_classes:
         raise ValueError(
@@ -462,7 +473,7 @@ def _inputs(
     images: _Examples,
     outputs: Outputs,
     plan: Plan,
-    keep: Path | None,
+    cache: Cache,
     bar: str | None,
     group: "ProcessGroup | None",
 ) -> _Inputs:
@@ -470,7 +481,7 @@ def _inputs(
     model, device = frozen.network, frozen.network.mean.device
     if isinstance(model, Backbone):  # other images than those in memory
         found = features_of_pictures(
-            frozen, data, outputs.classes, images.places, plan, keep, bar, group
+            frozen, data, outputs.classes, images.places, plan, cache, bar, group
         )
         views, val, test = (to_device_if_it_fits(tensor, device) for tensor in found.tensors)
         return _Inputs(views, val, test, part, found.cost)

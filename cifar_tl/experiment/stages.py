@@ -95,6 +95,7 @@ COMPARISON = ("comparison.json", "comparison.txt")  # of all stages, beside thei
 COMPARISON_PICTURES = ("comparison.png", "images.png")  # the second for several fractions
 BASES = ("bases.json", "bases.txt")  # of several bases, in the folder of the data
 FEATURES = "features"  # a folder beside those of the stages: what frozen networks see
+PICTURE_CACHE = "pictures"  # another: decoded pictures
 REPORT = "report.html"  # all of that in one file
 
 

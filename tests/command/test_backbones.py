@@ -102,13 +102,14 @@ def test_files_are_where_they_should_be_and_say_what_they_are_of(
     ran = (f"{NAME}/transfer", f"{NAME}/finetune", "scratch")
     expected = {f"{stage}/{name}" for stage in ran for name in of_run}
     expected |= {f"{NAME}/{name}" for name in ("comparison.json", "comparison.txt", "report.html")}
-    keys = list((folder / "features").iterdir())  # of features, and of maps for finetune
-    assert len(keys) == 2
+    keys = list((folder / "features").iterdir())  # features, maps for finetune, decoded pictures
+    assert len(keys) == 3
     for key in keys:
         parts = ("train", "validation", "test")
         expected |= {f"features/{key.name}/{part}-1-views-0-00000.pt" for part in parts}
         expected.add(f"features/{key.name}/about.json")
-    assert names == expected
+    # Pictures that were made less than two seconds before are not kept.
+    assert names - {"pictures/32-crop.pictures"} == expected
 
     assert f"base: {NAME}, weights {weights}, images of 224 pixels" in printed
     assert f"from {NAME}, 2 epochs" in printed
@@ -151,13 +152,13 @@ def test_again_is_finished_and_a_restart_reads_the_features(
 def test_it_goes_on_to_the_same_bytes(
     zygote: subprocess.Popen[str], trained: tuple[Path, str], arguments: list[str]
 ) -> None:
-    arguments = [*arguments, "--stage", "transfer", "--no-feature-cache"]
+    arguments = [*arguments, "--stage", "transfer", "--no-feature-cache", "--no-picture-cache"]
     process = start_and_hold(zygote, arguments, 5)  # two syncs for each file: in the second epoch
     process.send(signal.SIGTERM)
     errors = process.end(143)
     Path("go").touch()
     assert f"--base {NAME} --weights '" in errors
-    assert errors.endswith("--no-feature-cache --threads 1 --precision float32\n")
+    assert errors.endswith("--no-feature-cache --no-picture-cache --threads 1 --precision float32\n")
     path = Path("runs/flowers") / NAME / "transfer"
     assert load_checkpoint(path / "last.pt")["epoch"] == 1
     assert not Path("runs/flowers/features").exists()
@@ -176,12 +177,13 @@ def test_a_full_disk_is_one_line_and_costs_nothing(
     (path,) = (
         path
         for path in Path("runs/flowers/features").glob("*/validation-*.pt")
-        if "maps_before" not in (path.parent / "about.json").read_text()
+        if "weights" in (about := (path.parent / "about.json").read_text())
+        if "maps_before" not in about
     )
     path.unlink()
     before = {file: file.read_bytes() for file in Path("runs").rglob("*.*")}
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))"
-    arguments = [*arguments, "--stage", "transfer"]
+    arguments = [*arguments, "--stage", "transfer", "--no-picture-cache"]
     errors = Command(zygote, ["train", *arguments], before=limit).end(1)
     said = f"{path}: {os.strerror(errno.EFBIG)}; what was finished is saved. To go on: "
     assert said in errors

@@ -1,4 +1,5 @@
 import argparse
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -6,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from cifar_tl.command.evaluate import main as evaluate
 from cifar_tl.command.train import main
 from cifar_tl.command.train_arguments import (
     check_arguments,
     choose_recipe,
 )
 from cifar_tl.command.train_parser import make_parser, write_command
+from cifar_tl.data.pictures import kept, read
+from cifar_tl.frame import CIFAR_FRAME
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,10 @@ from cifar_tl.command.train_parser import make_parser, write_command
             ["--stage", "transfer", "--transfer-batch-size", "5", "--batch-size", "5"],
             "--transfer-batch-size and --batch-size mean the same here: leave out one",
         ),
+        (
+            ["--data", "shapes", "--no-picture-cache"],
+            "--no-picture-cache is for folders of image files: leave it out",
+        ),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["stray"], "unrecognized arguments: stray"),
     ],
@@ -103,6 +111,38 @@ def test_classes_in_the_default_folder_are_own_classes_too(
     shutil.copytree(own_classes, "data")
     assert main(["--stage", "transfer", "--epochs", "1"]) == 0
     assert "transfer on data: validation accuracy" in capsys.readouterr().out
+
+
+def test_decoded_pictures_are_kept_for_the_next_commands(
+    own_classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kept, "SETTLED", 0.0)  # else files of the last two seconds are not trusted
+    shutil.copytree(own_classes, "own")
+    arguments = ["--data", "own", "--stage", "transfer", "--epochs", "1"]
+    assert main([*arguments, "--no-picture-cache", "--output-dir", "plain"]) == 0
+    assert "decoded pictures" not in capsys.readouterr().out
+    assert not Path("plain/own/pictures").exists()
+    assert main(arguments) == 0
+    cache = Path("runs/own/pictures/32-crop.pictures")
+    size = f"{cache.stat().st_size / 1e6:.1f} MB"
+    assert f"decoded pictures are kept in runs/own/pictures ({size})\n" in capsys.readouterr().out
+    model, plain = (Path(f"{name}/own/transfer/model.pt") for name in ("runs", "plain"))
+    assert model.read_bytes() == plain.read_bytes()
+    # Other pixels under the same key: who takes them has not read the files again.
+    what = read._what_decides(CIFAR_FRAME)
+    dark = {
+        path: found._replace(pixels=found.pixels // 2)
+        for path, found in kept._read(cache, what).items()
+    }
+    kept._write(cache, what, dark)
+    figures = []
+    for path in (model, plain):
+        assert evaluate([str(path), "--data", "own", "--split", "validation", "--json"]) == 0
+        figures.append(json.loads(capsys.readouterr().out)["loss"])
+    assert figures[0] != figures[1]
+    written = cache.stat().st_mtime_ns
+    assert main([*arguments, "--seed", "1", "--seeds", "1"]) == 0
+    assert cache.stat().st_mtime_ns == written
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

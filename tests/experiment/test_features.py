@@ -30,6 +30,7 @@ from cifar_tl.errors import ImageError, RunWarning
 from cifar_tl.evaluation import extract_features
 from cifar_tl.experiment.features import (
     ABOUT,
+    Cache,
     Frozen,
     PictureFeatures,
     features_of_pictures,
@@ -150,7 +151,7 @@ def features(data: Data, base: Backbone, **values: Any) -> PictureFeatures:
     plan_values |= {name: values.pop(name) for name in list(values) if name in plan_values}
     plan: Plan = dataclasses.replace(SMALL.for_stage("transfer", 9999, mirror=False), **plan_values)
     rows, _ = data.train_and_validation_rows(data.new_classes)
-    values = {"places": torch.arange(len(rows)), "folder": Path("kept"), **values}
+    values = {"places": torch.arange(len(rows)), "cache": Cache(Path("kept")), **values}
     frozen = Frozen(base, plan.precision)
     return features_of_pictures(frozen, data, data.new_classes, plan=plan, **values)
 
@@ -187,7 +188,7 @@ def test_features_are_those_of_the_pictures_in_their_order(flowers: Path, fit: F
     expected = extract_features(base.forward_features, images)
     parts = expected.split([len(data.files[part]) for part in ("train", "validation", "test")])
     for folder in (None, Path("kept"), Path("kept")):  # computed, computed and kept, read
-        found = features(data, base, folder=folder)
+        found = features(data, base, cache=Cache(folder))
         for tensor, part in zip((found.tensors[0][0], *found.tensors[1:]), parts, strict=True):
             torch.testing.assert_close(tensor, part)
     assert len({tuple(row.tolist()) for row in expected}) == 17  # no two pictures are the same
@@ -220,7 +221,7 @@ def test_chosen_classes_fractions_and_views_take_the_right_rows(drawn: Path) -> 
     expected = extract_features(base.forward_features, views.flatten(0, 1)).unflatten(0, (18, -1))
     for _ in range(2):  # computed, then read
         frozen = Frozen(base, "float32")
-        found = features_of_pictures(frozen, data, (2, 5, 9), places, plan, Path("kept"))
+        found = features_of_pictures(frozen, data, (2, 5, 9), places, plan, Cache(Path("kept")))
         torch.testing.assert_close(found.tensors[0], expected)
         assert found.tensors[1].shape == (len(validation.labels), 24)
     images = read_images(as_files(validation), base.frame).images
@@ -354,6 +355,71 @@ def test_features_need_not_be_kept(drawn_data: Data, whole: Path) -> None:
     assert (Path("runs/drawn.npz") / path).read_bytes() == (whole / path).read_bytes()
 
 
+@white_is_said
+def test_decoded_pictures_serve_other_networks_and_passes(flowers: Path) -> None:
+    data = load_data(flowers)
+    expected = [digests(features(data, tiny(seed), cache=Cache(None))) for seed in (0, 1)]
+    cache = Cache(Path("kept"), pictures=True)
+    assert digests(features(data, tiny(0), cache=cache)) == expected[0]
+    shutil.rmtree(flowers)
+    assert digests(features(data, tiny(1), cache=cache)) == expected[1]
+    with pytest.raises(ImageError, match="there is no file"):
+        features(data, tiny(1, fit="squash"), cache=cache)
+
+
+@white_is_said
+def test_decoded_pictures_count_the_time_of_decoding(flowers: Path) -> None:
+    data, cache = load_data(flowers), Cache(Path("kept"), pictures=True)
+    features(data, tiny(0), cache=cache)
+    decoded = [path for path in Path("kept").glob("*/*.pt") if "frame" in about(path)]
+    seconds = sum(load_checkpoint(path)["seconds"] for path in decoded)
+    assert seconds > 0
+    assert features(data, tiny(1), cache=cache).cost.seconds_before == pytest.approx(seconds)
+    of_both = [path for path in Path("kept").glob("*/*.pt") if "frame" not in about(path)]
+    in_all = sum(load_checkpoint(path)["seconds"] for path in of_both)
+    assert in_all > 2 * seconds
+    before = [features(data, tiny(n), cache=cache).cost.seconds_before for n in (0, 1)]
+    assert sum(before) == pytest.approx(in_all)
+
+
+def about(path: Path) -> str:
+    return path.with_name(ABOUT).read_text()
+
+
+@white_is_said
+def test_a_damaged_file_of_decoded_pictures_is_made_anew(flowers: Path) -> None:
+    data, cache = load_data(flowers), Cache(Path("kept"), pictures=True)
+    expected = digests(features(data, tiny(1), cache=Cache(None)))
+    features(data, tiny(0), cache=cache)
+    path = next(p for p in Path("kept").glob("*/train-1*.pt") if "frame" in about(p))
+    before = load_checkpoint(path)["features"]
+    damage(path, "damaged")
+    with pytest.warns(RunWarning, match="is damaged or foreign: it is made anew"):
+        assert digests(features(data, tiny(1), cache=cache)) == expected
+    assert torch.equal(load_checkpoint(path)["features"], before)
+
+
+def test_pictures_are_kept_when_all_of_their_file_were_decoded(tmp_path: Path) -> None:
+    for number in range(304):  # of 300: two files of features, two of decoded pictures
+        part = "train" if number < 300 else "val"
+        path = tmp_path / "many" / part / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 3), (number % 256, number // 256, 0)).save(path)
+    data, cache = load_data(tmp_path / "many"), Cache(Path("kept"), pictures=True)
+
+    def decoded() -> list[str]:
+        found = [path for path in Path("kept").glob("*/train*.pt") if "frame" in about(path)]
+        return sorted(path.name for path in found)
+
+    expected = features(data, tiny(), cache=Cache(None)).tensors[0]
+    assert features(data, tiny(1), cache=cache, places=torch.arange(40)).cost.seconds_before == 0
+    assert decoded() == ["train-1-views-0-00000.pt"]
+    for number in range(256):
+        (tmp_path / "many/train" / "ab"[number % 2] / f"{number:03}.png").unlink()
+    assert torch.equal(features(data, tiny(), cache=cache).tensors[0], expected)
+    assert decoded() == ["train-1-views-0-00000.pt", "train-1-views-0-00001.pt"]
+
+
 def damage(path: Path, kind: str) -> None:
     content = path.read_bytes()
     if kind == "damaged":
@@ -438,7 +504,7 @@ def test_a_picture_that_vanishes_is_named(flowers: Path) -> None:
 def test_a_group_shares_the_work_and_finds_what_one_process_finds(
     zygote: subprocess.Popen[str], drawn: Path, drawn_data: Data
 ) -> None:
-    alone = features(drawn_data, tiny(), folder=None)
+    alone = features(drawn_data, tiny(), cache=Cache(None))
     program = f"""
 import hashlib, time
 from tests.experiment.test_features import *
@@ -450,7 +516,7 @@ def shared(group):
     for folder in ("one-disk", f"disk{{rank}}", f"disk{{rank}}", f"disk{{1 - rank}}", None):
         folder = folder and Path(f"{{size}}-{{folder}}")
         with counted() as sizes:
-            found = features(data, tiny(), folder=folder, group=group)
+            found = features(data, tiny(), cache=Cache(folder), group=group)
         digest = hashlib.sha256(b"".join(digests(found))).hexdigest()
         results.append([digest, sizes, len(kept_files(folder)) if folder else 0])
         distributed.barrier()

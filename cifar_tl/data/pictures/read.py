@@ -8,11 +8,13 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import io
 import statistics
 import struct
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +32,7 @@ from cifar_tl.cores import cores
 from cifar_tl.data.pictures import deep as deep_images
 from cifar_tl.data.pictures.deep import DeepImage
 from cifar_tl.data.pictures.find import FORMATS, HEIF_PACKAGE, INSTALL_HEIF
+from cifar_tl.data.pictures.kept import Decoded, keeping, state_of
 from cifar_tl.data.pictures.libtiff import damage_found
 from cifar_tl.disk import LARGEST_PICTURE, read_file
 from cifar_tl.errors import ImageError, first_line, may_be_whole
@@ -83,6 +86,7 @@ def read_images(
     frame: Frame | int = CIFAR_FRAME,
     *,
     white: Mapping[str, float] | None = None,
+    kept: str | Path | None = None,
     progress: bool = False,
 ) -> ReadImages:
     """Reads N images as `read_image` does, but with one white for all of them.
@@ -91,35 +95,45 @@ def read_images(
         paths: The files.
         frame: The square that the network sees, or the size of it.
         white: What a trained model takes for white. Default: the images tell, see `white_levels`.
+        kept: A file that keeps what was read. Files that did not change since then are not read
+            again. Images of more than 8 bits always are. None: nothing is kept.
         progress: Show a bar on standard error.
 
     Raises:
         ImageError: If some images cannot be read. The message names all of them.
+
+    Warns:
+        RunWarning: If nothing can be kept.
     """
     frame = as_frame(frame)
     images = np.empty((len(paths), 3, frame.size, frame.size), np.uint8)
-    digests, sides = [""] * len(paths), [0]
-    heif = False
+    digests = [""] * len(paths)
 
     def read(number: int) -> tuple[int, _Colours | DeepImage] | str | None:
-        nonlocal heif
-        try:
-            content = _read_file(paths[number])
-            digests[number] = hashlib.sha256(content).hexdigest()
-            picture = _decode(str(paths[number]), content, frame)
-        except ImageError as error:
-            if error.__cause__ is not None and may_be_whole(error.__cause__):
-                raise error.__cause__ from None  # the system failed: the others may fail, too
-            return str(error)
-        if isinstance(picture, DeepImage) or picture.halved:
-            return number, picture
-        heif = heif or _is_heif(content)
-        sides.append(picture.shorter_side)
-        images[number] = _to_pixels(picture, {}, frame)
+        path = str(Path(paths[number]).absolute())
+        decoded, state = kept_before.get(path), state_of(path)
+        if decoded is None or decoded.state != state:
+            try:
+                content = _read_file(paths[number])
+                digests[number] = hashlib.sha256(content).hexdigest()
+                picture = _decode(str(paths[number]), content, frame)
+            except ImageError as error:
+                if error.__cause__ is not None and may_be_whole(error.__cause__):
+                    raise error.__cause__ from None  # the system failed: the others may fail, too
+                return str(error)
+            if isinstance(picture, DeepImage) or picture.halved:
+                return number, picture
+            pixels, side = _to_pixels(picture, {}, frame), picture.shorter_side
+            decoded = Decoded(state, digests[number], side, _is_heif(content), pixels)
+        images[number], digests[number] = decoded.pixels, decoded.digest
+        ordinary[path] = decoded._replace(pixels=images[number])
         return None
 
     total = len(paths)
-    with contextlib.closing(_in_threads(read, total, total)) as read_all:
+    with (
+        keeping(kept, _what_decides(frame) if kept else {}) as (kept_before, ordinary),
+        contextlib.closing(_in_threads(read, total, total)) as read_all,
+    ):
         in_order = with_bar(read_all, "images" if progress else None, total)
         special = [found for found in in_order if found is not None]
     if damaged := [found for found in special if isinstance(found, str)]:
@@ -133,11 +147,22 @@ def read_images(
     for number, picture in pictures.items():
         images[number] = _to_pixels(picture, levels, frame)
     software = {"pillow": PIL.__version__}  # of whatever distribution: there are several
-    if heif:
+    if any(decoded.is_heif for decoded in ordinary.values()):
         software[HEIF_PACKAGE] = import_module(HEIF_PACKAGE).__version__
     notes = deep_images.notes(deep, levels)
-    side = int(statistics.median(sides[1:] or sides))
+    side = int(statistics.median([found.shorter_side for found in ordinary.values()] or [0]))
     return ReadImages(torch.from_numpy(images), digests, levels, notes, software, side)
+
+
+def _what_decides(frame: Frame) -> dict[str, Any]:
+    """Lists what decides the pixels of a file, apart from the file."""
+    heif = importlib.metadata.version(HEIF_PACKAGE) if find_spec(HEIF_PACKAGE) else None
+    return {
+        "reading_rules": READING_RULES,
+        "frame": asdict(frame),
+        "pillow": PIL.__version__,
+        HEIF_PACKAGE: heif,
+    }
 
 
 def stream_images(

@@ -1,0 +1,179 @@
+"""Decoded pictures that are kept: which are taken from the file, and which are read again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cifar_tl.data.pictures import kept, read
+from cifar_tl.data.pictures.read import read_images
+from cifar_tl.data.source import load_data
+from cifar_tl.errors import ImageError, RunWarning
+from cifar_tl.frame import CIFAR_FRAME, Frame
+
+FILE = Path("kept/32.pictures")
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Five pictures of all kinds. Files are trusted at once, not after two seconds."""
+    monkeypatch.setattr(kept, "SETTLED", 0.0)
+    generator = np.random.default_rng(0)
+    paths = [Path(name) for name in ("a.png", "b.jpg", "deep.png", "c.webp", "\u00e4.png")]
+    for number, path in enumerate(paths):
+        pixels = generator.integers(0, 256, (40 + number, 50, 3)).astype(np.uint8)
+        image = Image.fromarray(pixels)
+        if path.name == "deep.png":
+            image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 16)
+        with path.open("wb") as file:
+            image.save(file, {"jpg": "JPEG"}.get(path.suffix[1:], path.suffix[1:]))
+    return paths
+
+
+def invert() -> None:
+    """Inverts the pixels in the file: so one sees in which images they were taken from it."""
+    what = read._what_decides(CIFAR_FRAME)
+    found = kept._read(FILE, what)
+    kept._write(
+        FILE, what, {p: each._replace(pixels=255 - each.pixels) for p, each in found.items()}
+    )
+
+
+def taken(paths: list[Path]) -> list[str]:
+    """Reads again. Returns the names of those that came from the file."""
+    plain, again = read_images(paths), read_images(paths, kept=FILE)
+    assert again._replace(images=plain.images) == plain
+    is_same = [
+        bool((one == other).all()) for one, other in zip(again.images, plain.images, strict=True)
+    ]
+    for number, same in enumerate(is_same):
+        assert same or torch.equal(again.images[number], 255 - plain.images[number])
+    return [path.name for path, same in zip(paths, is_same, strict=True) if not same]
+
+
+def test_what_is_kept_is_read_again_only_if_it_has_more_than_8_bits(paths: list[Path]) -> None:
+    plain = read_images(paths)
+    assert plain.white == {"integers": 4095}
+    for _ in range(2):  # read and kept; taken from the file
+        found = read_images(paths, kept=FILE)
+        assert torch.equal(found.images, plain.images)
+        assert found._replace(images=plain.images) == plain
+    invert()
+    assert taken(paths) == ["a.png", "b.jpg", "c.webp", "\u00e4.png"]
+    assert taken(paths[::-1]) == ["\u00e4.png", "c.webp", "b.jpg", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_bytes(Path("b.jpg").read_bytes()),
+        lambda path: Path("b.jpg").replace(path),
+        lambda path: os.utime(path, ns=(10**18, 10**18)),
+    ],
+    ids=["other content", "another file in its place", "another time"],
+)
+def test_a_file_that_changed_is_read_again(
+    paths: list[Path], change: Callable[[Path], object]
+) -> None:
+    read_images(paths, kept=FILE)
+    invert()
+    change(paths[0])
+    paths.remove(Path("b.jpg"))
+    assert taken(paths) == ["c.webp", "\u00e4.png"]
+    invert()  # what was read again is kept
+    assert "a.png" in taken(paths)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no time of the change of a file")
+def test_a_change_is_noticed_though_size_and_time_of_writing_are_the_same(
+    paths: list[Path],
+) -> None:
+    with Image.open(paths[0]) as image:
+        turned = image.rotate(180)
+    turned.save(paths[0], "BMP")
+    read_images(paths, kept=FILE)
+    invert()
+    about = paths[0].stat()
+    turned.rotate(180).save(paths[0], "BMP")
+    os.utime(paths[0], ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert paths[0].stat().st_size == about.st_size
+    assert "a.png" not in taken(paths)
+
+
+def test_a_file_that_changed_just_now_is_not_trusted(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "SETTLED", 1000.0)
+    read_images(paths, kept=FILE)
+    assert not FILE.exists()
+
+
+def test_names_that_are_no_text_are_kept(paths: list[Path]) -> None:
+    try:
+        odd = paths[0].rename("\udcff.png")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    plain = read_images([odd], kept=FILE)
+    invert()
+    assert torch.equal(read_images([odd], kept=FILE).images, 255 - plain.images)
+
+
+def test_other_rules_of_reading_make_other_pixels(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_images(paths, kept=FILE)
+    squashed = Frame(fit="squash")
+    assert torch.equal(
+        read_images(paths, squashed, kept=FILE).images, read_images(paths, squashed).images
+    )
+    read_images(paths, kept=FILE)
+    invert()
+    monkeypatch.setattr(read, "READING_RULES", read.READING_RULES + 1)
+    assert taken(paths) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no such file", None])
+def test_a_damaged_file_is_made_anew(paths: list[Path], content: bytes | None) -> None:
+    plain = read_images(paths, kept=FILE)
+    whole = FILE.read_bytes()
+    FILE.write_bytes(whole[:-40] + b"\0" + whole[-39:] if content is None else content)
+    assert torch.equal(read_images(paths, kept=FILE).images, plain.images)
+    assert FILE.read_bytes() == whole
+
+
+def test_an_error_keeps_what_was_read(paths: list[Path]) -> None:
+    Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, but nothing follows")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        read_images([*paths, Path("broken.png")], kept=FILE)
+    invert()
+    assert taken(paths) == ["a.png", "b.jpg", "c.webp", "\u00e4.png"]
+
+
+def test_where_nothing_can_be_kept_there_is_a_warning(paths: list[Path]) -> None:
+    plain = read_images(paths)
+    Path("kept").write_bytes(b"a file")
+    with pytest.warns(RunWarning, match=r"^decoded pictures are not kept in kept/32\.pictures: "):
+        found = read_images(paths, kept=FILE)
+    assert torch.equal(found.images, plain.images)
+
+
+@pytest.mark.filterwarnings("ignore:classes has no folder train")
+def test_data_of_kept_pictures_are_the_same(paths: list[Path]) -> None:
+    for name in ("one", "two"):
+        Path(f"classes/{name}").mkdir(parents=True)
+        for number, path in enumerate(paths[:2] + paths[3:]):
+            with Image.open(path) as image:
+                rotated = image.rotate(90 * ["one", "two"].index(name))
+            rotated.save(f"classes/{name}/{number}.png")
+    plain = load_data("classes")
+    for _ in range(2):
+        found = load_data("classes", picture_cache="cache")
+        assert found.fingerprint == plain.fingerprint
+        assert torch.equal(found.train.images, plain.train.images)
+        assert found.shorter_side == plain.shorter_side
+        assert found.software == plain.software
+    assert [path.name for path in Path("cache").iterdir()] == ["32-crop.pictures"]
