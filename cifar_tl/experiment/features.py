@@ -316,13 +316,13 @@ class Pass:
     group: "ProcessGroup | None" = None
 
     @property
-    def decoded(self) -> "Pass | None":
-        """The pass whose files hold the images that this one takes. None: there is none."""
-        cache, data = self.kept.cache, self.pictures.data
-        if not (cache.pictures and cache.folder and data.files) or self.frozen.nothing:
-            return None
+    def decoded(self) -> "Pass":
+        """The pass that makes the images for this one. Its files may be kept, too."""
         frozen = self.frozen._replace(tail=None, nothing=True)
-        kept = Kept(cache, frozen.depends_on(data, self.kept.depends_on["classes"]))
+        kept, data = Kept(Cache(None), {}), self.pictures.data
+        if self.kept.cache.pictures and data.files and not self.frozen.nothing:
+            depends_on = frozen.depends_on(data, self.kept.depends_on["classes"])
+            kept = Kept(self.kept.cache, depends_on)
         return Pass(frozen, self.pictures, versions_of(mirror=False), kept)
 
     @property
@@ -423,7 +423,7 @@ def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None) -> Tens
 
 
 def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk, float]]:
-    """Computes the features of some files. Threads read pictures while the network computes.
+    """Computes the features of some files.
 
     Yields:
         The number of a file and its content. Then the seconds in which its pictures were decoded
@@ -454,41 +454,37 @@ def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk, float
 
 
 def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float], None, None]:
-    """Yields batches of images, in the size of the network. Decoded ones are kept, if they shall.
+    """Yields batches of images, in the size of the network. Decoded ones may be kept.
+
+    The pictures of a whole file are decoded before the network sees the first of them. Threads that
+    decode beside those of the network slow both down (benchmarks/README.md).
 
     Args:
         work: The pictures.
         places: Those of whole files of the pass, ascending.
 
     Yields:
-        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Then the seconds in which they were
-        decoded before, if they were only read.
+        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Then the seconds in which they and the
+        next ones were decoded before, if they were only read.
     """
-    frame, decoded = work.frozen.network.frame, work.decoded
-    if decoded is None:
-        with contextlib.closing(work.pictures.stream(places, frame)) as stream:
-            for images in stream:
-                yield images, 0.0
-        return
+    decoded = work.decoded
     for chunk, group in itertools.groupby(places, lambda place: place // decoded.in_file):
-        of_chunk, span = list(group), decoded.span(chunk)
+        of_chunk, span, before = list(group), decoded.span(chunk), 0.0
         if (content := _read(decoded, chunk)) is not None:
             images = content.features[0, [place - span.start for place in of_chunk]]
-            seconds = content.seconds * len(of_chunk) / len(span)
-            for batch in images.split(BATCH):
-                yield batch, seconds * len(batch) / len(of_chunk)
-            continue
-        parts, seconds = [], 0.0
-        with contextlib.closing(work.pictures.stream(of_chunk, frame)) as stream:
+            before = content.seconds * len(of_chunk) / len(span)
+        else:
             start = time.perf_counter()
-            for batch in stream:
-                seconds += time.perf_counter() - start
-                parts.append(batch)
-                if sum(map(len, parts)) == len(span):  # now: nobody may ask for another batch
-                    with decoded.kept.locked():
-                        _write(decoded, chunk, Chunk(torch.cat(parts)[None], seconds))
-                yield batch, 0.0
-                start = time.perf_counter()
+            stream = work.pictures.stream(of_chunk, work.frozen.network.frame)
+            with contextlib.closing(stream):
+                images = torch.cat(list(stream))
+            if decoded.kept.folder is not None and len(of_chunk) == len(span):
+                with decoded.kept.locked():
+                    seconds = time.perf_counter() - start
+                    _write(decoded, chunk, Chunk(images[None], seconds))
+        for batch in images.split(BATCH):
+            yield batch, before
+            before = 0.0
 
 
 def _read(work: Pass, chunk: int) -> Chunk | None:

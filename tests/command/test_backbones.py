@@ -158,7 +158,9 @@ def test_it_goes_on_to_the_same_bytes(
     errors = process.end(143)
     Path("go").touch()
     assert f"--base {NAME} --weights '" in errors
-    assert errors.endswith("--no-feature-cache --no-picture-cache --threads 1 --precision float32\n")
+    assert errors.endswith(
+        "--no-feature-cache --no-picture-cache --threads 1 --precision float32\n"
+    )
     path = Path("runs/flowers") / NAME / "transfer"
     assert load_checkpoint(path / "last.pt")["epoch"] == 1
     assert not Path("runs/flowers/features").exists()
