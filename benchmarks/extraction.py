@@ -3,8 +3,8 @@
     python benchmarks/extraction.py FOLDER --base mobilenet_v3_small [--weights FILE]
 
 FOLDER holds pictures, as for ``cifar-tl train --data``. The three are measured in turn, and the
-medians are printed in pictures a second. On few cores reading and computing share them, so features
-cannot reach the slower of both: the last line says what is left of it.
+medians are printed in pictures a second. Reading and computing share the cores, so features cannot
+reach the slower of both. The last figure compares with the one after the other.
 """
 
 import argparse
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from cifar_tl import load_backbone, load_data
+from cifar_tl import Backbone, Data, load_backbone, load_data
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import versions_of
 from cifar_tl.experiment.features import (
@@ -43,12 +43,15 @@ def main() -> None:
     parser.add_argument("--base", default="mobilenet_v3_small")
     parser.add_argument("--weights")
     options = parser.parse_args()
-    data = load_data(options.folder)
+    compare(load_data(options.folder), load_backbone(options.base, options.weights))
+
+
+def compare(data: Data, model: Backbone) -> None:
+    """Measures in turn, and prints medians."""
     pictures, _, _ = pictures_of(data, data.new_classes)
     number = len(pictures.rows) // BATCH * BATCH
-    files, places = data.files["train"][:number], torch.arange(number)
     pictures = pictures._replace(rows=pictures.rows[:number])
-    model = load_backbone(options.base, options.weights)
+    files = [data.files["train"][row] for row in pictures.rows.tolist()]
     precision = choose_precision("auto", torch.device("cpu"))
     batch = torch.randint(256, (BATCH, 3, model.image_size, model.image_size)).byte()
 
@@ -64,21 +67,23 @@ def main() -> None:
     def features() -> None:
         plain = versions_of(mirror=False)
         work = Pass(Frozen(model, precision), pictures, plain, Kept(Cache(None), {}))
-        frozen_features(work, places)
+        frozen_features(work, torch.arange(number))
 
     measured: dict[Callable[[], None], list[float]] = {forward: [], read: [], features: []}
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS + 1):
         for function, rates in measured.items():
             start = time.perf_counter()
             function()
-            rates.append(number / (time.perf_counter() - start))
-    medians = {f.__name__: statistics.median(rates) for f, rates in measured.items()}
+            if turn:  # the first one makes room
+                rates.append(number / (time.perf_counter() - start))
     threads = torch.get_num_threads()
-    print(f"{options.base}, {number} pictures, {precision}, {threads} threads, pictures a second:")
-    for name, rate in medians.items():
-        print(f"{name:9} {rate:7.1f}")
-    part = medians["features"] / min(medians["forward"], medians["read"])
-    print(f"features / the slower of both: {part:.2f}")
+    computed, reading, found = (statistics.median(rates) for rates in measured.values())
+    print(
+        f"{model.name}, {number} pictures, {precision}, {threads} threads, pictures "
+        f"a second: forward passes alone {computed:.1f}, reading alone {reading:.1f}, features "
+        f"{found:.1f}; features / the slower of both {found / min(computed, reading):.2f}, / one "
+        f"after the other {found * (1 / computed + 1 / reading):.2f}"
+    )
 
 
 if __name__ == "__main__":

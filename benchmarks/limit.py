@@ -11,15 +11,21 @@ import argparse
 import dataclasses
 import platform
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import extraction
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +37,8 @@ from cifar_tl import (
     extract_features,
     fit,
     keep_freed_memory,
+    load_backbone,
+    load_data,
     make_views,
     transfer_model,
 )
@@ -41,6 +49,8 @@ TRAIN, VALIDATION = 20_000, 5_000
 STEPS = 20  # of a base training, in a round
 ROUNDS = 15
 TRANSFER_ROUNDS = 5
+PICTURES = 400
+NETWORKS = ("mobilenet_v3_small", "efficientnet_b0", "resnet18", "vit_b_32")
 SIZES = (2_500, 5_000, 10_000, 20_000)
 
 
@@ -56,6 +66,7 @@ def main() -> None:
     compare_steps(images, labels)
     compare_transfer(images, labels + 5)
     compare_sizes(images, labels)
+    compare_networks()
 
 
 def compare_steps(images: Tensor, labels: Tensor) -> None:
@@ -136,6 +147,22 @@ def compare_sizes(images: Tensor, labels: Tensor) -> None:
     show(times, "us", 1e6)
     medians = [median(values) for values in times.values()]
     print(f"slowest size / fastest size: {max(medians) / min(medians):.2f}")
+
+
+def compare_networks() -> None:
+    """Compares features of picture files with the forward passes, and with the reading."""
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(PICTURES):
+            coarse: Any = random.integers(256, size=(15, 20, 3)).astype(np.uint8)
+            path = Path(folder, "pictures/train", "ab"[number % 2], f"{number}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(coarse).resize((400, 300)).save(path, quality=90)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = load_data(path.parents[2])
+        for name in NETWORKS:
+            extraction.compare(data, load_backbone(name, "fresh"))
 
 
 def train_seconds(model: CifarNet, images: Tensor, labels: Tensor, recipe: Recipe) -> float:
