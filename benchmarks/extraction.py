@@ -21,15 +21,8 @@ import torch
 from cifar_tl import Backbone, Data, load_backbone, load_data
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import versions_of
-from cifar_tl.experiment.features import (
-    BATCH,
-    Cache,
-    Frozen,
-    Kept,
-    Pass,
-    frozen_features,
-    pictures_of,
-)
+from cifar_tl.experiment.frozen import BATCH, Frozen, pictures_of
+from cifar_tl.experiment.passes import Cache, Kept, Pass, frozen_features
 from cifar_tl.machine import autocast, choose_precision
 
 ROUNDS = 5

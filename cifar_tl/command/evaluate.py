@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
 
     from cifar_tl.backbone import Network
     from cifar_tl.data.examples import Data
-    from cifar_tl.experiment.features import Pictures
+    from cifar_tl.experiment.frozen import Pictures
     from cifar_tl.outputs import Outputs
 
 SPLITS = ("test", "validation", "training")
@@ -250,7 +250,7 @@ def judge_folder(
 
     from cifar_tl.data.class_folders import read_test_folders
     from cifar_tl.data.examples import check_pixels
-    from cifar_tl.experiment.features import Pictures
+    from cifar_tl.experiment.frozen import Pictures
 
     folder = Path(options.data)
     name = portable(folder.resolve().name)
@@ -290,7 +290,7 @@ def select_pictures(
     data: "Data",
 ) -> "Pictures":
     """Selects the images to measure on. Refuses images whose accuracy would mislead."""
-    from cifar_tl.experiment.features import Pictures, pictures_of
+    from cifar_tl.experiment.frozen import Pictures, pictures_of
 
     expected = dict(enumerate(data.class_names))
     if not classes.items() <= expected.items():

@@ -1,160 +1,31 @@
-"""What frozen layers compute of pictures, kept in files: each picture goes through them once.
+"""What a stage sees of pictures: frozen features, each computed once; and the logits of pictures.
 
-These are features. If the last layers learn, too, these are the maps that those layers take. If all
-layers learn, these are the images themselves, in the size of the network.
-Pictures come a batch at a time, and only features or maps stay. A file holds those of up to 256
-images. It is sealed, so an interrupted pass goes on after the last file. Other seeds, fractions and
-stages read the same files.
+If the last layers learn, too, it sees the maps that those layers take. If all layers learn, it sees
+the images themselves, in the size of the network.
 """
 
-import contextlib
-import hashlib
-import importlib.metadata
-import itertools
-import json
-import math
-import mmap
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import PIL
 import torch
 from torch import Tensor
 
-from cifar_tl.backbone import Backbone, Network, digest_of
-from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
-from cifar_tl.contents import FeaturesFile
-from cifar_tl.data.examples import Data, LabeledImages, class_rows
-from cifar_tl.data.npz import to_square
-from cifar_tl.data.pictures.read import stream_images
-from cifar_tl.data.views import Version, change, versions_of
-from cifar_tl.disk import locked, make_folder, megabytes_in, write_atomically
-from cifar_tl.distributed import gather_objects
-from cifar_tl.errors import CheckpointError, RunWarning
+from cifar_tl.backbone import Backbone, Network
+from cifar_tl.data.examples import Data
+from cifar_tl.data.views import versions_of
+from cifar_tl.disk import megabytes_in
 from cifar_tl.evaluation import evaluating, extract_features
-from cifar_tl.folding import folded
-from cifar_tl.frame import Frame
+from cifar_tl.experiment.frozen import Frozen, Pictures, pictures_of
+from cifar_tl.experiment.passes import Cache, Kept, Pass, frozen_features
 from cifar_tl.machine import autocast
 from cifar_tl.names import printable
 from cifar_tl.prediction import MirrorAverage
-from cifar_tl.pretrained import TIMM
-from cifar_tl.progress import with_bar
 from cifar_tl.recipe import Plan, Precision
-from cifar_tl.tail import Tail, maps_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-MOST_IN_FILE = 256  # images
-FILE_SIZE = 32e6  # bytes, if BATCH images are not larger
-BATCH = 32  # a file holds whole batches: so they are the same after an interruption
-IN_MEMORY = 500e6  # bytes: more than that is mapped from a file
-ABOUT = "about.json"
-
-
-class Pictures(NamedTuple):
-    """N images of a part of the data. A network sees them in its own size."""
-
-    data: Data
-    name: str  # train, validation or test
-    part: str  # where they are in the data: maybe images of train are for validation
-    rows: Tensor  # (N,) int64, of that part
-
-    def examples(self) -> LabeledImages:
-        """Returns the N images as they are in memory."""
-        examples: LabeledImages = getattr(self.data, self.part)
-        return LabeledImages(examples.images[self.rows], examples.labels[self.rows])
-
-    def stream(self, places: Sequence[int], frame: Frame) -> Generator[Tensor, None, None]:
-        """Yields the images at some places, ``(n, 3, size, size)`` uint8, n is at most `BATCH`."""
-        rows = self.rows[list(places)]
-        if files := self.data.files.get(self.part):
-            paths = [files[row] for row in rows.tolist()]
-            white = self.data.reading.get("white", {})
-            with contextlib.closing(
-                stream_images(paths, frame, white=white, batch_size=BATCH)
-            ) as batches:
-                yield from batches
-            return
-        images = self.data.originals.get(self.part)
-        if images is None:  # they have 32 pixels
-            images = getattr(self.data, self.part).images.permute(0, 2, 3, 1).numpy()
-        for batch in rows.split(BATCH):
-            pixels = np.stack([to_square(images[row], frame) for row in batch.tolist()])
-            yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-
-
-def pictures_of(data: Data, classes: Iterable[int]) -> tuple[Pictures, Pictures, Pictures]:
-    """Selects the training, validation and test images of some classes."""
-    classes = list(classes)
-    train, validation = data.train_and_validation_rows(classes)
-    held_out = "train" if data.validation is None else "validation"
-    test = class_rows(data.test.labels, classes)
-    return (
-        Pictures(data, "train", "train", train),
-        Pictures(data, "validation", held_out, validation),
-        Pictures(data, "test", "test", test),
-    )
-
-
-class Frozen(NamedTuple):
-    """Layers of a network that stay as they are, and how they compute."""
-
-    network: Network  # it computes on its device
-    precision: Precision
-    tail: Tail | None = None  # the last layers, if they learn. None: features, else maps
-    nothing: bool = False  # all layers learn: it computes nothing of the images
-
-    def function(self) -> Callable[[Tensor], Tensor]:
-        """Makes the function that computes the features or the maps ``(N, ...)`` of images."""
-        network, tail = self.network, self.tail
-        if self.nothing:
-            return lambda images: images
-        features = folded(network.features, network.image_size)
-        if tail is None:
-            return lambda images: features(network.preprocess(images))
-        return lambda images: maps_of(features, tail, network.preprocess(images))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of what it computes of one image."""
-        if self.nothing:
-            return (3, self.network.image_size, self.network.image_size)
-        return (self.network.num_features,) if self.tail is None else self.tail.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of what it computes."""
-        return torch.uint8 if self.nothing else torch.float32
-
-    def depends_on(self, data: Data, classes: Sequence[int]) -> dict[str, Any]:
-        """Lists all that decides what it computes of an image, as plain values."""
-        images = {"fingerprint": data.fingerprint, "classes": list(classes)}
-        reading = {"pillow": PIL.__version__, **data.reading, **data.software}
-        reading |= {"scaled_from": "the file"} if data.originals else {}
-        if self.nothing:
-            return {**images, "frame": asdict(self.network.frame), **reading}
-        name = str(self.network.describe()["network"])
-        return {
-            **images,
-            "network": name,
-            "weights_and_preprocessing": digest_of(self.network),
-            "precision": self.precision,
-            "batch": BATCH,
-            "batch_norms": "folded",
-            "device": self.network.mean.device.type,
-            "torch": str(torch.__version__),
-            "torchvision": importlib.metadata.version("torchvision"),
-            **reading,
-            **({"timm": importlib.metadata.version("timm")} if name.startswith(TIMM) else {}),
-            **({} if self.tail is None else {"maps_before": self.tail.first}),
-        }
 
 
 class Cost(NamedTuple):
@@ -178,7 +49,7 @@ def features_of_pictures(
     classes: Sequence[int],
     places: Tensor,
     plan: Plan,
-    cache: "Cache",
+    cache: Cache,
     bar: str | None = None,
     group: "ProcessGroup | None" = None,
 ) -> PictureFeatures:
@@ -251,7 +122,7 @@ def logits_of(
     return torch.stack(views).mean(0)
 
 
-def _kept_note(kept: "Kept", seconds_before: float) -> str:
+def _kept_note(kept: Kept, seconds_before: float) -> str:
     """Says how large the kept files are, and how long those took that were only read."""
     if kept.folder is None:
         return ""
@@ -259,265 +130,3 @@ def _kept_note(kept: "Kept", seconds_before: float) -> str:
     return f", kept in {printable(str(kept.folder))} ({megabytes_in(kept.folder)} in all)" + (
         before if seconds_before else ""
     )
-
-
-class Cache(NamedTuple):
-    """What is kept, and where."""
-
-    folder: Path | None  # None: nothing is kept
-    pictures: bool = False  # keep decoded picture files, too, in the size of the network
-
-
-class Kept(NamedTuple):
-    """What is kept, and what it depends on."""
-
-    cache: Cache
-    depends_on: dict[str, Any]  # plain values
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of all that is kept."""
-        return self.cache.folder
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps the files to this process. It waits for others that make them."""
-        if self.folder is None:
-            yield
-            return
-        make_folder(self.own())
-        with locked(self.own(), wait=True):
-            yield
-
-    def own(self) -> Path:
-        """Returns the folder of what depends on these values."""
-        assert self.folder is not None
-        return self.folder / hashlib.sha256(json.dumps(self.depends_on).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Pictures that go through frozen layers, a file after the other.
-
-    Attributes:
-        frozen: The layers.
-        pictures: All images that any fraction may want.
-        versions: The V views of each image: `versions_of`.
-        kept: Where features are kept.
-        bar: Text before a progress bar. None: no bar.
-        group: Processes that share the work. None: this process alone.
-    """
-
-    frozen: Frozen
-    pictures: Pictures
-    versions: Sequence[Version]
-    kept: Kept
-    bar: str | None = None
-    group: "ProcessGroup | None" = None
-
-    @property
-    def decoded(self) -> "Pass":
-        """The pass that makes the images for this one. Its files may be kept, too."""
-        frozen = self.frozen._replace(tail=None, nothing=True)
-        kept, data = Kept(Cache(None), {}), self.pictures.data
-        if self.kept.cache.pictures and data.files and not self.frozen.nothing:
-            depends_on = frozen.depends_on(data, self.kept.depends_on["classes"])
-            kept = Kept(self.kept.cache, depends_on)
-        return Pass(frozen, self.pictures, versions_of(mirror=False), kept)
-
-    @property
-    def in_file(self) -> int:
-        """How many images a file holds."""
-        bytes_of_one = self.frozen.dtype.itemsize * math.prod(self.frozen.shape)
-        fitting = int(FILE_SIZE / bytes_of_one) // BATCH * BATCH
-        return max(BATCH, min(MOST_IN_FILE, fitting))
-
-    def span(self, chunk: int) -> range:
-        """Returns the places of the images of a file."""
-        first = chunk * self.in_file
-        return range(first, min(first + self.in_file, len(self.pictures.rows)))
-
-    def path(self, chunk: int) -> Path:
-        """Returns a file."""
-        views = f"{len(self.versions)}-views-{max(version.right for version in self.versions)}"
-        return self.kept.own() / f"{self.pictures.name}-{views}-{chunk:05}.pt"
-
-
-class Chunk(NamedTuple):
-    """The features ``(V, n, ...)`` of a file, and the seconds in which they were made."""
-
-    features: Tensor
-    seconds: float
-
-
-class Found(NamedTuple):
-    """Features ``(V, N, ...)``, and how long those took that were only read."""
-
-    features: Tensor
-    seconds_before: float
-
-
-def frozen_features(work: Pass, wanted: Tensor) -> Found:
-    """Computes the features of pictures, or reads those that were kept.
-
-    Args:
-        work: The pictures, and what computes.
-        wanted: ``(N,)`` int64, places among the pictures, ascending.
-    """
-    numbers, group = wanted // work.in_file, work.group
-    chunks: list[int] = numbers.unique().tolist()
-    shape = (len(work.versions), len(wanted), *work.frozen.shape)
-    features = _room(shape, work.frozen.dtype, work.kept.folder)
-
-    def take(chunk: int, content: Chunk) -> None:
-        places = wanted[numbers == chunk] % work.in_file
-        features[:, numbers == chunk] = content.features[:, places]
-
-    if group is None:
-        seconds_before, missing = 0.0, []
-        with work.kept.locked():  # another process may make the same: wait, and read those
-            for chunk in chunks:
-                if (content := _read(work, chunk)) is None:
-                    missing.append(chunk)
-                else:
-                    take(chunk, content)
-                    seconds_before += content.seconds
-            for chunk, content, before in _make(work, missing):
-                take(chunk, content)
-                seconds_before += before
-        return Found(features, seconds_before)
-    # Processes of a group divide the files, so only the writing of each is locked.
-    found = {chunk: read for chunk in chunks if (read := _read(work, chunk)) is not None}
-    there = gather_objects(list(found), group)  # before a process makes the first one
-    missing = [chunk for chunk in chunks if not any(chunk in of for of in there)]
-    mine = list(_make(work, missing[group.rank() :: group.size()]))
-    made = {chunk: content for chunk, content, _ in mine}
-    # Machines have files of their own: what one has, the others get.
-    lent = {
-        chunk: found[chunk]
-        for chunk in found
-        if not all(chunk in of for of in there)
-        and not any(chunk in of for of in there[: group.rank()])
-    }
-    for of_process in gather_objects({**made, **lent}, group):
-        found = {**of_process, **found}
-    for chunk in chunks:
-        take(chunk, found[chunk])
-    seconds_before = sum(found[chunk].seconds for chunk in chunks if chunk not in missing)
-    return Found(features, seconds_before + sum(before for _, _, before in mine))
-
-
-def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None) -> Tensor:
-    """Makes a tensor: in memory, or if it is large, in a file that vanishes with it."""
-    num_bytes = dtype.itemsize * math.prod(shape)
-    if num_bytes <= IN_MEMORY:
-        return torch.empty(shape, dtype=dtype)
-    if folder is not None:
-        make_folder(folder)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for start in range(0, num_bytes, 2**20):  # a full disk is found here, not by a crash later
-            file.write(bytes(min(2**20, num_bytes - start)))
-        file.flush()
-        mapped = mmap.mmap(file.fileno(), num_bytes)
-    return torch.frombuffer(mapped, dtype=dtype).view(*shape)
-
-
-def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk, float]]:
-    """Computes the features of some files.
-
-    Yields:
-        The number of a file and its content. Then the seconds in which its pictures were decoded
-        before, as far as they were only read. Its content counts them.
-    """
-    if not chunks:  # no bar, and no folding, for nothing
-        return
-    frozen, spans = work.frozen, [work.span(chunk) for chunk in chunks]
-    model, device = frozen.network, frozen.network.mean.device
-    stream = _images(work, [place for span in spans for place in span])
-    batches = with_bar(stream, work.bar, sum(math.ceil(len(span) / BATCH) for span in spans))
-    in_turn = iter(batches)
-    compute = frozen.function()
-    with contextlib.closing(stream), evaluating(model):
-        for chunk, span in zip(chunks, spans, strict=True):
-            start, before = time.perf_counter(), 0.0
-            parts = []
-            with torch.no_grad(), autocast(frozen.precision, device):
-                for images, seconds in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
-                    before += seconds
-                    images = images.to(device)
-                    outputs = [compute(change(images, v)) for v in work.versions]
-                    parts.append(torch.stack(outputs).to(frozen.dtype).cpu())
-            made = Chunk(torch.cat(parts, 1), time.perf_counter() - start + before)
-            with contextlib.nullcontext() if work.group is None else work.kept.locked():
-                _write(work, chunk, made)
-            yield chunk, made, before
-
-
-def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float], None, None]:
-    """Yields batches of images, in the size of the network. Decoded ones may be kept.
-
-    The pictures of a whole file are decoded before the network sees the first of them. Threads that
-    decode beside those of the network slow both down (benchmarks/README.md).
-
-    Args:
-        work: The pictures.
-        places: Those of whole files of the pass, ascending.
-
-    Yields:
-        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Then the seconds in which they and the
-        next ones were decoded before, if they were only read.
-    """
-    decoded = work.decoded
-    for chunk, group in itertools.groupby(places, lambda place: place // decoded.in_file):
-        of_chunk, span, before = list(group), decoded.span(chunk), 0.0
-        if (content := _read(decoded, chunk)) is not None:
-            images = content.features[0, [place - span.start for place in of_chunk]]
-            before = content.seconds * len(of_chunk) / len(span)
-        else:
-            start = time.perf_counter()
-            stream = work.pictures.stream(of_chunk, work.frozen.network.frame)
-            with contextlib.closing(stream):
-                images = torch.cat(list(stream))
-            if decoded.kept.folder is not None and len(of_chunk) == len(span):
-                with decoded.kept.locked():
-                    seconds = time.perf_counter() - start
-                    _write(decoded, chunk, Chunk(images[None], seconds))
-        for batch in images.split(BATCH):
-            yield batch, before
-            before = 0.0
-
-
-def _read(work: Pass, chunk: int) -> Chunk | None:
-    """Reads the features of a file. None: they are not there, or damaged."""
-    if work.kept.folder is None:
-        return None
-    path = work.path(chunk)
-    if not path.exists():
-        return None
-    shape = (len(work.versions), len(work.span(chunk)), *work.frozen.shape)
-    try:
-        content = load_checkpoint(path, kind=FeaturesFile)
-        features, seconds = content["features"], content["seconds"]
-        if features.shape != shape or features.dtype != work.frozen.dtype:
-            raise TypeError
-        if content["place"] != _place(path):
-            raise ValueError
-    except (CheckpointError, TypeError, ValueError):
-        warnings.warn(f"{path} is damaged or foreign: it is made anew", RunWarning, stacklevel=2)
-        return None
-    return Chunk(features, seconds)
-
-
-def _write(work: Pass, chunk: int, content: Chunk) -> None:
-    if work.kept.folder is None:
-        return
-    path = work.path(chunk)
-    if not (about := path.parent / ABOUT).exists():  # for people
-        text = json.dumps(work.kept.depends_on, indent=2) + "\n"
-        write_atomically(about, text.encode("ascii"))
-    save_checkpoint(path, {**content._asdict(), "place": _place(path)})
-
-
-def _place(path: Path) -> str:
-    """Says what a file holds: a copy of it elsewhere holds something else."""
-    return f"{path.parent.name}/{path.name}"

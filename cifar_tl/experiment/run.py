@@ -29,7 +29,7 @@ from cifar_tl.data.examples import (
 from cifar_tl.data.views import make_views, shift_randomly
 from cifar_tl.errors import DataError, TailError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
-from cifar_tl.experiment.features import Cache, Cost, Frozen, features_of_pictures
+from cifar_tl.experiment.features import Cost, features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
 from cifar_tl.experiment.findings.probabilities import probability_figures
 from cifar_tl.experiment.findings.results import (
@@ -41,7 +41,9 @@ from cifar_tl.experiment.findings.results import (
 )
 from cifar_tl.experiment.findings.unequal import counts_line, majority_accuracy, unequal_figures
 from cifar_tl.experiment.folder import History, RunFolder
+from cifar_tl.experiment.frozen import Frozen
 from cifar_tl.experiment.parents import Parent, load_parent
+from cifar_tl.experiment.passes import Cache
 from cifar_tl.experiment.settings import plan_values, run_settings
 from cifar_tl.experiment.sharing import held
 from cifar_tl.experiment.stages import (

@@ -14,7 +14,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES
 from cifar_tl.data.pictures.read import read_image
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import DataError, DataWarning
-from cifar_tl.experiment.features import pictures_of
+from cifar_tl.experiment.frozen import pictures_of
 from cifar_tl.frame import Fit, Frame, cifar_frame
 from tests.conftest import Malicious
 

@@ -14,7 +14,7 @@ from cifar_tl.backbone import Backbone
 from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data
 from cifar_tl.evaluation import evaluate
-from cifar_tl.experiment import features
+from cifar_tl.experiment import passes
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.run import _outlook, run_stage
 from tests.experiment.test_features import interrupt
@@ -98,7 +98,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
 
     with monkeypatch.context() as patch:
         if when == "in the images":
-            patch.setattr(features, "_write", lambda *_: interrupt())
+            patch.setattr(passes, "_write", lambda *_: interrupt())
         with pytest.raises(KeyboardInterrupt):
             scratch(drawn_data, log=log)
     assert sum("all layers learn; the epochs take about" in line for line in lines) == (

@@ -28,16 +28,10 @@ from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import ImageError, RunWarning
 from cifar_tl.evaluation import extract_features
-from cifar_tl.experiment.features import (
-    ABOUT,
-    Cache,
-    Frozen,
-    PictureFeatures,
-    features_of_pictures,
-    logits_of,
-    pictures_of,
-)
+from cifar_tl.experiment.features import PictureFeatures, features_of_pictures, logits_of
 from cifar_tl.experiment.findings.results import StageResult
+from cifar_tl.experiment.frozen import Frozen, pictures_of
+from cifar_tl.experiment.passes import ABOUT, Cache
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.frame import Fit, Frame
 from cifar_tl.machine import autocast

@@ -21,11 +21,11 @@ from cifar_tl.command.train_parser import make_parser
 from cifar_tl.data.examples import Data
 from cifar_tl.errors import RunError
 from cifar_tl.evaluation import evaluate
-from cifar_tl.experiment import features
-from cifar_tl.experiment.features import pictures_of
+from cifar_tl.experiment import passes
 from cifar_tl.experiment.findings.bases import compare_bases
 from cifar_tl.experiment.findings.comparison import compare
 from cifar_tl.experiment.findings.results import StageResult
+from cifar_tl.experiment.frozen import pictures_of
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import TUNED
 from tests.experiment.conftest import SMALL
@@ -126,7 +126,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
         if when == "after an epoch" and "epoch 1" in line:
             interrupt()
 
-    write = features._write
+    write = passes._write
 
     def write_then_stop(*values: Any) -> None:
         write(*values)
@@ -134,7 +134,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
 
     with monkeypatch.context() as patch:
         if when == "in the maps":
-            patch.setattr(features, "_write", write_then_stop)
+            patch.setattr(passes, "_write", write_then_stop)
         with pytest.raises(KeyboardInterrupt):
             run("finetune", drawn_data, log=log)
     assert len(list(Path("runs").rglob("train-*.pt"))) == (1 if when == "in the maps" else 3)
@@ -163,8 +163,8 @@ def test_large_maps_are_in_a_file_that_vanishes(
     whole: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(features, "IN_MEMORY", 0)
-    monkeypatch.setattr(features, "FILE_SIZE", 4 * 12 * 18 * 18 * 64)  # of 64 maps
+    monkeypatch.setattr(passes, "IN_MEMORY", 0)
+    monkeypatch.setattr(passes, "FILE_SIZE", 4 * 12 * 18 * 18 * 64)  # of 64 maps
     for stage in ("transfer", "finetune"):
         run(stage, drawn_data)
     for stage in ("transfer", "finetune"):

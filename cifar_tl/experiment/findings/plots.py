@@ -28,11 +28,12 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import LARGEST_TEXT, locked, read_file, write_atomically
 from cifar_tl.experiment import stages
-from cifar_tl.experiment.features import Pictures, logits_of, pictures_of
+from cifar_tl.experiment.features import logits_of
 from cifar_tl.experiment.findings.layers import dropout_rate
 from cifar_tl.experiment.findings.results import training_words
 from cifar_tl.experiment.findings.unequal import MEAN, always_words, deciding
 from cifar_tl.experiment.folder import HistoryRow, read_history, read_result
+from cifar_tl.experiment.frozen import Pictures, pictures_of
 from cifar_tl.experiment.stages import BLUE, GREY, ORANGE
 from cifar_tl.names import printable
 from cifar_tl.outputs import Outputs
