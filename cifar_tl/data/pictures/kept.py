@@ -6,6 +6,7 @@ content is not read.
 
 import contextlib
 import json
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,9 @@ def state_of(path: str) -> State | None:
         about = Path(path).stat()
     except (OSError, ValueError):  # reading it will say what is wrong
         return None
-    if time.time() - max(about.st_mtime, about.st_ctime) < SETTLED:
+    # A camera with a wrong clock writes in the future: that is no change. Windows has no st_ctime.
+    changed = about.st_mtime if sys.platform == "win32" else about.st_ctime
+    if time.time() - changed < SETTLED:
         return None
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns
 

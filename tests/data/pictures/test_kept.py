@@ -73,8 +73,9 @@ def test_what_is_kept_is_read_again_only_if_it_has_more_than_8_bits(paths: list[
         lambda path: path.write_bytes(Path("b.jpg").read_bytes()),
         lambda path: Path("b.jpg").replace(path),
         lambda path: os.utime(path, ns=(10**18, 10**18)),
+        lambda path: os.utime(path, ns=(10**19, 4 * 10**18)),
     ],
-    ids=["other content", "another file in its place", "another time"],
+    ids=["other content", "another file in its place", "another time", "a time to come"],
 )
 def test_a_file_that_changed_is_read_again(
     paths: list[Path], change: Callable[[Path], object]
