@@ -173,7 +173,10 @@ def make_folder(folder: Path) -> None:
 
 def megabytes_in(folder: Path) -> str:
     """Writes how large the files in a folder and below it are, such as ``1,234.5 MB``."""
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process may delete it meanwhile
+            size += path.stat().st_size if path.is_file() else 0
     return f"{size / 1e6:,.1f} MB"
 
 
@@ -212,7 +215,7 @@ def _sync(descriptor: int) -> None:
 
 @functools.cache  # one warning is enough
 def warn_once(message: str) -> None:
-    """Warns of a file system, once in a process."""
+    """Warns of a file system or a disk, once in a process."""
     warnings.warn(message, RunWarning, stacklevel=2)
 
 

@@ -180,7 +180,11 @@ def do_jobs(
                 continue
             # Pictures take a second a stage: one seed's are enough.
             if job.seed == jobs[0].seed and launch.speaks():
-                draw_stage(job.place, stage, data, keeps=job.options.feature_cache)
+                keeps = {
+                    "keep_features": job.options.feature_cache,
+                    "keep_pictures": job.options.picture_cache,
+                }
+                draw_stage(job.place, stage, data, **keeps)
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
         folders = {stage: job.place.of(stage) for stage in stages}
         results = {stage: done[folder] for stage, folder in folders.items() if folder in done}
@@ -274,7 +278,7 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
     """Reads the data; downloads CIFAR-10 if it is missing.
 
     Returns:
-        The data, and the seconds of reading.
+        The data, and the seconds of reading. Pictures that were kept count what they took before.
     """
     from cifar_tl.data.cifar10 import download_cifar10
     from cifar_tl.data.source import load_data
@@ -288,8 +292,8 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
     start = time.perf_counter()
     try:
         data = load_data(source, **chosen, fit=fit, picture_cache=cache, progress=progress)
-        seconds = time.perf_counter() - start
-        if data.files and cache is not None and cache.is_dir():
+        seconds = time.perf_counter() - start + data.seconds_before
+        if data.files and cache is not None and cache.is_dir() and any(cache.iterdir()):
             log(f"decoded pictures are kept in {printable(str(cache))} ({megabytes_in(cache)})")
         return data, seconds
     except MissingDataError:

@@ -159,8 +159,9 @@ def _add_class_options(parser: Parser) -> None:
         "--picture-cache",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep decoded picture files, in DIR/DATA/pictures and with these features: a file is "
-        "read again only if its path, size or times of change are others (default: yes)",
+        help="keep decoded picture files for the next command, in DIR/DATA/pictures and with these "
+        "features: a file counts as the same if its path, size and times of change are the same "
+        "(default: yes)",
     )
     add(
         "--train-fraction",

@@ -190,12 +190,17 @@ def say_spreads(experiments: Sequence[Experiment]) -> None:
         say(f"{stage}{of}: {words}, of {count(len(found), 'seed')}")
 
 
-def draw_stage(place: Place, stage: str, data: "Data", *, keeps: bool) -> None:
-    """Draws the pictures of a stage, if they are missing. ``keeps``: features may be in files."""
+def draw_stage(
+    place: Place, stage: str, data: "Data", *, keep_features: bool, keep_pictures: bool
+) -> None:
+    """Draws the pictures of a stage, if they are missing."""
+    from cifar_tl.experiment.features import Cache
+
     # No other run sees what a stage made of a network that goes on learning.
-    keeps = keeps and STAGES[stage].trains == HEAD
-    folder, features = place.of(stage), place.folder / FEATURES if keeps else None
-    draw(folder, PICTURES, lambda: plots().draw_stage(folder, data, features))
+    keep_features = keep_features and STAGES[stage].trains == HEAD
+    folder, kept = place.of(stage), place.folder / FEATURES
+    cache = Cache(kept if keep_features else None, kept if keep_pictures else None)
+    draw(folder, PICTURES, lambda: plots().draw_stage(folder, data, cache))
 
 
 def draw_comparison(places: Sequence[Place], stages: Sequence[str], *, several_sizes: bool) -> None:

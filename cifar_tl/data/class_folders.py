@@ -66,6 +66,7 @@ def read_class_folders(
         software=read.software,
         frame=frame,
         shorter_side=read.shorter_side,
+        seconds_before=read.seconds_before,
         files={
             name: tuple(path for where, path, _ in samples if where == part)
             for name, part in zip(("train", "validation", "test"), PARTS, strict=True)

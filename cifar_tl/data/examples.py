@@ -46,6 +46,7 @@ class Data:
     # Of a .npz file with images of another size: those of each part, (N, H, W[, C]).
     originals: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     shorter_side: int = 0  # of the pictures, in pixels: the median; 0: not known
+    seconds_before: float = 0.0  # in which those pictures were decoded that were kept
     # The rest is from `load_data`.
     name: str = ""  # the folder of its results
     base_classes: tuple[int, ...] = ()

@@ -18,7 +18,7 @@ from cifar_tl.data.views import versions_of
 from cifar_tl.disk import megabytes_in
 from cifar_tl.evaluation import evaluating, extract_features
 from cifar_tl.experiment.frozen import Frozen, Pictures, pictures_of
-from cifar_tl.experiment.passes import Cache, Kept, Pass, frozen_features
+from cifar_tl.experiment.passes import Kept, Pass, frozen_features
 from cifar_tl.machine import autocast
 from cifar_tl.names import printable
 from cifar_tl.prediction import MirrorAverage
@@ -26,6 +26,13 @@ from cifar_tl.recipe import Plan, Precision
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class Cache(NamedTuple):
+    """Folders in which things are kept. None: they are not kept."""
+
+    features: Path | None = None  # features and maps
+    pictures: Path | None = None  # decoded picture files, in the size of a network
 
 
 class Cost(NamedTuple):
@@ -74,9 +81,9 @@ def features_of_pictures(
     wanted = [places, *(torch.arange(len(part.rows)) for part in parts[1:])]
     plain = versions_of(mirror=False)
     versions = [versions_of(mirror=plan.mirror, shift=plan.view_shift), plain, plain]
-    kept = Kept(cache, frozen.depends_on(data, classes))
+    kept = Kept(cache.features, frozen.depends_on(data, classes))
     found = [
-        frozen_features(Pass(frozen, part, of_part, kept, bar, group), rows)
+        frozen_features(Pass(frozen, part, of_part, kept, cache.pictures, bar, group), rows)
         for part, of_part, rows in zip(parts, versions, wanted, strict=True)
     ]
     views, val_features, test_features = (each.features for each in found)
@@ -93,7 +100,7 @@ def logits_of(
     *,
     mirror_average: bool = False,
     progress: bool = False,
-    folder: Path | None = None,
+    cache: Cache | None = None,
 ) -> Tensor:
     """Computes the logits ``(N, num_classes)`` of pictures.
 
@@ -103,7 +110,7 @@ def logits_of(
         precision: Of the computation.
         mirror_average: Average them with those of the mirror images: see `MirrorAverage`.
         progress: Show a bar.
-        folder: Where features are kept, if they are.
+        cache: What is kept, and where. None: nothing.
     """
     data, device = pictures.data, model.mean.device
     if not isinstance(model, Backbone):  # it sees the images that are in memory
@@ -113,9 +120,10 @@ def logits_of(
         return logits.float()
     frozen = Frozen(model, precision)
     classes = pictures.examples().labels.unique().tolist()
-    kept = Kept(Cache(folder), frozen.depends_on(data, classes))
+    cache = cache or Cache()
+    kept = Kept(cache.features, frozen.depends_on(data, classes))
     bar = "images" if progress else None
-    work = Pass(frozen, pictures, versions_of(mirror=mirror_average), kept, bar)
+    work = Pass(frozen, pictures, versions_of(mirror=mirror_average), kept, cache.pictures, bar)
     found = frozen_features(work, torch.arange(len(pictures.rows)))
     with evaluating(model), torch.no_grad(), autocast(precision, device):
         views = [model.forward_head(view.to(device)).float() for view in found.features]

@@ -24,7 +24,7 @@ from torch import Tensor
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
 from cifar_tl.contents import FeaturesFile
 from cifar_tl.data.views import Version, change, versions_of
-from cifar_tl.disk import locked, make_folder, write_atomically
+from cifar_tl.disk import locked, make_folder, warn_once, write_atomically
 from cifar_tl.distributed import gather_objects
 from cifar_tl.errors import CheckpointError, RunWarning
 from cifar_tl.evaluation import evaluating
@@ -41,23 +41,11 @@ IN_MEMORY = 500e6  # bytes: more than that is mapped from a file
 ABOUT = "about.json"
 
 
-class Cache(NamedTuple):
-    """What is kept, and where."""
+class Kept(NamedTuple):
+    """Where files are kept, and what they depend on."""
 
     folder: Path | None  # None: nothing is kept
-    pictures: bool = False  # keep decoded picture files, too, in the size of the network
-
-
-class Kept(NamedTuple):
-    """What is kept, and what it depends on."""
-
-    cache: Cache
     depends_on: dict[str, Any]  # plain values
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of all that is kept."""
-        return self.cache.folder
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -84,6 +72,7 @@ class Pass:
         pictures: All images that any fraction may want.
         versions: The V views of each image: `versions_of`.
         kept: Where features are kept.
+        decoded_in: Where decoded picture files are kept. None: nowhere.
         bar: Text before a progress bar. None: no bar.
         group: Processes that share the work. None: this process alone.
     """
@@ -92,6 +81,7 @@ class Pass:
     pictures: Pictures
     versions: Sequence[Version]
     kept: Kept
+    decoded_in: Path | None = None
     bar: str | None = None
     group: "ProcessGroup | None" = None
 
@@ -99,18 +89,20 @@ class Pass:
     def decoded(self) -> "Pass":
         """The pass that makes the images for this one. Its files may be kept, too."""
         frozen = self.frozen._replace(tail=None, nothing=True)
-        kept, data = Kept(Cache(None), {}), self.pictures.data
-        if self.kept.cache.pictures and data.files and not self.frozen.nothing:
+        kept, data = Kept(None, {}), self.pictures.data
+        if self.decoded_in is not None and data.files and not self.frozen.nothing:
             depends_on = frozen.depends_on(data, self.kept.depends_on["classes"])
-            kept = Kept(self.kept.cache, depends_on)
+            kept = Kept(self.decoded_in, depends_on)
         return Pass(frozen, self.pictures, versions_of(mirror=False), kept)
 
     @property
     def in_file(self) -> int:
-        """How many images a file holds."""
+        """How many images a file holds: 32, 64, 128 or 256, so that small files fill large ones."""
         bytes_of_one = self.frozen.dtype.itemsize * math.prod(self.frozen.shape)
-        fitting = int(FILE_SIZE / bytes_of_one) // BATCH * BATCH
-        return max(BATCH, min(MOST_IN_FILE, fitting))
+        number = MOST_IN_FILE
+        while number > BATCH and number * bytes_of_one > FILE_SIZE:
+            number //= 2
+        return number
 
     def span(self, chunk: int) -> range:
         """Returns the places of the images of a file."""
@@ -244,8 +236,8 @@ def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float]
         places: Those of whole files of the pass, ascending.
 
     Yields:
-        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Then the seconds in which they and the
-        next ones were decoded before, if they were only read.
+        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Then seconds: with the first batch of a
+        file that was read, how long decoding its pictures took; else 0.
     """
     decoded = work.decoded
     for chunk, group in itertools.groupby(places, lambda place: place // decoded.in_file):
@@ -258,10 +250,9 @@ def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float]
             stream = work.pictures.stream(of_chunk, work.frozen.network.frame)
             with contextlib.closing(stream):
                 images = torch.cat(list(stream))
+            made = Chunk(images[None], time.perf_counter() - start)
             if decoded.kept.folder is not None and len(of_chunk) == len(span):
-                with decoded.kept.locked():
-                    seconds = time.perf_counter() - start
-                    _write(decoded, chunk, Chunk(images[None], seconds))
+                _try_to_write(decoded, chunk, made)
         for batch in images.split(BATCH):
             yield batch, before
             before = 0.0
@@ -296,6 +287,18 @@ def _write(work: Pass, chunk: int, content: Chunk) -> None:
         text = json.dumps(work.kept.depends_on, indent=2) + "\n"
         write_atomically(about, text.encode("ascii"))
     save_checkpoint(path, {**content._asdict(), "place": _place(path)})
+
+
+def _try_to_write(decoded: Pass, chunk: int, content: Chunk) -> None:
+    """Writes decoded pictures. They only save time: without them the run goes on."""
+    try:
+        with decoded.kept.locked():
+            _write(decoded, chunk, content)
+    except OSError as error:
+        warn_once(
+            f"decoded pictures are not kept in {decoded.kept.folder} ({error.strerror}): free "
+            "space, or turn it off (--no-picture-cache)"
+        )
 
 
 def _place(path: Path) -> str:

@@ -29,7 +29,7 @@ from cifar_tl.data.examples import (
 from cifar_tl.data.views import make_views, shift_randomly
 from cifar_tl.errors import DataError, TailError
 from cifar_tl.evaluation import confusion_matrix, evaluate, extract_features
-from cifar_tl.experiment.features import Cost, features_of_pictures
+from cifar_tl.experiment.features import Cache, Cost, features_of_pictures
 from cifar_tl.experiment.findings.layers import layers
 from cifar_tl.experiment.findings.probabilities import probability_figures
 from cifar_tl.experiment.findings.results import (
@@ -43,7 +43,6 @@ from cifar_tl.experiment.findings.unequal import counts_line, majority_accuracy,
 from cifar_tl.experiment.folder import History, RunFolder
 from cifar_tl.experiment.frozen import Frozen
 from cifar_tl.experiment.parents import Parent, load_parent
-from cifar_tl.experiment.passes import Cache
 from cifar_tl.experiment.settings import plan_values, run_settings
 from cifar_tl.experiment.sharing import held
 from cifar_tl.experiment.stages import (
@@ -127,7 +126,7 @@ def run_stage(
         keep_features: Keep the frozen features of a `Backbone` in files, for other seeds and for a
             run that goes on: ``output_dir / data.name / features``. Files know the weights and the
             layers of a module of your own, but not its code: False while you change that.
-        keep_pictures: Keep with these features what the picture files become in the size of the
+        keep_pictures: Keep in that folder what the picture files become in the size of the
             `Backbone`. The next pass reads that.
         seconds_reading: How long reading the data took. It counts for the stage's total time.
         command: What was typed, for ``result.json``.
@@ -193,9 +192,13 @@ def run_stage(
             counts = _class_counts(images.train.labels, outputs)
             log(f"{stage}: {counts_line(counts, most, evenly=evenly)}")
 
-        cache = Cache(place.folder / FEATURES if keep_features else None, keep_pictures)
         bar = f"{stage} features" if progress else None
         frozen = Frozen(model, plan.precision, tail, nothing=part is model)
+        kept = place.folder / FEATURES
+        cache = Cache(
+            features=kept if keep_features and (keep_pictures or not frozen.nothing) else None,
+            pictures=kept if keep_pictures else None,
+        )
         seen = _inputs(frozen, part, data, images, outputs, plan, cache, bar, group)
         if seen.cost.note:
             # Features that were kept cost their time once, and count in every run that uses them.

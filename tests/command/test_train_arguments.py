@@ -132,7 +132,7 @@ def test_decoded_pictures_are_kept_for_the_next_commands(
     what = read._what_decides(CIFAR_FRAME)
     dark = {
         path: found._replace(pixels=found.pixels // 2)
-        for path, found in kept._read(cache, what).items()
+        for path, found in kept._read(cache, 32, what).items()
     }
     kept._write(cache, what, dark)
     figures = []

@@ -28,10 +28,10 @@ from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import ImageError, RunWarning
 from cifar_tl.evaluation import extract_features
-from cifar_tl.experiment.features import PictureFeatures, features_of_pictures, logits_of
+from cifar_tl.experiment.features import Cache, PictureFeatures, features_of_pictures, logits_of
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.frozen import Frozen, pictures_of
-from cifar_tl.experiment.passes import ABOUT, Cache
+from cifar_tl.experiment.passes import ABOUT
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.frame import Fit, Frame
 from cifar_tl.machine import autocast
@@ -352,8 +352,8 @@ def test_features_need_not_be_kept(drawn_data: Data, whole: Path) -> None:
 @white_is_said
 def test_decoded_pictures_serve_other_networks_and_passes(flowers: Path) -> None:
     data = load_data(flowers)
-    expected = [digests(features(data, tiny(seed), cache=Cache(None))) for seed in (0, 1)]
-    cache = Cache(Path("kept"), pictures=True)
+    expected = [digests(features(data, tiny(seed), cache=Cache())) for seed in (0, 1)]
+    cache = Cache(Path("kept"), Path("kept"))
     assert digests(features(data, tiny(0), cache=cache)) == expected[0]
     shutil.rmtree(flowers)
     assert digests(features(data, tiny(1), cache=cache)) == expected[1]
@@ -362,8 +362,17 @@ def test_decoded_pictures_serve_other_networks_and_passes(flowers: Path) -> None
 
 
 @white_is_said
+def test_a_disk_without_room_for_decoded_pictures_stops_nothing(flowers: Path) -> None:
+    data, expected = load_data(flowers), digests(features(load_data(flowers), tiny()))
+    Path("full").write_bytes(b"a file")
+    with pytest.warns(RunWarning, match=r"^decoded pictures are not kept in full \(.*\): free"):
+        found = features(data, tiny(), cache=Cache(None, Path("full")))
+    assert digests(found) == expected
+
+
+@white_is_said
 def test_decoded_pictures_count_the_time_of_decoding(flowers: Path) -> None:
-    data, cache = load_data(flowers), Cache(Path("kept"), pictures=True)
+    data, cache = load_data(flowers), Cache(Path("kept"), Path("kept"))
     features(data, tiny(0), cache=cache)
     decoded = [path for path in Path("kept").glob("*/*.pt") if "frame" in about(path)]
     seconds = sum(load_checkpoint(path)["seconds"] for path in decoded)
@@ -382,8 +391,8 @@ def about(path: Path) -> str:
 
 @white_is_said
 def test_a_damaged_file_of_decoded_pictures_is_made_anew(flowers: Path) -> None:
-    data, cache = load_data(flowers), Cache(Path("kept"), pictures=True)
-    expected = digests(features(data, tiny(1), cache=Cache(None)))
+    data, cache = load_data(flowers), Cache(Path("kept"), Path("kept"))
+    expected = digests(features(data, tiny(1), cache=Cache()))
     features(data, tiny(0), cache=cache)
     path = next(p for p in Path("kept").glob("*/train-1*.pt") if "frame" in about(p))
     before = load_checkpoint(path)["features"]
@@ -399,13 +408,13 @@ def test_pictures_are_kept_when_all_of_their_file_were_decoded(tmp_path: Path) -
         path = tmp_path / "many" / part / "ab"[number % 2] / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (3, 3), (number % 256, number // 256, 0)).save(path)
-    data, cache = load_data(tmp_path / "many"), Cache(Path("kept"), pictures=True)
+    data, cache = load_data(tmp_path / "many"), Cache(Path("kept"), Path("kept"))
 
     def decoded() -> list[str]:
         found = [path for path in Path("kept").glob("*/train*.pt") if "frame" in about(path)]
         return sorted(path.name for path in found)
 
-    expected = features(data, tiny(), cache=Cache(None)).tensors[0]
+    expected = features(data, tiny(), cache=Cache()).tensors[0]
     assert features(data, tiny(1), cache=cache, places=torch.arange(40)).cost.seconds_before == 0
     assert decoded() == ["train-1-views-0-00000.pt"]
     for number in range(256):
@@ -498,7 +507,7 @@ def test_a_picture_that_vanishes_is_named(flowers: Path) -> None:
 def test_a_group_shares_the_work_and_finds_what_one_process_finds(
     zygote: subprocess.Popen[str], drawn: Path, drawn_data: Data
 ) -> None:
-    alone = features(drawn_data, tiny(), cache=Cache(None))
+    alone = features(drawn_data, tiny(), cache=Cache())
     program = f"""
 import hashlib, time
 from tests.experiment.test_features import *

@@ -5,6 +5,7 @@ content is not read.
 """
 
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -16,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_tl.disk import make_folder, read_sealed, write_sealed
+from cifar_tl.disk import LARGEST_CHECKPOINT, locked, make_folder, read_sealed, write_sealed
 from cifar_tl.errors import CheckpointError, RunWarning
 
 SETTLED = 2.0  # seconds: a file system may write two changes in so short a time as one
 
-State = tuple[int, int, int]  # of a file: bytes; nanoseconds of its last changes
+State = tuple[int, int, int, int]  # of a file: its number, bytes, nanoseconds of its last changes
 
 
 class Decoded(NamedTuple):
@@ -32,6 +33,7 @@ class Decoded(NamedTuple):
     shorter_side: int  # of the picture in the file, in pixels
     is_heif: bool
     pixels: NDArray[np.uint8]  # (3, size, size)
+    seconds: float = 0.0  # its part of the time of decoding
 
 
 def state_of(path: str) -> State | None:
@@ -40,46 +42,49 @@ def state_of(path: str) -> State | None:
         about = Path(path).stat()
     except (OSError, ValueError):  # reading it will say what is wrong
         return None
-    # A camera with a wrong clock writes in the future: that is no change. Windows has no st_ctime.
+    # A camera with a wrong clock writes in the future: that is no change. On Windows, st_ctime is
+    # the time of creation.
     changed = about.st_mtime if sys.platform == "win32" else about.st_ctime
     if time.time() - changed < SETTLED:
         return None
-    return about.st_size, about.st_mtime_ns, about.st_ctime_ns
+    return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 @contextlib.contextmanager
 def keeping(
-    file: str | Path | None, depends_on: Mapping[str, Any]
+    file: str | Path | None, size: int, depends_on: Mapping[str, Any]
 ) -> Iterator[tuple[Mapping[str, Decoded], dict[str, Decoded]]]:
-    """Gives the pictures that a file keeps, and a dictionary for those that it shall keep.
+    """Gives the pictures that a file keeps, and a dictionary for those that were decoded.
 
-    Both go by absolute paths. The second is written at the end, also after an error or an
-    interruption.
+    Both go by absolute paths. At the end the file keeps both, also after an error or an
+    interruption, but no picture whose file is gone.
 
     Args:
         file: The file. None: nothing is kept.
+        size: The height and width of the pictures in pixels.
         depends_on: What decides the pixels, as plain values. Pictures that were decoded otherwise
-            are not given.
+            are not given, and not kept.
 
     Warns:
         RunWarning: If the file cannot be written.
     """
-    before = {} if file is None else _read(Path(file), depends_on)
-    after: dict[str, Decoded] = {}
+    if file is None:
+        yield {}, {}
+        return
+    start = time.perf_counter()
+    before, after = _read(Path(file), size, depends_on), dict[str, Decoded]()
     try:
         yield before, after
     finally:
-        settled = {path: after[path] for path in sorted(after) if after[path].state is not None}
-        states = [{path: each.state for path, each in of.items()} for of in (before, settled)]
-        if file is not None and states[0] != states[1]:
-            try:
-                _write(Path(file), depends_on, settled)
-            except OSError as error:
-                message = f"decoded pictures are not kept in {file}: {error.strerror}"
-                warnings.warn(message, RunWarning, stacklevel=4)
+        new = {path: found for path, found in after.items() if found.state is not None}
+        if new:
+            seconds = (time.perf_counter() - start) / len(after)
+            timed = {path: found._replace(seconds=seconds) for path, found in new.items()}
+            there = {path: found for path, found in before.items() if Path(path).exists()}
+            _try_to_write(Path(file), depends_on, there | timed)
 
 
-def _read(file: Path, depends_on: Mapping[str, Any]) -> dict[str, Decoded]:
+def _read(file: Path, size: int, depends_on: Mapping[str, Any]) -> dict[str, Decoded]:
     """Reads the pictures of a file. There is none if it is missing or damaged."""
     try:
         sealed = read_sealed(file)
@@ -87,26 +92,51 @@ def _read(file: Path, depends_on: Mapping[str, Any]) -> dict[str, Decoded]:
         content = json.loads(sealed[:head])
         if content["depends_on"] != json.loads(json.dumps(depends_on)):
             return {}
-        rows, size = content["pictures"], int(content["size"])
+        rows = content["pictures"]
         images = np.frombuffer(sealed, np.uint8, len(rows) * 3 * size**2, head + 1)
-        images = images.reshape(-1, 3, size, size)
         return {
-            str(path): Decoded((int(a), int(b), int(c)), str(digest), int(side), bool(heif), image)
-            for (path, (a, b, c), digest, side, heif), image in zip(rows, images, strict=True)
+            str(path): Decoded(
+                (int(state[0]), int(state[1]), int(state[2]), int(state[3])),
+                str(digest),
+                int(side),
+                bool(heif),
+                image,
+                float(seconds),
+            )
+            for (path, state, digest, side, heif, seconds), image in zip(
+                rows, images.reshape(-1, 3, size, size), strict=True
+            )
         }
-    except (CheckpointError, OSError, KeyError, TypeError, ValueError, RecursionError):
+    except (CheckpointError, OSError, LookupError, ArithmeticError, TypeError, ValueError):
         return {}
 
 
+def _try_to_write(
+    file: Path, depends_on: Mapping[str, Any], pictures: Mapping[str, Decoded]
+) -> None:
+    """Writes pictures. They only save time: without them the program goes on."""
+    try:
+        make_folder(file.parent)
+        with locked(file.parent, wait=True):
+            _write(file, depends_on, pictures)
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "not enough memory"
+        warnings.warn(
+            f"decoded pictures are not kept in {file} ({reason}): free space, or turn it off "
+            "(--no-picture-cache)",
+            RunWarning,
+            stacklevel=5,
+        )
+
+
 def _write(file: Path, depends_on: Mapping[str, Any], pictures: Mapping[str, Decoded]) -> None:
-    if not pictures:
-        return
+    if sum(found.pixels.nbytes for found in pictures.values()) > LARGEST_CHECKPOINT:
+        raise OSError(errno.EFBIG, "it would be too large to be read")
+    in_order = [(path, pictures[path]) for path in sorted(pictures)]
     rows = [
-        (path, found.state, found.digest, found.shorter_side, found.is_heif)
-        for path, found in pictures.items()
+        (path, found.state, found.digest, found.shorter_side, found.is_heif, found.seconds)
+        for path, found in in_order
     ]
-    size = next(iter(pictures.values())).pixels.shape[-1]
-    head = json.dumps({"depends_on": depends_on, "size": size, "pictures": rows})
-    pixels = (np.ascontiguousarray(found.pixels).data for found in pictures.values())
-    make_folder(file.parent)
+    head = json.dumps({"depends_on": depends_on, "pictures": rows})
+    pixels = (np.ascontiguousarray(found.pixels).data for _, found in in_order)
     write_sealed(file, b"".join([head.encode("ascii"), b"\n", *pixels]))

@@ -70,6 +70,7 @@ class ReadImages(NamedTuple):
     notes: list[str]  # what the owner of the files should know
     software: dict[str, str]  # what decoded them: names and versions
     shorter_side: int  # in pixels, the median over the files; 0: not known
+    seconds_before: float  # in which those were decoded that were kept
 
 
 class _Colours(NamedTuple):
@@ -107,12 +108,13 @@ def read_images(
     """
     frame = as_frame(frame)
     images = np.empty((len(paths), 3, frame.size, frame.size), np.uint8)
-    digests = [""] * len(paths)
+    digests, ordinary = [""] * len(paths), dict[int, Decoded]()
 
     def read(number: int) -> tuple[int, _Colours | DeepImage] | str | None:
         path = str(Path(paths[number]).absolute())
-        decoded, state = kept_before.get(path), state_of(path)
-        if decoded is None or decoded.state != state:
+        state = state_of(path) if kept is not None else None
+        found = before.get(path)
+        if found is None or found.state != state:
             try:
                 content = _read_file(paths[number])
                 digests[number] = hashlib.sha256(content).hexdigest()
@@ -123,15 +125,16 @@ def read_images(
                 return str(error)
             if isinstance(picture, DeepImage) or picture.halved:
                 return number, picture
-            pixels, side = _to_pixels(picture, {}, frame), picture.shorter_side
-            decoded = Decoded(state, digests[number], side, _is_heif(content), pixels)
-        images[number], digests[number] = decoded.pixels, decoded.digest
-        ordinary[path] = decoded._replace(pixels=images[number])
+            images[number], side = _to_pixels(picture, {}, frame), picture.shorter_side
+            found = Decoded(state, digests[number], side, _is_heif(content), images[number])
+            decoded[path] = found
+        images[number], digests[number] = found.pixels, found.digest
+        ordinary[number] = found
         return None
 
     total = len(paths)
     with (
-        keeping(kept, _what_decides(frame) if kept else {}) as (kept_before, ordinary),
+        keeping(kept, frame.size, _what_decides(frame)) as (before, decoded),
         contextlib.closing(_in_threads(read, total, total)) as read_all,
     ):
         in_order = with_bar(read_all, "images" if progress else None, total)
@@ -147,16 +150,19 @@ def read_images(
     for number, picture in pictures.items():
         images[number] = _to_pixels(picture, levels, frame)
     software = {"pillow": PIL.__version__}  # of whatever distribution: there are several
-    if any(decoded.is_heif for decoded in ordinary.values()):
+    if any(found.is_heif for found in ordinary.values()):
         software[HEIF_PACKAGE] = import_module(HEIF_PACKAGE).__version__
     notes = deep_images.notes(deep, levels)
     side = int(statistics.median([found.shorter_side for found in ordinary.values()] or [0]))
-    return ReadImages(torch.from_numpy(images), digests, levels, notes, software, side)
+    seconds = sum(found.seconds for found in ordinary.values())
+    return ReadImages(torch.from_numpy(images), digests, levels, notes, software, side, seconds)
 
 
 def _what_decides(frame: Frame) -> dict[str, Any]:
     """Lists what decides the pixels of a file, apart from the file."""
-    heif = importlib.metadata.version(HEIF_PACKAGE) if find_spec(HEIF_PACKAGE) else None
+    heif = None
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        heif = importlib.metadata.version(HEIF_PACKAGE)
     return {
         "reading_rules": READING_RULES,
         "frame": asdict(frame),

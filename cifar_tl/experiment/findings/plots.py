@@ -28,7 +28,7 @@ from cifar_tl.data.classes import CIFAR10_CLASS_NAMES, NEW_CLASSES
 from cifar_tl.data.examples import Data
 from cifar_tl.disk import LARGEST_TEXT, locked, read_file, write_atomically
 from cifar_tl.experiment import stages
-from cifar_tl.experiment.features import logits_of
+from cifar_tl.experiment.features import Cache, logits_of
 from cifar_tl.experiment.findings.layers import dropout_rate
 from cifar_tl.experiment.findings.results import training_words
 from cifar_tl.experiment.findings.unequal import MEAN, always_words, deciding
@@ -51,19 +51,19 @@ Always: TypeAlias = tuple[float, str] | None
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
 
 
-def draw_stage(folder: Path, data: Data, features: Path | None) -> None:
+def draw_stage(folder: Path, data: Data, cache: Cache) -> None:
     """Draws the pictures of a finished stage into its folder.
 
     Args:
         folder: The folder of the stage.
         data: Its images.
-        features: Where features are kept. None: nowhere.
+        cache: What is kept, and where.
     """
     result, rows = _read(folder)
     model, _, outputs = read_named_model(folder / stages.MODEL)
     _, pictures, _ = pictures_of(data, outputs.classes)
     labels = outputs.places(pictures.examples().labels)
-    logits = logits_of(model, pictures, result["precision"], folder=features)
+    logits = logits_of(model, pictures, result["precision"], cache=cache)
     logits = logits[:, list(outputs.columns)]
     said = logits / model.temperature  # what probabilities are made of
     title = f"{result['stage']} on {printable(result['data'])}"

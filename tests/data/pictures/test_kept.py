@@ -1,8 +1,10 @@
 """Decoded pictures that are kept: which are taken from the file, and which are read again."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from cifar_tl.data.pictures import kept, read
 from cifar_tl.data.pictures.read import read_images
 from cifar_tl.data.source import load_data
+from cifar_tl.disk import SEAL_SIZE, write_sealed
 from cifar_tl.errors import ImageError, RunWarning
 from cifar_tl.frame import CIFAR_FRAME, Frame
 
@@ -37,7 +40,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def invert() -> None:
     """Inverts the pixels in the file: so one sees in which images they were taken from it."""
     what = read._what_decides(CIFAR_FRAME)
-    found = kept._read(FILE, what)
+    found = kept._read(FILE, 32, what)
     kept._write(
         FILE, what, {p: each._replace(pixels=255 - each.pixels) for p, each in found.items()}
     )
@@ -46,7 +49,7 @@ def invert() -> None:
 def taken(paths: list[Path]) -> list[str]:
     """Reads again. Returns the names of those that came from the file."""
     plain, again = read_images(paths), read_images(paths, kept=FILE)
-    assert again._replace(images=plain.images) == plain
+    assert again._replace(images=plain.images, seconds_before=0) == plain
     is_same = [
         bool((one == other).all()) for one, other in zip(again.images, plain.images, strict=True)
     ]
@@ -61,7 +64,7 @@ def test_what_is_kept_is_read_again_only_if_it_has_more_than_8_bits(paths: list[
     for _ in range(2):  # read and kept; taken from the file
         found = read_images(paths, kept=FILE)
         assert torch.equal(found.images, plain.images)
-        assert found._replace(images=plain.images) == plain
+        assert found._replace(images=plain.images, seconds_before=0) == plain
     invert()
     assert taken(paths) == ["a.png", "b.jpg", "c.webp", "\u00e4.png"]
     assert taken(paths[::-1]) == ["\u00e4.png", "c.webp", "b.jpg", "a.png"]
@@ -140,10 +143,10 @@ def test_other_rules_of_reading_make_other_pixels(
 @pytest.mark.parametrize("content", [b"", b"no such file", None])
 def test_a_damaged_file_is_made_anew(paths: list[Path], content: bytes | None) -> None:
     plain = read_images(paths, kept=FILE)
-    whole = FILE.read_bytes()
+    whole, names = FILE.read_bytes(), {str(path.absolute()) for path in (*paths[:2], *paths[3:])}
     FILE.write_bytes(whole[:-40] + b"\0" + whole[-39:] if content is None else content)
     assert torch.equal(read_images(paths, kept=FILE).images, plain.images)
-    assert FILE.read_bytes() == whole
+    assert kept._read(FILE, 32, read._what_decides(CIFAR_FRAME)).keys() == names
 
 
 def test_an_error_keeps_what_was_read(paths: list[Path]) -> None:
@@ -154,10 +157,67 @@ def test_an_error_keeps_what_was_read(paths: list[Path]) -> None:
     assert taken(paths) == ["a.png", "b.jpg", "c.webp", "\u00e4.png"]
 
 
+def test_an_error_costs_nothing_of_what_was_kept_before(paths: list[Path]) -> None:
+    read_images(paths, kept=FILE)
+    invert()
+    Path("new.png").write_bytes(paths[0].read_bytes())
+    Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, but nothing follows")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        read_images([Path("new.png"), Path("broken.png")], kept=FILE)
+    invert()  # twice: only the new one is still inverted
+    plain = read_images([Path("new.png")])
+    assert torch.equal(read_images([Path("new.png")], kept=FILE).images, 255 - plain.images)
+    assert taken(paths) == []
+    assert kept._read(FILE, 32, read._what_decides(CIFAR_FRAME)).keys() == {
+        str(path.absolute()) for path in (*paths[:2], *paths[3:], Path("new.png"))
+    }
+    paths[0].unlink()
+    read_images([Path("new.png")], kept=FILE)  # nothing is decoded: nothing is written
+    paths[1].rename("moved.jpg")
+    read_images([Path("moved.jpg")], kept=FILE)
+    names = {Path(p).name for p in kept._read(FILE, 32, read._what_decides(CIFAR_FRAME))}
+    assert names == {"moved.jpg", "c.webp", "\u00e4.png", "new.png"}
+
+
+def test_what_was_decoded_before_counts_its_time(paths: list[Path]) -> None:
+    first = read_images(paths, kept=FILE)
+    assert first.seconds_before == 0
+    seconds = read_images(paths, kept=FILE).seconds_before
+    assert seconds > 0
+    assert read_images(paths[:2], kept=FILE).seconds_before == pytest.approx(seconds / 2)
+    assert read_images(paths, kept=FILE).seconds_before == seconds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["pictures"][0].__setitem__(5, "x"),
+        lambda content: content["pictures"][0].__setitem__(1, [1]),
+        lambda content: content["pictures"].pop(),
+        lambda content: content.update(pictures=[[]] * 4),
+        lambda content: content.update(pictures=1e300),
+        lambda content: content.pop("depends_on"),
+    ],
+)
+def test_a_sealed_file_that_holds_something_else_is_made_anew(
+    paths: list[Path], change: Callable[[Any], object]
+) -> None:
+    plain = read_images(paths, kept=FILE)
+    head, _, pixels = FILE.read_bytes().partition(b"\n")
+    content = json.loads(head)
+    change(content)
+    write_sealed(FILE, json.dumps(content).encode() + b"\n" + pixels[:-SEAL_SIZE])
+    again = read_images(paths, kept=FILE)
+    assert torch.equal(again.images, plain.images)
+    assert again.digests == plain.digests
+
+
 def test_where_nothing_can_be_kept_there_is_a_warning(paths: list[Path]) -> None:
     plain = read_images(paths)
     Path("kept").write_bytes(b"a file")
-    with pytest.warns(RunWarning, match=r"^decoded pictures are not kept in kept/32\.pictures: "):
+    with pytest.warns(
+        RunWarning, match=r"^decoded pictures are not kept in kept/32\.pictures \(.*\): free space"
+    ):
         found = read_images(paths, kept=FILE)
     assert torch.equal(found.images, plain.images)
 
