@@ -34,7 +34,7 @@ WORKLOADS = {
     "transfer": [*SHAPES, "--stage", "transfer"],
     "finetune": [*SHAPES, "--stage", "finetune", "--finetune-epochs", "1"],
     "scratch": [*SHAPES, "--stage", "scratch"],
-    "features of resnet18": [*SHAPES, "--stage", "transfer", "--base", "resnet18"],
+    "features": [*SHAPES, "--stage", "transfer", "--base", "mobilenet_v3_small"],
 }
 BUSY = "while True: pass"
 
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=WORKLOADS, nargs="+", default=["base"])
-    parser.add_argument("--weights", help="a file with weights of resnet18")
+    parser.add_argument("--weights", help="a file with weights of mobilenet_v3_small")
     parser.add_argument("--workers", type=int, default=1, help="processes, started by torchrun")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -55,7 +55,7 @@ def main() -> None:
         for stage in ("base", "transfer"):
             run([*SHAPES, "--stage", stage, "--output-dir", str(before)], {}, 1)
         for name in options.only:
-            weights = ["--weights", options.weights] if "resnet18" in name else []
+            weights = ["--weights", options.weights] if name == "features" else []
             words = [*WORKLOADS[name], *weights]
             times: dict[tuple[int, str], list[float]] = {}
             for _ in range(options.rounds):
