@@ -180,11 +180,13 @@ def do_jobs(
                 continue
             # Pictures take a second a stage: one seed's are enough.
             if job.seed == jobs[0].seed and launch.speaks():
-                keeps = {
-                    "keep_features": job.options.feature_cache,
-                    "keep_pictures": job.options.picture_cache,
-                }
-                draw_stage(job.place, stage, data, **keeps)
+                draw_stage(
+                    job.place,
+                    stage,
+                    data,
+                    keep_features=job.options.feature_cache,
+                    keep_pictures=job.options.picture_cache,
+                )
             say(f"{summary(done[folder])}; files in {printable(str(folder))}")
         folders = {stage: job.place.of(stage) for stage in stages}
         results = {stage: done[folder] for stage, folder in folders.items() if folder in done}

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cifar_tl.checkpoint import load_checkpoint, save_checkpoint
 from cifar_tl.contents import FeaturesFile
+from cifar_tl.data.pictures.kept import not_kept
 from cifar_tl.data.views import Version, change, versions_of
 from cifar_tl.disk import locked, make_folder, warn_once, write_atomically
 from cifar_tl.distributed import gather_objects
@@ -295,10 +296,8 @@ def _try_to_write(decoded: Pass, chunk: int, content: Chunk) -> None:
         with decoded.kept.locked():
             _write(decoded, chunk, content)
     except OSError as error:
-        warn_once(
-            f"decoded pictures are not kept in {decoded.kept.folder} ({error.strerror}): free "
-            "space, or turn it off (--no-picture-cache)"
-        )
+        assert decoded.kept.folder is not None
+        warn_once(not_kept(decoded.kept.folder, error))
 
 
 def _place(path: Path) -> str:

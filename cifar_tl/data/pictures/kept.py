@@ -1,7 +1,7 @@
 """Decoded pictures, kept in a file: a picture that did not change is not decoded again.
 
-A picture is taken for the same if its path, its size and its times of change are the same. Its
-content is not read.
+A picture is the same if its path, its number on the disk, its size in bytes and its times of change
+are the same. Its content is not read.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def keeping(
     """Gives the pictures that a file keeps, and a dictionary for those that were decoded.
 
     Both go by absolute paths. At the end the file keeps both, also after an error or an
-    interruption, but no picture whose file is gone.
+    interruption, but no picture whose file changed or is gone.
 
     Args:
         file: The file. None: nothing is kept.
@@ -80,7 +80,7 @@ def keeping(
         if new:
             seconds = (time.perf_counter() - start) / len(after)
             timed = {path: found._replace(seconds=seconds) for path, found in new.items()}
-            there = {path: found for path, found in before.items() if Path(path).exists()}
+            there = {path: found for path, found in before.items() if state_of(path) == found.state}
             _try_to_write(Path(file), depends_on, there | timed)
 
 
@@ -120,13 +120,16 @@ def _try_to_write(
         with locked(file.parent, wait=True):
             _write(file, depends_on, pictures)
     except (OSError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or "not enough memory"
-        warnings.warn(
-            f"decoded pictures are not kept in {file} ({reason}): free space, or turn it off "
-            "(--no-picture-cache)",
-            RunWarning,
-            stacklevel=5,
-        )
+        warnings.warn(not_kept(file, error), RunWarning, stacklevel=5)
+
+
+def not_kept(where: Path, error: OSError | MemoryError) -> str:
+    """Writes the warning about decoded pictures that could not be written."""
+    reason = getattr(error, "strerror", None) or "not enough memory"
+    return (
+        f"decoded pictures are not kept in {where} ({reason}): free space, or turn it off "
+        "(--no-picture-cache)"
+    )
 
 
 def _write(file: Path, depends_on: Mapping[str, Any], pictures: Mapping[str, Decoded]) -> None:

@@ -134,7 +134,7 @@ def read_images(
 
     total = len(paths)
     with (
-        keeping(kept, frame.size, _what_decides(frame)) as (before, decoded),
+        keeping(kept, frame.size, _what_decides(frame) if kept else {}) as (before, decoded),
         contextlib.closing(_in_threads(read, total, total)) as read_all,
     ):
         in_order = with_bar(read_all, "images" if progress else None, total)
