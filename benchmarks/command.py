@@ -2,9 +2,9 @@
 
     python benchmarks/command.py cifar10.npz
 
-The argument is a source of data, as for ``--data``. The start is compared with a process that
-imports torch and makes one optimizer; both take turns. The memory is compared with a process that
-only imports torch. For Linux and macOS.
+The argument is a source of data, as for ``--data``. Each command is compared with a process that
+only imports torch. All take turns. The shapes are drawn before the first step: that takes time of
+its own. For Linux and macOS.
 """
 
 import argparse
@@ -23,12 +23,13 @@ from cifar_tl.experiment.stages import STAGES
 
 ROUNDS = 7
 
-IMPORT_TORCH = "import torch"
+IMPORT_TORCH = "import os, torch; os._exit(0)"  # a usual end takes time
 MAKE_OPTIMIZER = "import os, torch; torch.optim.SGD([torch.zeros(1)]); os._exit(0)"
+DRAW_SHAPES = "from cifar_tl.data.shapes import draw_shapes; draw_shapes()"
 FIRST_STEP = """
 import os, sys
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-register_optimizer_step_pre_hook(lambda *_: os._exit(0))  # after the first backward pass
+from torch.optim.optimizer import register_optimizer_step_post_hook
+register_optimizer_step_post_hook(lambda *_: os._exit(0))
 sys.path.insert(0, sys.argv.pop(1))
 from cifar_tl.__main__ import main
 sys.exit(main(["train", *sys.argv[1:]]) or "there was no training step")
@@ -42,26 +43,33 @@ def main() -> None:
     )
     parser.add_argument("data", help="a .npz file or a folder with CIFAR-10")
     data = parser.parse_args().data
+    data = str(Path(data).resolve()) if Path(data).exists() else data
 
     train = str(ROOT / "train.py")
     with tempfile.TemporaryDirectory() as folder:
-        base = ["--data", data, "--output-dir", f"{folder}/first", "--stage", "base"]
+        base = ["--output-dir", f"{folder}/first", "--stage", "base", "--restart"]
+        picture = str(ROOT / "tests/cifar10.png")
+        first_step = ["-c", FIRST_STEP, str(ROOT), *base]
         commands = {
+            "import torch": ["-c", IMPORT_TORCH],
+            "import torch, make one optimizer": ["-c", MAKE_OPTIMIZER],
             "--help": [train, "--help"],
             "a wrong argument": [train, "--epochs", "none"],
-            "import torch, make one optimizer": ["-c", MAKE_OPTIMIZER],
-            "launch to the end of the first backward pass": ["-c", FIRST_STEP, str(ROOT), *base],
+            "draw the shapes": ["-c", DRAW_SHAPES],
+            "launch to the end of the first step, shapes": [*first_step, "--data", "shapes"],
+            "launch to the end of the first step, the data": [*first_step, "--data", data],
+            "predict of one picture": ["-m", "cifar_tl", "predict", picture],
+            "one epoch of base, from start to end": [train, *base, "--data", data, "--epochs", "1"],
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(ROUNDS):
             for name, arguments in commands.items():
                 times[name].append(run(arguments, 2 if name == "a wrong argument" else 0)[0])
+        imports = statistics.median(times["import torch"])
         for name, values in times.items():
-            low, high = min(values), max(values)
-            print(f"{name}: {statistics.median(values):.2f} s ({low:.2f}-{high:.2f})")
-        imports, first = list(times.values())[2:]
-        ratio = statistics.median(a / b for a, b in zip(first, imports, strict=True))
-        print(f"first training step / imports: {ratio:.2f}\n")
+            low, high, median = min(values), max(values), statistics.median(values)
+            ratio = f"{median / imports:.2f} of import torch"
+            print(f"{name}: {median:.2f} s ({low:.2f}-{high:.2f}), {ratio}")
 
         torch_memory = run(["-c", IMPORT_TORCH])[1]
         print(f"import torch: {torch_memory:.0f} MB at the peak")
@@ -75,7 +83,11 @@ def run(arguments: list[str], expected_code: int = 0) -> tuple[float, float]:
     """Runs Python in a process. Returns its seconds and its peak memory in MB."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     assert process.stderr is not None
     messages = process.stderr.read()

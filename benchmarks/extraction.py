@@ -22,7 +22,7 @@ from cifar_tl import Backbone, Data, load_backbone, load_data
 from cifar_tl.data.pictures.read import stream_images
 from cifar_tl.data.views import versions_of
 from cifar_tl.experiment.frozen import BATCH, Frozen, pictures_of
-from cifar_tl.experiment.passes import Kept, Pass, frozen_features
+from cifar_tl.experiment.passes import Pass, frozen_features
 from cifar_tl.machine import autocast, choose_precision
 
 ROUNDS = 5
@@ -59,7 +59,7 @@ def compare(data: Data, model: Backbone) -> None:
 
     def features() -> None:
         plain = versions_of(mirror=False)
-        work = Pass(Frozen(model, precision), pictures, plain, Kept(None, {}))
+        work = Pass(Frozen(model, precision), pictures, plain)
         frozen_features(work, torch.arange(number))
 
     measured: dict[Callable[[], None], list[float]] = {forward: [], read: [], features: []}

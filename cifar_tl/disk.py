@@ -37,9 +37,9 @@ def read_file(path: str | Path, most: int) -> bytes:
         return file.read(_size(file))  # not `most`: so much memory would be reserved
 
 
-def read_beginning(path: Path, size: int, most: int) -> bytes:
+def read_beginning(path: Path, size: int) -> bytes:
     """Reads the first bytes of a file, to see whose it is. See `open_file`."""
-    with open_file(path, most) as file:
+    with open_file(path, LARGEST_DATA) as file:
         return file.read(size)
 
 
@@ -56,8 +56,8 @@ def open_file(path: str | Path, most: int) -> Iterator[BinaryIO]:
         most: The most bytes that it may have.
 
     Raises:
-        OSError: If it cannot be opened or read, is no regular file, or is larger. ``strerror`` says
-            so, and what helps if the file may be whole.
+        OSError: If it cannot be opened or read, is no regular file, or is larger. ``strerror`` has
+            the reason. If the file may be whole, it also says what to do.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -80,7 +80,7 @@ def open_file(path: str | Path, most: int) -> Iterator[BinaryIO]:
 
 def write_sealed(path: Path, content: bytes) -> None:
     """Writes bytes and their checksum, as `write_atomically` does."""
-    write_atomically(path, content + _seal(content))
+    write_atomically(path, content + _MARK + hashlib.sha256(content).digest())
 
 
 def read_sealed(path: Path) -> bytes:
@@ -108,7 +108,7 @@ def read_sealed(path: Path) -> bytes:
         ) from error
     if is_whole:
         return sealed
-    message = f"{path} is damaged, or no checkpoint of this program: use another or train again"
+    message = f"{path} is damaged, or no checkpoint of this program: use another"
     if not is_sealed and sealed == _ZIP:
         message += "; for a state_dict of torch.save, call load_state_dict, then save_model"
     raise CheckpointError(message)
@@ -127,10 +127,6 @@ def digest(file: BinaryIO, size: int) -> bytes:
         found.update(part)
         left -= len(part)
     return found.digest()
-
-
-def _seal(content: bytes) -> bytes:
-    return _MARK + hashlib.sha256(content).digest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

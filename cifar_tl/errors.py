@@ -59,10 +59,6 @@ class LockedError(CifarTLError, RuntimeError):
     """Another process is at work in a folder. The message names the folder."""
 
 
-class HistoryError(CifarTLError, ValueError):
-    """The history of a run is damaged."""
-
-
 class RunError(CifarTLError, RuntimeError):
     """A run cannot start or go on. ``remedy`` holds the options of ``train`` that help."""
 
@@ -113,5 +109,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def may_be_whole(error: BaseException) -> bool:
-    """Returns whether the system failed, and not the file. It is then not called damaged."""
+    """Returns whether the system failed. The file may be whole, so it is not called damaged."""
     return isinstance(error, OSError) and error.errno not in _NO_FILE

@@ -17,7 +17,8 @@ from cifar_tl.progress import with_bar
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# At a time, by default. Of images of 224 pixels it is 33: a hundred fill gigabytes of a network.
+# Examples in a batch, by default. A batch has at most MOST_NUMBERS: 33 images of 224 pixels, since
+# a hundred fill gigabytes of a network.
 BATCH, MOST_NUMBERS = 100, 5_000_000
 
 Forward = Callable[[Tensor], Tensor]

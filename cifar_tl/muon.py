@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+STEPS = 4  # of Newton and Schulz
 LARGEST = 2048  # rows or columns: one step of AlexNet's 4096 x 9216 weights took a minute
 
 
@@ -90,21 +91,21 @@ def _update(matrix: Tensor) -> Tensor:
     return scaled
 
 
-def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Computes approximately the nearest matrix ``(M, N)`` whose singular values are all 1.
 
-    It is a Newton-Schulz iteration with the coefficients of Jordan et al. After four steps every
+    It is a Newton-Schulz iteration with the coefficients of Jordan et al. After `STEPS` every
     singular value is from 0.68 to 1.21, if it was above 0.006 of the norm. That is near enough.
     """
     if len(matrix) > matrix.shape[1]:
-        return orthogonalize(matrix.t(), steps).t()
+        return orthogonalize(matrix.t()).t()
     if matrix.dtype in (torch.float16, torch.bfloat16):  # too coarse for these powers
-        return orthogonalize(matrix.float(), steps).to(matrix.dtype)
+        return orthogonalize(matrix.float()).to(matrix.dtype)
     matrix = matrix / matrix.norm().clamp_min(1e-12)
     # A step is X <- p(X X^T) X, from the left. So the small matrix X X^T is enough to go on with.
     square = matrix @ matrix.t()
     product = polynomial = _polynomial(square)
-    for _ in range(steps - 1):
+    for _ in range(STEPS - 1):
         square = polynomial @ square @ polynomial
         polynomial = _polynomial(square)
         product = polynomial @ product

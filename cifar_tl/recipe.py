@@ -1,8 +1,9 @@
 """How to train: a `Recipe` is what was asked, a `Plan` is what is done."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 Optimizer = Literal["adam", "sgd", "muon"]
 Schedule = Literal["constant", "one-cycle"]
@@ -132,75 +133,53 @@ class Recipe:
             if getattr(self, name) not in choice:
                 allowed = ", ".join(map(str, choice))
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
-        for name in ("epochs", "finetune_epochs", "batch_size", "transfer_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        for name in ("lr", "transfer_lr", "finetune_lr"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        if not (self.weight_decay >= 0 and 0 <= self.momentum < 1):
-            raise ValueError("weight_decay must be at least 0, and momentum from 0 to below 1")
-        for name in ("dropout", "transfer_dropout"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise ValueError(f"{name} must be from 0 to below 1, not {rate}")
-        for name in ("shift", "transfer_shift"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= MAX_SHIFT:
-                raise ValueError(f"{name} must be from 0 to {MAX_SHIFT} pixels, not {value}")
-        if not 0 < self.warmup < 1:
-            raise ValueError(f"warmup must be a fraction between 0 and 1, not {self.warmup}")
+        pixels = f"from 0 to {MAX_SHIFT} pixels"
+        ranges: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
+            (("epochs", "finetune_epochs"), lambda value: value >= 1, "at least 1"),
+            (("batch_size", "transfer_batch_size"), lambda value: value >= 1, "at least 1"),
+            (("lr", "transfer_lr", "finetune_lr"), lambda value: value > 0, "above 0"),
+            (("weight_decay",), lambda value: value >= 0, "at least 0"),
+            (("momentum",), lambda value: 0 <= value < 1, "from 0 to below 1"),
+            (("dropout", "transfer_dropout"), lambda value: 0 <= value < 1, "from 0 to below 1"),
+            (("shift", "transfer_shift"), lambda value: 0 <= value <= MAX_SHIFT, pixels),
+            (("warmup",), lambda value: 0 < value < 1, "between 0 and 1"),
+        ]
+        for names, is_right, words in ranges:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_right(value):
+                    raise ValueError(f"{name} must be {words}, not {value}")
 
-    @overload
-    def for_stage(self, stage: str) -> "Recipe": ...
-
-    @overload
-    def for_stage(self, stage: str, num_images: int, *, mirror: bool = ...) -> Plan: ...
-
-    def for_stage(
-        self, stage: str, num_images: int | None = None, *, mirror: bool = False
-    ) -> "Recipe | Plan":
+    def for_stage(self, stage: str, num_images: int, *, mirror: bool = False) -> Plan:
         """Takes the values of a stage, and decides all that is open.
 
         Args:
             stage: ``"base"`` or ``"scratch"`` take the plain values, ``"transfer"`` and
                 ``"finetune"`` their own.
-            num_images: The number of training images. None: what depends on it stays open.
+            num_images: The number of training images, at least 1.
             mirror: Mirror images show the same class. It counts if the recipe leaves that open.
 
-        Returns:
-            The plan, or a `Recipe` if there is no number.
-
         Raises:
-            ValueError: If there is no such stage, or it needs the number of images.
+            ValueError: If there is no such stage, or no image.
         """
         if stage not in STAGES_WITH_VALUES:
             known = ", ".join(STAGES_WITH_VALUES)
             raise ValueError(f"a recipe has no values for a stage {stage!r}: choose among {known}")
-        recipe, share = self, 1.0
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, not {num_images}")
         if stage == "transfer":
-            recipe = self._for_transfer(num_images)
-        elif stage == "finetune":
-            recipe, share = self._for_finetune(num_images), FINETUNE_SHARE
-        if num_images is None:
-            return recipe
-        plan = recipe._decide(num_images, share, mirror)
-        if stage in ("base", "scratch"):
-            return plan
-        plan = replace(plan, normalize=None, first_layer=None)
-        if stage == "transfer" and recipe.transfer_shift is not None:  # decided above
-            plan = replace(plan, view_shift=recipe.transfer_shift)
-        return plan
+            return self._for_transfer(num_images, mirror)
+        if stage == "finetune":
+            return self._for_finetune(num_images, mirror)
+        return self._decide(num_images, 1.0, mirror)
 
     def for_backbone(self) -> "Recipe":
         """Takes the values for a pretrained network, whose images are large.
 
         Each view of each image costs a pass through that network. So transfer has no shifted
         images, unless the recipe names a shift. Finetune learns from maps, which are not shifted,
-        and drops as many features as transfer. What the recipe leaves open of it is
-        `BACKBONE_EPOCHS` and `BACKBONE_LR`.
+        and drops as many features as transfer. If the recipe leaves its epochs and its rate
+        open, they are `BACKBONE_EPOCHS` and `BACKBONE_LR`.
         """
         return replace(
             self,
@@ -213,33 +192,31 @@ class Recipe:
 
     def for_images(self, num_images: int) -> Plan:
         """Makes the plan of base and scratch: `for_stage` without mirror images."""
-        return self._decide(num_images, 1.0, mirror=False)
+        return self.for_stage("base", num_images)
 
-    def _for_transfer(self, num_images: int | None) -> "Recipe":
-        shift = self.transfer_shift
-        if shift is None:
-            if num_images is None:
-                raise ValueError("what transfer does depends on num_images: say it")
-            shift = FEW_SHIFT if num_images <= FEW_TO_SHIFT else 0
-        return replace(
+    def _for_transfer(self, num_images: int, mirror: bool) -> Plan:
+        recipe = replace(
             self,
             lr=self.transfer_lr,
             batch_size=self.transfer_batch_size,
             dropout=self.transfer_dropout,
             shift=0,  # the frozen features of an image are computed once
-            transfer_shift=shift,
         )
+        shift = self.transfer_shift
+        if shift is None:
+            shift = FEW_SHIFT if num_images <= FEW_TO_SHIFT else 0
+        plan = recipe._decide(num_images, 1.0, mirror)
+        return replace(plan, view_shift=shift, normalize=None, first_layer=None)
 
-    def _for_finetune(self, num_images: int | None) -> "Recipe":
-        epochs, lr, others = self.finetune_epochs, self.finetune_lr, self.epochs
-        if num_images is not None:
-            lr = lr or finetune_lr_for(num_images)
-            others = others or epochs_for(num_images)
-        if epochs is None and others is not None:
-            epochs = max(1, round(FINETUNE_SHARE * others))
-        if epochs is None or lr is None or (self.by_size and num_images is None):
-            raise ValueError("what finetune does depends on num_images: say it")
-        return replace(self, epochs=epochs, lr=lr)
+    def _for_finetune(self, num_images: int, mirror: bool) -> Plan:
+        usual = self.epochs or epochs_for(num_images)
+        recipe = replace(
+            self,
+            epochs=self.finetune_epochs or max(1, round(FINETUNE_SHARE * usual)),
+            lr=self.finetune_lr or finetune_lr_for(num_images),
+        )
+        plan = recipe._decide(num_images, FINETUNE_SHARE, mirror)
+        return replace(plan, normalize=None, first_layer=None)
 
     def _decide(self, num_images: int, share: float, mirror: bool) -> Plan:
         """Decides what depends on the number of training images.
@@ -251,12 +228,10 @@ class Recipe:
             weight_decay = weight_decay * max(1, 20_000 / images) ** 0.25
 
         Args:
-            num_images: The number of training images, at least 1.
+            num_images: The number of training images.
             share: The usual epochs of this stage, as a part of the usual ten.
             mirror: Mirror images show the same class.
         """
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, not {num_images}")
         epochs = self.epochs or epochs_for(num_images)
         is_usual = num_images >= USUAL_IMAGES and epochs <= USUAL_EPOCHS
         is_short = epochs <= SHORT_EPOCHS or num_images * epochs <= FEW_EXAMPLES

@@ -214,6 +214,20 @@ def maps_of(network: nn.Module, tail: Tail, inputs: Tensor) -> Tensor:
     return maps[0]
 
 
+def outputs_and_maps(network: nn.Module, tail: Tail, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the outputs of a network, and on the way the maps ``(N, ...)`` of its tail."""
+    maps: list[Tensor] = []
+
+    def keep(_layer: nn.Module, taken: Any) -> None:
+        maps.append(taken[0].clone())  # a later layer may work in place
+
+    handle = network.get_submodule(tail.first).register_forward_pre_hook(keep)
+    try:
+        return network(inputs), maps[0]
+    finally:
+        handle.remove()
+
+
 def unfreeze_tail(tail: Tail) -> None:
     """Lets a tail learn, but for its batch norms: few images would spoil their means."""
     for layer in tail.layers:

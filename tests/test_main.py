@@ -101,7 +101,7 @@ def test_what_is_wrong_with_files_is_said_without_torch(tmp_path: Path) -> None:
         ),
         "train --data shapes --stage transfer --output-dir damaged": (
             1,
-            "model.pt is damaged, or no checkpoint of this program: use another or train again; or "
+            "model.pt is damaged, or no checkpoint of this program: use another; or "
             "make it anew: cifar-tl train --data shapes --stage base --output-dir damaged "
             "--restart",
         ),

@@ -183,12 +183,16 @@ def train(compiled):
     return module.weight
 
 plain = train(compiled=False)
-assert main(["train", *sys.argv[1:], "--stage", "base", "--epochs", "2", "--quiet"]) == 0
+model = sys.argv.pop()
+assert main(["train", *sys.argv[1:], "--epochs", "1", "--quiet"]) == 0  # all stages
+assert main(["evaluate", model, *sys.argv[1:3]]) == 0
+assert main(["predict", "tests/cifar10.png", "--model", model]) == 0
 assert "torch._dynamo" not in sys.modules  # its import takes seconds
 assert torch.equal(plain, train(compiled=True))
 assert "torch._dynamo" in sys.modules
 """
     root = Path(__file__).parents[1]
     options = ["--data", str(tiny_npz), "--output-dir", str(tmp_path)]
-    command = [sys.executable, "-c", program, *options]
-    subprocess.run(command, cwd=root, check=True, timeout=120)
+    model = str(tmp_path / tiny_npz.name / "finetune/model.pt")
+    command = [sys.executable, "-c", program, *options, model]
+    subprocess.run(command, cwd=root, check=True, timeout=240)

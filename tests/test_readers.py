@@ -25,7 +25,7 @@ from cifar_tl.data.examples import Data
 from cifar_tl.data.source import load_data
 from cifar_tl.errors import CifarTLError, RunWarning
 from cifar_tl.experiment.findings.comparison import compare, comparison_text
-from cifar_tl.experiment.findings.page import page
+from cifar_tl.experiment.findings.report import report_text
 from cifar_tl.experiment.findings.results import summary
 from cifar_tl.experiment.folder import RunFolder, read_result
 from cifar_tl.experiment.stages import STAGES
@@ -221,7 +221,7 @@ def test_results(runs: Path, tmp_path: Path, stage: str, tries: int) -> None:
         all_stages = {**results, stage: result}
         comparison = compare({1.0: [all_stages]})
         comparison_text(comparison)
-        page(comparison, all_stages, {}, "command", bases=None, links={})
+        report_text(comparison, all_stages, {}, "command", bases=None, links={})
 
     try_many(tries, change, use)
 

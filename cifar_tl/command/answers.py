@@ -10,7 +10,7 @@ from typing import Any
 
 from cifar_tl.command.console import UsageError, write
 from cifar_tl.data.pictures.find import suffixes
-from cifar_tl.disk import LARGEST_TABLE, read_beginning, write_atomically
+from cifar_tl.disk import read_beginning, write_atomically
 
 SIGNATURE = "\ufeff"  # at the beginning of a CSV file: a spreadsheet then reads it as UTF-8
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet may compute such a cell
@@ -61,7 +61,7 @@ def check_output(options: argparse.Namespace) -> None:
 
 def _is_replaced(path: Path) -> bool:
     """Returns whether a file is empty, or begins as answers do."""
-    begins = read_beginning(path, 20, LARGEST_TABLE)
+    begins = read_beginning(path, 20)
     texts = (f"{SIGNATURE}file,", f"{SIGNATURE}number,", '{"file": ', '{"model": ')
     return not begins or begins.startswith(tuple(text.encode() for text in texts))
 

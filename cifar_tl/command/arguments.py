@@ -41,39 +41,29 @@ at_least_zero: Callable[[str], int] = partial(whole_number, low=0)
 at_least_one: Callable[[str], int] = partial(whole_number, low=1)
 
 
-def not_negative(text: str) -> float:
-    """Reads a number from 0 on."""
+def _number(text: str, is_right: Callable[[float], bool], words: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1e30:  # float32 ends at 3e38
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1e30, not {text!r}")
+        value = math.nan  # it is in no range
+    if not is_right(value):
+        raise argparse.ArgumentTypeError(f"must be a number {words}, not {text!r}")
     return value
 
 
-def positive(text: str) -> float:
-    """Reads a number above 0."""
-    value = not_negative(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be a number above 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """Reads a number above 0 and at most 1."""
-    value = not_negative(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, not {text!r}")
-    return value
-
-
-def dropout_rate(text: str) -> float:
-    """Reads a number from 0 to below 1."""
-    value = not_negative(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, not {text!r}")
-    return value
+# float32 ends at 3e38
+not_negative: Callable[[str], float] = partial(
+    _number, is_right=lambda value: 0 <= value <= 1e30, words="from 0 to 1e30"
+)
+positive: Callable[[str], float] = partial(
+    _number, is_right=lambda value: 0 < value <= 1e30, words="above 0 and at most 1e30"
+)
+fraction: Callable[[str], float] = partial(
+    _number, is_right=lambda value: 0 < value <= 1, words="above 0 and at most 1"
+)
+dropout_rate: Callable[[str], float] = partial(
+    _number, is_right=lambda value: 0 <= value < 1, words="from 0 to below 1"
+)
 
 
 def fractions(text: str) -> tuple[float, ...]:

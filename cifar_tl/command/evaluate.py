@@ -35,7 +35,7 @@ from cifar_tl.data.source import (
     results_name,
 )
 from cifar_tl.errors import CheckpointError, DataError, DataWarning
-from cifar_tl.experiment.stages import PICTURE_CACHE
+from cifar_tl.experiment.stages import FEATURES, PICTURE_CACHE
 from cifar_tl.names import count, numbered, portable, printable
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arguments are good
@@ -106,24 +106,28 @@ def measure(options: argparse.Namespace) -> int:
     """Measures and prints."""
     from cifar_tl.checkpoint import read_named_model
     from cifar_tl.data.source import load_data
-    from cifar_tl.experiment.features import logits_of
+    from cifar_tl.experiment.features import Cache, logits_of
 
     model, settings, outputs = read_named_model(options.model)
     if options.mirror_average:
         check_mirror_average(options.model, settings)
     classes = dict(zip(outputs.classes, outputs.names, strict=True))
+    cache = Cache()
     if is_plain(options):
         pictures = judge_folder(options, model, settings, classes)
     else:
+        kept = cache_of_training(options, settings)
         data = load_data(
             options.data,
             labels=options.labels,
             white=model.white,
             fit=model.frame.fit,
-            picture_cache=cache_of_training(options, settings),
+            picture_cache=kept,
             progress=shows_progress(),
         )
         pictures = select_pictures(options, settings, classes, data)
+        if kept is not None and data.fingerprint == settings.get("fingerprint"):
+            cache = Cache(pictures=kept.parent / FEATURES)
     labels = outputs.of(pictures.examples().labels)
     precision = settings.get("precision", "float32")  # as it was judged
     logits = logits_of(
@@ -132,6 +136,7 @@ def measure(options: argparse.Namespace) -> int:
         precision,
         mirror_average=options.mirror_average,
         progress=shows_progress(),
+        cache=cache,
     )
     if not logits.isfinite().all():
         raise CheckpointError(f"the outputs of {options.model} are no finite numbers: use another")
@@ -280,7 +285,7 @@ def judge_folder(
         DataWarning,
         stacklevel=1,
     )
-    return Pictures(data, "test", "test", rows)
+    return Pictures(data, "test", "test", rows, tuple(classes))
 
 
 def select_pictures(

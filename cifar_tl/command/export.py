@@ -81,8 +81,8 @@ def export_page(options: argparse.Namespace) -> int:
     from cifar_tl.checkpoint import read_named_model
     from cifar_tl.errors import ExportError
     from cifar_tl.experiment.findings.about import about_model, pages_in
-    from cifar_tl.experiment.findings.page import with_links
-    from cifar_tl.experiment.folder import save_page
+    from cifar_tl.experiment.findings.report import with_links
+    from cifar_tl.experiment.folder import save_report
     from cifar_tl.page import write_page
 
     (model, settings, outputs), out = read_named_model(options.model), options.out
@@ -100,6 +100,6 @@ def export_page(options: argparse.Namespace) -> int:
         old = report.read_text(encoding="utf-8", errors="backslashreplace")
         linked = with_links(old, pages_in(out.parent))
         if linked != old:
-            save_page(out.parent, linked)
+            save_report(out.parent, linked)
             say(f"{report}: has a link to it")
     return 0

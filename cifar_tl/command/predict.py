@@ -37,7 +37,7 @@ from cifar_tl.command.console import (
     shows_progress,
     warn,
 )
-from cifar_tl.data.pictures.find import list_image_files
+from cifar_tl.data.pictures.find import list_image_files, listed_names
 from cifar_tl.errors import DataWarning, ImageError
 from cifar_tl.experiment.stages import MODEL, OUTPUT_DIR, RESULT, STAGES
 from cifar_tl.names import count, printable
@@ -138,7 +138,7 @@ def name_images(options: argparse.Namespace) -> int:
     if options.model is None and read:
         warn(
             f"{called('predict')}: {DEFAULT_MODEL} answered, which can only know "
-            f"{listing(outputs.names)}"
+            f"{listed_names(outputs.names, most=len(outputs.names))}"
         )
         if own := newest_own_model(Path(OUTPUT_DIR)):
             warn(f"{called('predict')}: for your own classes add --model {shlex.quote(str(own))}")
@@ -243,12 +243,6 @@ def shows_bar(options: argparse.Namespace) -> bool:
 def model_of(options: argparse.Namespace) -> Path:
     """Returns the model: the default if none is named."""
     return Path(DEFAULT_MODEL) if options.model is None else options.model
-
-
-def listing(classes: Sequence[str]) -> str:
-    """Lists the names of classes in a sentence."""
-    *names, last = map(printable, classes)
-    return f"{', '.join(names)} and {last}"
 
 
 def newest_own_model(output_dir: Path) -> Path | None:

@@ -172,7 +172,9 @@ def do_jobs(
                 continue
             try:
                 with naming_commands(job.options):
-                    done[folder] = run_one(stage, job, data, bases[job.base], run)
+                    is_parent = any(STAGES[other].parent == stage for other in stages)
+                    run_this = partial(run, keep_maps=is_parent)
+                    done[folder] = run_one(stage, job, data, bases[job.base], run_this)
             except TailError as error:
                 if len(stages) == 1:
                     raise
@@ -198,7 +200,7 @@ def run_one(
     stage: str, job: Job, data: "Data", base: "Base", run: "partial[StageResult]"
 ) -> "StageResult":
     """Runs a stage. If it diverges, says what to type instead."""
-    from cifar_tl.experiment.run import num_training_images
+    from cifar_tl.experiment.task import num_training_images
 
     fraction = job.place.train_fraction if STAGES[stage].learns == "new" else 1.0
     try:
@@ -280,7 +282,7 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
     """Reads the data; downloads CIFAR-10 if it is missing.
 
     Returns:
-        The data, and the seconds of reading. Pictures that were kept count what they took before.
+        The data, and the seconds of reading.
     """
     from cifar_tl.data.cifar10 import download_cifar10
     from cifar_tl.data.source import load_data
@@ -294,7 +296,7 @@ def read_data(options: argparse.Namespace, log: Log) -> tuple["Data", float]:
     start = time.perf_counter()
     try:
         data = load_data(source, **chosen, fit=fit, picture_cache=cache, progress=progress)
-        seconds = time.perf_counter() - start + data.seconds_before
+        seconds = time.perf_counter() - start
         if data.files and cache is not None and cache.is_dir() and any(cache.iterdir()):
             log(f"decoded pictures are kept in {printable(str(cache))} ({megabytes_in(cache)})")
         return data, seconds

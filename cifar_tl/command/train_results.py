@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import itertools
 import os
 import shlex
 import statistics
@@ -24,6 +25,7 @@ from cifar_tl.experiment.stages import (
     REPORT,
     STAGES,
     Place,
+    way_to,
 )
 from cifar_tl.names import count, printable
 from cifar_tl.pretrained import DEFAULT_MODEL
@@ -35,7 +37,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used, when the arg
 # What to try with large pictures: a network of torchvision that is fast on a CPU.
 LARGE, LARGER_SIZE = 64, 224  # pixels
 LARGER_BASE, LARGER_MB = "mobilenet_v3_small", 9.8
-PICTURES_PER_SECOND = 50  # half of what benchmarks/extraction.py measured on two cores
+PICTURES_PER_SECOND = 50  # a third of what benchmarks/extraction.py measured with AVX2 alone
 
 Results: TypeAlias = dict[str, "StageResult"]  # by stage
 Experiment: TypeAlias = tuple[Place, Results]  # of one seed and one fraction
@@ -140,8 +142,8 @@ def show_comparison(
     """
     from cifar_tl.experiment.findings.about import pages_in
     from cifar_tl.experiment.findings.comparison import comparison_text
-    from cifar_tl.experiment.findings.page import page
-    from cifar_tl.experiment.folder import read_pictures, save_comparison, save_page
+    from cifar_tl.experiment.findings.report import report_text
+    from cifar_tl.experiment.folder import read_pictures, save_comparison, save_report
 
     sizes = by_size(experiments)
     largest = sizes[max(sizes)]
@@ -153,7 +155,7 @@ def show_comparison(
         name: quote(Path(os.path.relpath(folder / REPORT, place.comparison)).as_posix())
         for name, folder in others.items()
     }
-    shown = page(
+    shown = report_text(
         comparison,
         results,
         read_pictures(place),
@@ -162,7 +164,7 @@ def show_comparison(
         links=links,
         predicting=pages_in(place.comparison),
     )
-    save_page(place.comparison, shown)
+    save_report(place.comparison, shown)
     say(f"\n{text}\nEverything was written to {printable(str(place.comparison))}")
 
 
@@ -239,11 +241,11 @@ def next_step(experiments: Sequence[Experiment]) -> str:
     """Says which command asks a model about a picture.
 
     The models are those of the most images. The best one has the highest validation accuracy, in
-    the mean of the seeds. Where classes are unequal, it is the mean over classes. Others may not
-    differ clearly from it: then the one that took the fewest seconds serves as well. Of several
+    the mean of the seeds. Where classes are unequal, it is the mean over classes. Some models are
+    not clearly worse. Of these and the best, the one that was trained fastest is named. Of several
     seeds, it is the model of the first.
     """
-    from cifar_tl.experiment.findings.comparison import difference_in, way_seconds
+    from cifar_tl.experiment.findings.comparison import difference_in, disturbed, way_seconds
     from cifar_tl.experiment.findings.unequal import deciding
 
     most = max(place.train_fraction for place, _ in experiments)
@@ -266,5 +268,12 @@ def next_step(experiments: Sequence[Experiment]) -> str:
     equals = [model for model in runs if model == best or not differ(best, model)]
     cheapest = min(equals, key=lambda model: mean(model, "seconds"))
     path = shlex.quote(str(next(iter(runs[cheapest])) / MODEL))
-    why = f" (of {len(equals)} models without a clear difference, the fastest to train)"
-    return f"Try it{why if len(equals) > 1 else ''}: {called('predict')} photo.jpg --model {path}"
+    why = ""
+    if len(equals) > 1:
+        of_equals = [next(iter(runs[model].values()))["stage"] for model in equals]
+        ways = set(itertools.chain(*map(way_to, of_equals)))
+        compared = [results for place, results in experiments if place.train_fraction == most]
+        doubtful = any(ways & disturbed(results).keys() for results in compared)
+        why = f" (of {len(equals)} models without a clear difference, the fastest to train"
+        why += ", which is doubtful: something disturbed the epochs)" if doubtful else ")"
+    return f"Try it{why}: {called('predict')} photo.jpg --model {path}"

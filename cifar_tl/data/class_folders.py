@@ -41,7 +41,7 @@ def read_class_folders(
     found = find_classes(folder) if labels is None else find_labelled(folder, labels)
     names = list(found.images[TRAIN])
     classes = [portable(name) for name in names] if labels is None else names
-    samples = _samples({part: list(of.values()) for part, of in found.images.items()})
+    samples = _samples(found.images)
     frame = cifar_frame(fit)
     kept = None if picture_cache is None else Path(picture_cache) / f"{frame.size}-{fit}.pictures"
     read = _read(samples, frame, white, progress, kept)
@@ -106,7 +106,7 @@ def read_test_folders(
             f"{printable(str(folder / unknown[0]))} is no class of the model, which knows "
             f"{numbered(classes, 10)}: rename that folder, or move it away"
         )
-    samples = _samples({part: list(of.values()) for part, of in found.images.items()})
+    samples = _samples(found.images)
     frame = cifar_frame(fit)
     read = _read(samples, frame, white, progress)
     labels = torch.tensor([numbers[names[place]] for _, _, place in samples])
@@ -141,13 +141,14 @@ def _read(
         raise DataError(str(error)) from error
 
 
-def _samples(paths: dict[str, list[list[str]]]) -> list[Sample]:
+def _samples(images: Mapping[str, Mapping[str, list[str]]]) -> list[Sample]:
     """Splits the images. The classes take turns, so that the first images show all classes.
 
     Args:
-        paths: The files of each part, class by class. If no file is for validation, the last 20 %
+        images: The files of each part, class by class. If no file is for validation, the last 20 %
             of each class in ``train`` are taken for it.
     """
+    paths = {part: list(of.values()) for part, of in images.items()}
     if not any(paths[VALIDATION]):
         of_both = paths[TRAIN]
         paths[VALIDATION] = [of_class[num_training(len(of_class)) :] for of_class in of_both]

@@ -46,7 +46,7 @@ class Data:
     # Of a .npz file with images of another size: those of each part, (N, H, W[, C]).
     originals: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     shorter_side: int = 0  # of the pictures, in pixels: the median; 0: not known
-    seconds_before: float = 0.0  # in which those pictures were decoded that were kept
+    seconds_before: float = 0.0  # of earlier calls, to decode the pictures that were kept
     # The rest is from `load_data`.
     name: str = ""  # the folder of its results
     base_classes: tuple[int, ...] = ()
@@ -61,7 +61,8 @@ class Data:
         """Selects the training and the validation images of some classes.
 
         If the source has no validation images, the last 20 % of these classes' images validate.
-        Pass all of ``base_classes`` or all of ``new_classes``: a subset splits elsewhere.
+        Pass all of ``base_classes`` or all of ``new_classes``. Of fewer classes, other images
+        validate.
         """
         train, validation = self.train_and_validation_rows(classes)
         held_out = self.train if self.validation is None else self.validation

@@ -5,7 +5,7 @@ the images themselves, in the size of the network.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +18,7 @@ from cifar_tl.data.views import versions_of
 from cifar_tl.disk import megabytes_in
 from cifar_tl.evaluation import evaluating, extract_features
 from cifar_tl.experiment.frozen import Frozen, Pictures, pictures_of
-from cifar_tl.experiment.passes import Kept, Pass, frozen_features
+from cifar_tl.experiment.passes import Pass, frozen_features
 from cifar_tl.machine import autocast
 from cifar_tl.names import printable
 from cifar_tl.prediction import MirrorAverage
@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 
 
 class Cache(NamedTuple):
-    """Folders in which things are kept. None: they are not kept."""
+    """What is kept, in which folders. None: it is not kept."""
 
     features: Path | None = None  # features and maps
     pictures: Path | None = None  # decoded picture files, in the size of a network
+    find_later: Callable[[], Frozen | None] | None = None  # see `Pass`
 
 
 class Cost(NamedTuple):
     """How long features took."""
 
     seconds: float  # of this call
-    seconds_before: float = 0.0  # in which those were computed that were only read
+    seconds_before: float = 0.0  # of earlier calls, for what this call only read
     note: str = ""
 
 
@@ -81,15 +82,14 @@ def features_of_pictures(
     wanted = [places, *(torch.arange(len(part.rows)) for part in parts[1:])]
     plain = versions_of(mirror=False)
     versions = [versions_of(mirror=plan.mirror, shift=plan.view_shift), plain, plain]
-    kept = Kept(cache.features, frozen.depends_on(data, classes))
     found = [
-        frozen_features(Pass(frozen, part, of_part, kept, cache.pictures, bar, group), rows)
+        frozen_features(Pass(frozen, part, of_part, *cache, bar, group), rows)
         for part, of_part, rows in zip(parts, versions, wanted, strict=True)
     ]
     views, val_features, test_features = (each.features for each in found)
     seconds = time.perf_counter() - begin
     before = sum(each.seconds_before for each in found)
-    cost = Cost(seconds, before, f"in {seconds:.2f} s" + _kept_note(kept, before))
+    cost = Cost(seconds, before, f"in {seconds:.2f} s" + _kept_note(cache, data, before))
     return PictureFeatures((views, val_features[0], test_features[0]), cost)
 
 
@@ -112,29 +112,28 @@ def logits_of(
         progress: Show a bar.
         cache: What is kept, and where. None: nothing.
     """
-    data, device = pictures.data, model.mean.device
+    device = model.mean.device
     if not isinstance(model, Backbone):  # it sees the images that are in memory
         module = MirrorAverage(model) if mirror_average else model
         with autocast(precision, device):
             logits: Tensor = extract_features(module, pictures.examples().images)
         return logits.float()
     frozen = Frozen(model, precision)
-    classes = pictures.examples().labels.unique().tolist()
-    cache = cache or Cache()
-    kept = Kept(cache.features, frozen.depends_on(data, classes))
-    bar = "images" if progress else None
-    work = Pass(frozen, pictures, versions_of(mirror=mirror_average), kept, cache.pictures, bar)
+    versions, bar = versions_of(mirror=mirror_average), "images" if progress else None
+    work = Pass(frozen, pictures, versions, *(cache or Cache()), bar)
     found = frozen_features(work, torch.arange(len(pictures.rows)))
     with evaluating(model), torch.no_grad(), autocast(precision, device):
         views = [model.forward_head(view.to(device)).float() for view in found.features]
     return torch.stack(views).mean(0)
 
 
-def _kept_note(kept: Kept, seconds_before: float) -> str:
+def _kept_note(cache: Cache, data: Data, seconds_before: float) -> str:
     """Says how large the kept files are, and how long those took that were only read."""
-    if kept.folder is None:
+    folder = cache.features or (cache.pictures if data.files else None)
+    if folder is None or not folder.is_dir():
         return ""
-    before = f"; computing what was there before took {seconds_before:.1f} s"
-    return f", kept in {printable(str(kept.folder))} ({megabytes_in(kept.folder)} in all)" + (
+    what, doing = ("kept", "computing") if cache.features else ("decoded pictures kept", "decoding")
+    before = f"; {doing} what was there before took {seconds_before:.1f} s"
+    return f", {what} in {printable(str(folder))} ({megabytes_in(folder)} in all)" + (
         before if seconds_before else ""
     )

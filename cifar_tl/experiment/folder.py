@@ -36,7 +36,6 @@ from cifar_tl.disk import (
 )
 from cifar_tl.errors import (
     CheckpointError,
-    HistoryError,
     RunError,
     RunWarning,
     is_out_of_memory,
@@ -77,8 +76,8 @@ class History:
     Attributes:
         surroundings: What the bytes depend on, such as the version of torch. Each entry says from
             which epoch on it holds, ``from_epoch``.
-        start: When the run began, on the clock of ``time.perf_counter``: earlier, by the seconds
-            of the calls before this one.
+        start: When this call began, minus the seconds of earlier calls, on the clock of
+            ``time.perf_counter``.
         seconds_features: How long the frozen features took in all calls.
         rows: A row for each epoch.
     """
@@ -97,6 +96,21 @@ class History:
                 seconds_total_so_far=time.perf_counter() - self.start,
             )
         )
+
+    def count_before(self, seconds: float) -> float:
+        """Counts what was made in an earlier call, and is only read now.
+
+        Each run that uses it counts its time, once: a run that goes on has counted it already.
+
+        Args:
+            seconds: In which it was made.
+
+        Returns:
+            The seconds that were counted.
+        """
+        counted = 0.0 if self.rows else seconds
+        self.start -= counted
+        return counted
 
     def figures(self) -> dict[str, float]:
         """Lists what ``result.json`` says of the epochs and of the time."""
@@ -219,8 +233,6 @@ class RunFolder:
             before = surroundings[-1]
         except CheckpointError as error:
             raise RunError(f"{error}; or train again", **remedy) from error
-        except HistoryError as error:
-            raise RunError(f"{error}: train again", **remedy) from error
         except RunError:  # other settings
             raise
         except (IndexError, ValueError, RuntimeError) as error:
@@ -313,7 +325,7 @@ def save_bases(folder: Path, comparison: dict[str, Any], text: str) -> None:
         _write_json(folder / json_name, comparison)
 
 
-def save_page(folder: Path, text: str) -> None:
+def save_report(folder: Path, text: str) -> None:
     """Writes the page that shows a comparison."""
     with locked(folder, wait=True):
         write_atomically(folder / stages.REPORT, text.encode("utf-8", "backslashreplace"))
@@ -380,7 +392,7 @@ def read_history(path: Path, epochs: int) -> list[HistoryRow]:
     """Reads the first rows of a ``history.csv``, one for each epoch of ``last.pt``.
 
     Raises:
-        HistoryError: If it is damaged or has fewer rows.
+        CheckpointError: If it is damaged or has fewer rows.
     """
     try:
         lines = io.StringIO(read_file(path, LARGEST_TEXT).decode("ascii"), newline="")
@@ -390,7 +402,9 @@ def read_history(path: Path, epochs: int) -> list[HistoryRow]:
             raise
         rows = []
     if [row.epoch for row in rows] != list(range(1, epochs + 1)):
-        raise HistoryError(f"{path} is damaged or lacks epochs that {stages.LAST} has")
+        raise CheckpointError(
+            f"{path} is damaged or lacks epochs that {stages.LAST} has: use another"
+        )
     return rows
 
 

@@ -1,9 +1,10 @@
 """Frozen layers of a network, and the pictures that go through them, each in the network's size."""
 
 import contextlib
+import functools
 import importlib.metadata
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from cifar_tl.folding import folded
 from cifar_tl.frame import Frame
 from cifar_tl.pretrained import TIMM
 from cifar_tl.recipe import Precision
-from cifar_tl.tail import Tail, maps_of
+from cifar_tl.tail import Tail, maps_of, outputs_and_maps
 
 BATCH = 32  # pictures that go through at a time
 
@@ -31,6 +32,7 @@ class Pictures(NamedTuple):
     name: str  # train, validation or test
     part: str  # where they are in the data: maybe images of train are for validation
     rows: Tensor  # (N,) int64, of that part
+    classes: tuple[int, ...]  # these are all images of these classes
 
     def examples(self) -> LabeledImages:
         """Returns the N images as they are in memory."""
@@ -58,18 +60,19 @@ class Pictures(NamedTuple):
 
 def pictures_of(data: Data, classes: Iterable[int]) -> tuple[Pictures, Pictures, Pictures]:
     """Selects the training, validation and test images of some classes."""
-    classes = list(classes)
+    classes = tuple(classes)
     train, validation = data.train_and_validation_rows(classes)
     held_out = "train" if data.validation is None else "validation"
     test = class_rows(data.test.labels, classes)
     return (
-        Pictures(data, "train", "train", train),
-        Pictures(data, "validation", held_out, validation),
-        Pictures(data, "test", "test", test),
+        Pictures(data, "train", "train", train, classes),
+        Pictures(data, "validation", held_out, validation, classes),
+        Pictures(data, "test", "test", test, classes),
     )
 
 
-class Frozen(NamedTuple):
+@dataclass(frozen=True)
+class Frozen:
     """Layers of a network that stay as they are, and how they compute."""
 
     network: Network  # it computes on its device
@@ -77,15 +80,26 @@ class Frozen(NamedTuple):
     tail: Tail | None = None  # the last layers, if they learn. None: features, else maps
     nothing: bool = False  # all layers learn: it computes nothing of the images
 
-    def function(self) -> Callable[[Tensor], Tensor]:
-        """Makes the function that computes the features or the maps ``(N, ...)`` of images."""
+    @functools.cached_property
+    def digest(self) -> str:
+        """The digest of the network, computed once: large weights take seconds."""
+        return digest_of(self.network)
+
+    def function(self, later: Tail | None = None) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """Makes the function that computes the features or the maps ``(N, ...)`` of images.
+
+        Args:
+            later: A tail that will learn after this. The function computes its maps, too.
+        """
         network, tail = self.network, self.tail
         if self.nothing:
-            return lambda images: images
+            return lambda images: (images,)
         features = folded(network.features, network.image_size)
-        if tail is None:
-            return lambda images: features(network.preprocess(images))
-        return lambda images: maps_of(features, tail, network.preprocess(images))
+        if tail is not None:
+            return lambda images: (maps_of(features, tail, network.preprocess(images)),)
+        if later is not None:
+            return lambda images: outputs_and_maps(features, later, network.preprocess(images))
+        return lambda images: (features(network.preprocess(images)),)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,9 +113,10 @@ class Frozen(NamedTuple):
         """The type of what it computes."""
         return torch.uint8 if self.nothing else torch.float32
 
-    def depends_on(self, data: Data, classes: Sequence[int]) -> dict[str, Any]:
-        """Lists all that decides what it computes of an image, as plain values."""
-        images = {"fingerprint": data.fingerprint, "classes": list(classes)}
+    def depends_on(self, pictures: Pictures) -> dict[str, Any]:
+        """Lists all that decides what it computes of some pictures, as plain values."""
+        data = pictures.data
+        images = {"fingerprint": data.fingerprint, "classes": list(pictures.classes)}
         reading = {"pillow": PIL.__version__, **data.reading, **data.software}
         reading |= {"scaled_from": "the file"} if data.originals else {}
         if self.nothing:
@@ -110,7 +125,7 @@ class Frozen(NamedTuple):
         return {
             **images,
             "network": name,
-            "weights_and_preprocessing": digest_of(self.network),
+            "weights_and_preprocessing": self.digest,
             "precision": self.precision,
             "batch": BATCH,
             "batch_norms": "folded",

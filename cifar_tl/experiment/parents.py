@@ -29,9 +29,9 @@ def load_parent(
 ) -> Parent | None:
     """Loads the model that a stage starts from: ``base``, or that of the stage before it.
 
-    A `Backbone` is taken as it is. Its classes are not compared with those of the data. A stage
-    that goes on from another stage's model of that network checks that it is of this network. The
-    control trains all of a `Backbone`, whose ``source`` must say that its weights are fresh.
+    A `Backbone` is taken as it is: its classes are not compared with those of the data. Finetune
+    checks that the transfer model was made from this network. The control trains all of a
+    `Backbone`, whose ``source`` must say that its weights are fresh.
 
     Returns:
         The model. None: the stage starts from fresh weights.

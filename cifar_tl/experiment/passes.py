@@ -5,15 +5,19 @@ last file. Other seeds, fractions and stages read the same files.
 """
 
 import contextlib
+import dataclasses
+import errno
+import functools
 import hashlib
 import itertools
 import json
 import math
 import mmap
+import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,29 +43,8 @@ if TYPE_CHECKING:
 MOST_IN_FILE = 256  # images; a file holds whole batches: the same after an interruption
 FILE_SIZE = 32e6  # bytes, if BATCH images are not larger
 IN_MEMORY = 500e6  # bytes: more than that is mapped from a file
+SPARE = 1e9  # bytes: decoded pictures leave so much space to all else
 ABOUT = "about.json"
-
-
-class Kept(NamedTuple):
-    """Where files are kept, and what they depend on."""
-
-    folder: Path | None  # None: nothing is kept
-    depends_on: dict[str, Any]  # plain values
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps the files to this process. It waits for others that make them."""
-        if self.folder is None:
-            yield
-            return
-        make_folder(self.own())
-        with locked(self.own(), wait=True):
-            yield
-
-    def own(self) -> Path:
-        """Returns the folder of what depends on these values."""
-        assert self.folder is not None
-        return self.folder / hashlib.sha256(json.dumps(self.depends_on).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -72,8 +55,10 @@ class Pass:
         frozen: The layers.
         pictures: All images that any fraction may want.
         versions: The V views of each image: `versions_of`.
-        kept: Where features are kept.
-        decoded_in: Where decoded picture files are kept. None: nowhere.
+        kept_in: The folder of all features that are kept. None: these are not kept.
+        decoded_in: The folder of all decoded picture files that are kept. None: likewise.
+        find_later: Finds the first layers below a tail that will learn after this. Their maps are
+            made and kept on the way, so that they need no pass of their own. None: no maps.
         bar: Text before a progress bar. None: no bar.
         group: Processes that share the work. None: this process alone.
     """
@@ -81,27 +66,61 @@ class Pass:
     frozen: Frozen
     pictures: Pictures
     versions: Sequence[Version]
-    kept: Kept
+    kept_in: Path | None = None
     decoded_in: Path | None = None
+    find_later: Callable[[], Frozen | None] | None = None
     bar: str | None = None
     group: "ProcessGroup | None" = None
 
     @property
     def decoded(self) -> "Pass":
         """The pass that makes the images for this one. Its files may be kept, too."""
-        frozen = self.frozen._replace(tail=None, nothing=True)
-        kept, data = Kept(None, {}), self.pictures.data
-        if self.decoded_in is not None and data.files and not self.frozen.nothing:
-            depends_on = frozen.depends_on(data, self.kept.depends_on["classes"])
-            kept = Kept(self.decoded_in, depends_on)
-        return Pass(frozen, self.pictures, versions_of(mirror=False), kept)
+        frozen = dataclasses.replace(self.frozen, tail=None, nothing=True)
+        can_be_kept = self.pictures.data.files and not self.frozen.nothing
+        kept_in = self.decoded_in if can_be_kept else None
+        return Pass(frozen, self.pictures, versions_of(mirror=False), kept_in)
+
+    @functools.cached_property
+    def later(self) -> "Pass | None":
+        """The pass whose maps this one makes on the way."""
+        if self.kept_in is None or self.find_later is None:
+            return None
+        if (frozen := self.find_later()) is None:
+            return None
+        later = Pass(frozen, self.pictures, self.versions, self.kept_in)
+        return later if later.in_file <= self.in_file else None  # its files fill those of this one
+
+    @functools.cached_property
+    def depends_on(self) -> dict[str, Any]:
+        """All that decides what the files hold, as plain values."""
+        return self.frozen.depends_on(self.pictures)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the files. It is named by a digest of all that decides them."""
+        assert self.kept_in is not None
+        return self.kept_in / hashlib.sha256(json.dumps(self.depends_on).encode()).hexdigest()[:16]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps the files to this process. It waits for others that make them."""
+        if self.kept_in is None:
+            yield
+            return
+        make_folder(self.folder)
+        with locked(self.folder, wait=True):
+            yield
+
+    @property
+    def bytes_of_one(self) -> int:
+        """The bytes of one view of one image."""
+        return self.frozen.dtype.itemsize * math.prod(self.frozen.shape)
 
     @property
     def in_file(self) -> int:
         """How many images a file holds: 32, 64, 128 or 256, so that small files fill large ones."""
-        bytes_of_one = self.frozen.dtype.itemsize * math.prod(self.frozen.shape)
         number = MOST_IN_FILE
-        while number > BATCH and number * bytes_of_one > FILE_SIZE:
+        while number > BATCH and number * self.bytes_of_one > FILE_SIZE:
             number //= 2
         return number
 
@@ -113,7 +132,7 @@ class Pass:
     def path(self, chunk: int) -> Path:
         """Returns a file."""
         views = f"{len(self.versions)}-views-{max(version.right for version in self.versions)}"
-        return self.kept.own() / f"{self.pictures.name}-{views}-{chunk:05}.pt"
+        return self.folder / f"{self.pictures.name}-{views}-{chunk:05}.pt"
 
 
 class Chunk(NamedTuple):
@@ -140,7 +159,7 @@ def frozen_features(work: Pass, wanted: Tensor) -> Found:
     numbers, group = wanted // work.in_file, work.group
     chunks: list[int] = numbers.unique().tolist()
     shape = (len(work.versions), len(wanted), *work.frozen.shape)
-    features = _room(shape, work.frozen.dtype, work.kept.folder)
+    features = _room(shape, work.frozen.dtype, work.kept_in)
 
     def take(chunk: int, content: Chunk) -> None:
         places = wanted[numbers == chunk] % work.in_file
@@ -148,7 +167,7 @@ def frozen_features(work: Pass, wanted: Tensor) -> Found:
 
     if group is None:
         seconds_before, missing = 0.0, []
-        with work.kept.locked():  # another process may make the same: wait, and read those
+        with work.locked():  # another process may make the same: wait, and read those
             for chunk in chunks:
                 if (content := _read(work, chunk)) is None:
                     missing.append(chunk)
@@ -199,31 +218,65 @@ def _make(work: Pass, chunks: Sequence[int]) -> Iterator[tuple[int, Chunk, float
     """Computes the features of some files.
 
     Yields:
-        The number of a file and its content. Then the seconds in which its pictures were decoded
-        before, as far as they were only read. Its content counts them.
+        The number of a file, its content, and the seconds that decoding its pictures took in an
+        earlier call. The content counts them, too.
     """
     if not chunks:  # no bar, and no folding, for nothing
         return
-    frozen, spans = work.frozen, [work.span(chunk) for chunk in chunks]
+    frozen, later, spans = work.frozen, work.later, [work.span(chunk) for chunk in chunks]
     model, device = frozen.network, frozen.network.mean.device
     stream = _images(work, [place for span in spans for place in span])
     batches = with_bar(stream, work.bar, sum(math.ceil(len(span) / BATCH) for span in spans))
     in_turn = iter(batches)
-    compute = frozen.function()
+    compute = frozen.function(later.frozen.tail if later else None)
     with contextlib.closing(stream), evaluating(model):
         for chunk, span in zip(chunks, spans, strict=True):
             start, before = time.perf_counter(), 0.0
-            parts = []
+            parts: list[Tensor] = []
+            maps: list[Tensor] = []
             with torch.no_grad(), autocast(frozen.precision, device):
                 for images, seconds in itertools.islice(in_turn, math.ceil(len(span) / BATCH)):
                     before += seconds
                     images = images.to(device)
-                    outputs = [compute(change(images, v)) for v in work.versions]
-                    parts.append(torch.stack(outputs).to(frozen.dtype).cpu())
+                    of_views = [compute(change(images, v)) for v in work.versions]
+                    kinds = (torch.stack(of_kind) for of_kind in zip(*of_views, strict=True))
+                    part, *made_on_the_way = (kind.to(frozen.dtype).cpu() for kind in kinds)
+                    parts.append(part)
+                    maps += made_on_the_way
+                    if later is not None and _write_maps(later, span, len(parts), maps):
+                        maps.clear()
             made = Chunk(torch.cat(parts, 1), time.perf_counter() - start + before)
-            with contextlib.nullcontext() if work.group is None else work.kept.locked():
+            with contextlib.nullcontext() if work.group is None else work.locked():
                 _write(work, chunk, made)
             yield chunk, made, before
+
+
+def _write_maps(later: Pass, span: range, batches: int, maps: Sequence[Tensor]) -> bool:
+    """Writes maps, as soon as there are those of a whole file.
+
+    Without them the run goes on: another pass can make them. They took no time of their own. The
+    pass that made them on the way counts it.
+
+    Args:
+        later: The pass that they belong to.
+        span: The pictures that go through now.
+        batches: The number of their batches that went through.
+        maps: ``(V, n, ...)`` of the last batches: those that were not written yet.
+
+    Returns:
+        Whether there was a whole file.
+    """
+    end = min(span.start + batches * BATCH, span.stop)
+    chunk = (end - 1) // later.in_file
+    if end != later.span(chunk).stop:
+        return False
+    try:
+        with later.locked():
+            _write(later, chunk, Chunk(torch.cat(list(maps), 1), 0.0))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        warn_once(f"maps are not kept in {later.kept_in} ({reason}): finetune makes them itself")
+    return True
 
 
 def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float], None, None]:
@@ -237,8 +290,8 @@ def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float]
         places: Those of whole files of the pass, ascending.
 
     Yields:
-        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Then seconds: with the first batch of a
-        file that was read, how long decoding its pictures took; else 0.
+        ``(n, 3, size, size)`` uint8, n is at most `BATCH`. Beside it are the seconds that decoding
+        took in an earlier call: all those of a file with its first batch, else 0.
     """
     decoded = work.decoded
     for chunk, group in itertools.groupby(places, lambda place: place // decoded.in_file):
@@ -252,8 +305,8 @@ def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float]
             with contextlib.closing(stream):
                 images = torch.cat(list(stream))
             made = Chunk(images[None], time.perf_counter() - start)
-            if decoded.kept.folder is not None and len(of_chunk) == len(span):
-                _try_to_write(decoded, chunk, made)
+            if decoded.kept_in is not None and len(of_chunk) == len(span):
+                _try_to_write(decoded, chunk, made, _bytes_of(work) + _bytes_of(work.later))
         for batch in images.split(BATCH):
             yield batch, before
             before = 0.0
@@ -261,7 +314,7 @@ def _images(work: Pass, places: Sequence[int]) -> Generator[tuple[Tensor, float]
 
 def _read(work: Pass, chunk: int) -> Chunk | None:
     """Reads the features of a file. None: they are not there, or damaged."""
-    if work.kept.folder is None:
+    if work.kept_in is None:
         return None
     path = work.path(chunk)
     if not path.exists():
@@ -281,23 +334,35 @@ def _read(work: Pass, chunk: int) -> Chunk | None:
 
 
 def _write(work: Pass, chunk: int, content: Chunk) -> None:
-    if work.kept.folder is None:
+    if work.kept_in is None:
         return
     path = work.path(chunk)
     if not (about := path.parent / ABOUT).exists():  # for people
-        text = json.dumps(work.kept.depends_on, indent=2) + "\n"
+        text = json.dumps(work.depends_on, indent=2) + "\n"
         write_atomically(about, text.encode("ascii"))
     save_checkpoint(path, {**content._asdict(), "place": _place(path)})
 
 
-def _try_to_write(decoded: Pass, chunk: int, content: Chunk) -> None:
-    """Writes decoded pictures. They only save time: without them the run goes on."""
+def _try_to_write(decoded: Pass, chunk: int, content: Chunk, needed: int) -> None:
+    """Writes decoded pictures. They only save time: without them the run goes on.
+
+    They take no space from features and maps, which need so many bytes: ``needed``.
+    """
+    assert decoded.kept_in is not None
     try:
-        with decoded.kept.locked():
+        with decoded.locked():
+            if shutil.disk_usage(decoded.kept_in).free < needed + SPARE:
+                raise OSError(errno.ENOSPC, "the disk is almost full")
             _write(decoded, chunk, content)
     except OSError as error:
-        assert decoded.kept.folder is not None
-        warn_once(not_kept(decoded.kept.folder, error))
+        warn_once(not_kept(decoded.kept_in, error))
+
+
+def _bytes_of(work: Pass | None) -> int:
+    """Computes the bytes of all features of a pass."""
+    if work is None:
+        return 0
+    return len(work.pictures.rows) * len(work.versions) * work.bytes_of_one
 
 
 def _place(path: Path) -> str:

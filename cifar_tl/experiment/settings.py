@@ -4,14 +4,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cifar_tl.data.examples import Data
 from cifar_tl.errors import RunError
-from cifar_tl.experiment.stages import STAGES
 from cifar_tl.names import portable, shown
-from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import NEUTRAL, Plan, Recipe
+
+if TYPE_CHECKING:
+    from cifar_tl.experiment.task import Task
 
 _WORDS = {  # of settings that say nothing to a person
     "reading_rules": "made by a version that read image files by other rules",
@@ -30,41 +30,38 @@ def plan_values(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in unlisted}
 
 
-def run_settings(
-    stage: str,
-    data: Data,
-    outputs: Outputs,
-    plan: Plan,
-    seed: int,
-    train_fraction: float,
-    parent_digest: str | None,
-    others: Mapping[str, Any],
-) -> dict[str, Any]:
+def run_settings(task: "Task") -> dict[str, Any]:
     """Collects all that decides the outcome of a stage, as plain values.
 
-    Values of the plan that change nothing are left out. ``parent_digest`` is the SHA-256 of the
-    ``model.pt`` that the stage starts from. ``others`` names a pretrained network, and says how
-    pictures become its images. It also has ``class_balance``, if training aims at the mean over
-    unequal classes.
+    Values of the plan that change nothing are left out.
     """
-    values = plan_values(plan)
+    values, data = plan_values(task.plan), task.data
     settings = {
-        "stage": stage,
+        "stage": task.stage,
         "data": portable(data.name),
-        "classes": outputs.classes,
-        "class_names": outputs.names,
+        "classes": task.outputs.classes,
+        "class_names": task.outputs.names,
         "fingerprint": data.fingerprint,
-        "parent_stage": STAGES[stage].parent,
-        "parent": parent_digest,
-        "recipe": plan.name,
+        "parent_stage": task.row.parent,
+        "parent": task.parent.digest if task.parent else None,
+        "recipe": task.plan.name,
         **{name: value for name, value in values.items() if value != NEUTRAL.get(name)},
-        "seed": seed,
-        "train_fraction": train_fraction,
+        "seed": task.seed,
+        "train_fraction": task.train_fraction,
         **data.reading,
-        **others,
+        **_backbone_settings(task),
+        **({"class_balance": "even"} if task.evenly else {}),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # a numpy.float64 becomes a float
     return plain
+
+
+def _backbone_settings(task: "Task") -> dict[str, Any]:
+    """Names a pretrained network, how pictures become its images, and where learning begins."""
+    if task.backbone is None:
+        return {}
+    learning = {} if task.tail is None else {"learns_from": task.tail.first}
+    return {"backbone": task.backbone.name, "fit": task.backbone.frame.fit, **learning}
 
 
 def check_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

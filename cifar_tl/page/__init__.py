@@ -22,7 +22,6 @@ from cifar_tl.network import CifarNet
 from cifar_tl.outputs import Outputs
 
 FOLDER = Path(__file__).parent
-LARGEST_PAGE = 100 * 10**6
 SCRIPTS = ("scaling.js", "network.js", "page.js")
 _MARK = b'<meta name="generator" content="cifar_tl page">'
 _LAYERS = (
@@ -67,7 +66,7 @@ def write_page(
 def is_page(path: Path) -> bool:
     """Returns whether a file is a page that `write_page` wrote."""
     try:
-        return _MARK in read_beginning(path, 1000, LARGEST_PAGE)
+        return _MARK in read_beginning(path, 1000)
     except OSError:
         return False
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from cifar_tl.checkpoint import load_checkpoint, load_model, save_model
+from cifar_tl.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from cifar_tl.command import evaluate, export, predict
 from cifar_tl.command.train import main
 from cifar_tl.command.train_arguments import check_arguments
@@ -224,6 +224,31 @@ def test_evaluate_finds_what_training_found(
         assert found is not None
         assert found[1] == f"{100 * accuracy:.2f}"
         assert float(found[2]) == pytest.approx(loss, abs=2e-4)
+
+
+def test_evaluate_reads_the_pictures_that_training_kept(
+    trained: tuple[Path, str], flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "flowers"
+    shutil.copytree(trained[0], runs)
+
+    def loss() -> str:
+        assert evaluate.main([f"{runs}/{NAME}/transfer/model.pt", "--data", str(flowers)]) == 0
+        return capsys.readouterr().out.partition("loss ")[2]
+
+    (decoded,) = (
+        path
+        for path in runs.glob("features/*/test-*.pt")
+        if "frame" in path.with_name("about.json").read_text()
+    )
+    content = load_checkpoint(decoded)
+    save_checkpoint(decoded, {**content, "features": 255 - content["features"]})
+    shutil.rmtree(runs / "pictures", ignore_errors=True)  # somebody trained without the cache
+    plain = loss()
+    (runs / "pictures").mkdir()
+    assert loss() != plain
+    save_checkpoint(decoded, content)
+    assert loss() == plain
 
 
 def test_export_writes_what_computes_the_same(capsys: pytest.CaptureFixture[str]) -> None:

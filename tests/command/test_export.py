@@ -11,7 +11,7 @@ from cifar_tl.backbone import Backbone
 from cifar_tl.checkpoint import save_model
 from cifar_tl.command.export import main
 from cifar_tl.data.pictures.read import read_image
-from cifar_tl.experiment.findings.page import with_links
+from cifar_tl.experiment.findings.report import with_links
 from cifar_tl.network import CifarNet
 from cifar_tl.published import make_network
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -53,6 +54,33 @@ def test_files_and_folders_are_named_a_line_each(
         f"cifar-tl predict: warning: {pictures}: not used: 1 file (1 .txt); convert pictures of "
         "other formats to PNG or JPEG\n"
     )
+
+
+def test_mirror_images_are_averaged_where_the_model_knows_them(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    for name, image in (("a.png", pixels), ("b.png", pixels[:, ::-1])):
+        Image.fromarray(image).save(tmp_path / name)
+    save_model(model, CifarNet(10), {**CLASSES, "mirror": True})
+    words = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", str(model), "--json"]
+
+    def probabilities(*options: str) -> list[list[float]]:
+        assert main([*words, "--top", "3", *options]) == 0
+        lines = map(json.loads, capsys.readouterr().out.splitlines())
+        named = [{p["name"]: p["probability"] for p in line["classes"]} for line in lines]
+        return [[found[name] for name in ("dog", "frog", "horse")] for found in named]
+
+    a, b = probabilities()
+    assert a != pytest.approx(b, rel=1e-4)
+    of_both = probabilities("--mirror-average")
+    assert of_both[0] == pytest.approx(of_both[1], rel=1e-4)
+    means = torch.tensor([a, b]).log().mean(0).softmax(0).tolist()
+    assert of_both[0] == pytest.approx(means, rel=1e-3)
+    save_model(model, CifarNet(10), CLASSES)
+    assert main([*words, "--mirror-average"]) == 1
+    message = "model.pt was not trained on mirror images: leave out --mirror-average"
+    assert message in one_line(capsys.readouterr().err)
 
 
 def test_json_is_an_object_a_line(

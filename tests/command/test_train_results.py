@@ -40,6 +40,16 @@ def test_of_models_that_cannot_be_told_apart_it_names_the_cheapest(
     assert found == f"Try it{why if equals > 1 else ''}: {START}/{stage}/model.pt"
 
 
+def test_the_fastest_is_doubtful_if_something_disturbed_the_epochs() -> None:
+    found = results(0.80, 0.90, 0.89)
+    ends = {"seconds_epoch_fastest": 1.0, "seconds_epoch_slowest": 62.0}
+    found["scratch"] |= {**ends, "seconds_epoch_median": 9.0}
+    assert next_step([(PLACE, found)]).startswith(
+        "Try it (of 2 models without a clear difference, the fastest to train, which is doubtful: "
+        "something disturbed the epochs): "
+    )
+
+
 def test_of_several_seeds_the_paired_test_decides_and_the_first_one_is_named() -> None:
     def seeds(*of_seeds: tuple[float, ...]) -> str:
         return next_step(

@@ -26,8 +26,10 @@ from cifar_tl.checkpoint import load_checkpoint
 from cifar_tl.data.examples import Data, LabeledImages, prefix_rows
 from cifar_tl.data.pictures.read import read_image, read_images
 from cifar_tl.data.source import load_data
+from cifar_tl.disk import warn_once
 from cifar_tl.errors import ImageError, RunWarning
 from cifar_tl.evaluation import extract_features
+from cifar_tl.experiment import passes
 from cifar_tl.experiment.features import Cache, PictureFeatures, features_of_pictures, logits_of
 from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.frozen import Frozen, pictures_of
@@ -365,9 +367,24 @@ def test_decoded_pictures_serve_other_networks_and_passes(flowers: Path) -> None
 def test_a_disk_without_room_for_decoded_pictures_stops_nothing(flowers: Path) -> None:
     data, expected = load_data(flowers), digests(features(load_data(flowers), tiny()))
     Path("full").write_bytes(b"a file")
-    with pytest.warns(RunWarning, match=r"^decoded pictures are not kept in full \(.*\): free"):
+    with pytest.warns(RunWarning, match=r"^decoded pictures are not kept in full \(.*\): the next"):
         found = features(data, tiny(), cache=Cache(None, Path("full")))
     assert digests(found) == expected
+
+
+@white_is_said
+def test_decoded_pictures_leave_the_disk_to_features(
+    flowers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, cache = load_data(flowers), Cache(Path("kept"), Path("kept"))
+    expected = digests(features(data, tiny(), cache=Cache()))
+    monkeypatch.setattr(passes, "SPARE", 1e18)
+    warn_once.cache_clear()
+    with pytest.warns(RunWarning, match=r"not kept in kept \(the disk is almost full\): the next"):
+        assert digests(features(data, tiny(), cache=cache)) == expected
+    found = list(Path("kept").glob("*/*.pt"))
+    assert len(found) == 3
+    assert not any("frame" in about(path) for path in found)
 
 
 @white_is_said

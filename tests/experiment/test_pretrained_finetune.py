@@ -19,7 +19,8 @@ from cifar_tl.command.train import do_jobs
 from cifar_tl.command.train_arguments import list_jobs
 from cifar_tl.command.train_parser import make_parser
 from cifar_tl.data.examples import Data
-from cifar_tl.errors import RunError
+from cifar_tl.disk import warn_once
+from cifar_tl.errors import RunError, RunWarning
 from cifar_tl.evaluation import evaluate
 from cifar_tl.experiment import passes
 from cifar_tl.experiment.findings.bases import compare_bases
@@ -28,6 +29,7 @@ from cifar_tl.experiment.findings.results import StageResult
 from cifar_tl.experiment.frozen import pictures_of
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.recipe import TUNED
+from cifar_tl.tail import find_tail, maps_of, outputs_and_maps
 from tests.experiment.conftest import SMALL
 from tests.experiment.test_features import interrupt, needs_fork, tiny
 from tests.test_distributed import in_groups
@@ -156,6 +158,107 @@ def test_other_seeds_read_the_maps(drawn_data: Data, whole: Path) -> None:
     assert sum("computing what was there before took" in line for line in lines) == 2
     kept = Path("runs/drawn.npz/features").rglob("*.pt")
     assert {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+@pytest.mark.parametrize("maps_in_file", [256, 64])
+def test_maps_that_transfer_made_on_the_way_are_those_of_a_pass_of_their_own(
+    drawn_data: Data, whole: Path, monkeypatch: pytest.MonkeyPatch, maps_in_file: int
+) -> None:
+    monkeypatch.setattr(passes, "FILE_SIZE", 4 * 12 * 18 * 18 * maps_in_file)
+    run("transfer", drawn_data, output_dir="apart")
+    run("finetune", drawn_data, output_dir="apart")
+    run("transfer", drawn_data, keep_maps=True)
+    kept = {path.relative_to("runs"): path for path in Path("runs").glob("*/features/*/*.pt")}
+    assert kept.keys() == {p.relative_to("apart") for p in Path("apart").glob("*/features/*/*.pt")}
+    for below, path in kept.items():
+        found, expected = load_checkpoint(path), load_checkpoint("apart" / below)
+        assert torch.equal(found["features"], expected["features"])
+        assert found["features"].untyped_storage().nbytes() == found["features"].nbytes
+        assert (found["seconds"] == 0) is (found["features"].ndim > 3)  # transfer counts the maps
+    before = {path: path.stat().st_mtime_ns for path in kept.values()}
+    run("finetune", drawn_data)
+    assert {path: path.stat().st_mtime_ns for path in kept.values()} == before
+    for stage in ("transfer", "finetune"):
+        for name in ("model.pt", "last.pt"):
+            path = Path("drawn.npz/Deep") / stage / name
+            assert ("runs" / path).read_bytes() == (whole.parent / path).read_bytes()
+
+
+class Doubles(nn.Module):
+    """A layer that works in place on what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(images.mul_(2))
+        return outputs
+
+
+def test_maps_on_the_way_are_those_before_a_layer_that_works_in_place() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Doubles(), nn.Flatten()).requires_grad_(False)
+    tail = find_tail(network, 8)
+    assert tail is not None
+    assert tail.first == "1"
+    images = torch.randn(2, 3, 8, 8)
+    outputs, maps = outputs_and_maps(network, tail, images)
+    assert torch.equal(maps, maps_of(network, tail, images))
+    assert torch.equal(maps, network[0](images))
+    assert torch.equal(outputs, network(images))
+
+
+def test_maps_of_all_views_are_made_on_the_way(drawn_data: Data) -> None:
+    recipe = dataclasses.replace(PLAIN, mirror=True)
+    of_both = []
+    for keep_maps in (False, True):
+        values: dict[str, Any] = {"output_dir": f"runs-{keep_maps}", "base": deep()}
+        run_stage("transfer", drawn_data, recipe, **values, keep_maps=keep_maps)
+        run_stage("finetune", drawn_data, recipe, **values)
+        folder = Path(f"runs-{keep_maps}/drawn.npz")
+        assert len(list(folder.glob("features/*/train-2-views-0-*.pt"))) == 6
+        of_both.append((folder / "Deep/finetune/model.pt").read_bytes())
+    assert of_both[0] == of_both[1]
+    shifted = dataclasses.replace(PLAIN, transfer_shift=1)
+    run_stage("transfer", drawn_data, shifted, output_dir="shifted", base=deep(), keep_maps=True)
+    assert len({path.parent for path in Path("shifted").rglob("train-*.pt")}) == 1
+
+
+@needs_fork
+def test_a_group_of_processes_makes_maps_on_the_way(
+    zygote: subprocess.Popen[str], drawn: Path, whole: Path
+) -> None:
+    program = f"""
+from tests.experiment.test_pretrained_finetune import *
+from cifar_tl.data.source import load_data
+
+def both(group):
+    data = load_data({str(drawn)!r})
+    return run("transfer", data, group=group, keep_maps=True)["val_loss"]
+"""
+    in_groups(zygote, program, "both", (2,))
+    names = sorted(path.name for path in (whole / "features").glob("*/*.pt"))
+    assert sorted(path.name for path in Path("runs").glob("*/features/*/*.pt")) == names
+
+
+def test_maps_that_cannot_be_kept_stop_nothing(drawn_data: Data, whole: Path) -> None:
+    (about,) = (path for path in whole.rglob("about.json") if "maps_before" in path.read_text())
+    in_the_way = "runs" / about.parent.relative_to(whole.parent)
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_bytes(b"a file where a folder should be")
+    warn_once.cache_clear()
+    with pytest.warns(RunWarning, match=r"^maps are not kept in runs/.*features \(.*\): finetune"):
+        run("transfer", drawn_data, keep_maps=True)
+    in_the_way.unlink()
+    run("finetune", drawn_data)
+    path = Path("drawn.npz/Deep/finetune/model.pt")
+    assert ("runs" / path).read_bytes() == (whole.parent / path).read_bytes()
+
+
+def test_without_last_layers_there_are_no_maps(drawn_data: Data) -> None:
+    run("transfer", drawn_data, base=tiny(), keep_maps=True)
+    run("transfer", drawn_data, keep_maps=True, keep_features=False)
+    assert len({path.parent for path in Path("runs").rglob("train-*.pt")}) == 1
 
 
 def test_large_maps_are_in_a_file_that_vanishes(

@@ -22,7 +22,7 @@ from cifar_tl.data.views import make_views
 from cifar_tl.errors import RunError, RunWarning, TrainingError
 from cifar_tl.evaluation import evaluate, extract_features
 from cifar_tl.experiment.findings.comparison import compare, comparison_text
-from cifar_tl.experiment.findings.page import page
+from cifar_tl.experiment.findings.report import report_text
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.experiment.stages import EVERYTHING, HEAD, STAGES, Stage
 from cifar_tl.first_layer import separate_first_layer
@@ -359,6 +359,21 @@ def test_times_of_all_contributing_runs_count_and_lost_epochs_do_not(
     assert len(history.read_text().splitlines()) == 3
 
 
+def test_pictures_that_were_decoded_before_count_once(small_data: Data, tmp_path: Path) -> None:
+    kept = dataclasses.replace(small_data, seconds_before=1000.0)
+    whole = run_stage("base", kept, SMALL, output_dir=tmp_path / "whole", seconds_reading=1.0)
+    assert whole["seconds_reading"] == 1001.0
+    assert 1001 < whole["seconds_total"] < 2000
+    stop = stop_at("epoch 1/2")
+    with pytest.raises(StopError):
+        run_stage("base", kept, SMALL, output_dir=tmp_path, seconds_reading=1.0, log=stop)
+    gone_on = run_stage("base", kept, SMALL, output_dir=tmp_path, seconds_reading=1.0)
+    assert gone_on["seconds_reading"] == 1.0  # of this call
+    assert 1002 < gone_on["seconds_total"] < 2000
+    uncounted = run_stage("base", kept, SMALL, output_dir=tmp_path / "uncounted")
+    assert uncounted["seconds_total"] < 1000
+
+
 def test_divergence_keeps_the_last_good_epoch(small_data: Data, tmp_path: Path) -> None:
     with pytest.raises(StopError):
         run_stage("base", small_data, SMALL, output_dir=tmp_path, log=stop_at("epoch 1/2"))
@@ -626,4 +641,4 @@ def test_another_stage_is_a_line_in_the_table(
     assert list(ways) == ["transfer", "transfer+finetune", "direct", "direct+head", "scratch"]
     text = comparison_text(comparison)
     assert "head goes on from direct" in text
-    assert "One of mine." in page(comparison, others | results, {}, "command")
+    assert "One of mine." in report_text(comparison, others | results, {}, "command")

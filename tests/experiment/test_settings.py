@@ -13,6 +13,7 @@ from cifar_tl.errors import RunError, RunWarning
 from cifar_tl.experiment.run import run_stage
 from cifar_tl.experiment.settings import check_settings, plan_values, run_settings
 from cifar_tl.experiment.stages import EVERYTHING, HEAD, STAGES, Stage, stage_classes
+from cifar_tl.experiment.task import Task
 from cifar_tl.outputs import Outputs
 from cifar_tl.recipe import NEUTRAL, ORIGINAL, Recipe
 from tests.experiment.conftest import SMALL, StopError, contents, damage_checkpoint, stop_at
@@ -56,10 +57,21 @@ def test_unfinished_run_with_other_settings_or_data_is_refused(
 
 
 def settings_of(data: Data, recipe: Recipe = SMALL, stage: str = "base") -> dict[str, Any]:
-    plan = recipe.for_stage(stage, 80, mirror=data.mirror)
     classes = stage_classes(stage, data)
-    outputs = Outputs(classes, tuple(data.class_names[label] for label in classes), 10)
-    return run_settings(stage, data, outputs, plan, 0, 1.0, None, {})
+    return run_settings(
+        Task(
+            stage,
+            data,
+            train_fraction=1.0,
+            seed=0,
+            parent=None,
+            plan=recipe.for_stage(stage, 80, mirror=data.mirror),
+            tail=None,
+            outputs=Outputs(classes, tuple(data.class_names[label] for label in classes), 10),
+            labels=torch.tensor(classes),
+            class_balance="even",
+        )
+    )
 
 
 def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:

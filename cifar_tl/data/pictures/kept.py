@@ -22,6 +22,12 @@ from cifar_tl.errors import CheckpointError, RunWarning
 
 SETTLED = 2.0  # seconds: a file system may write two changes in so short a time as one
 
+# A file is missing, damaged, or not what this program writes: even lists in lists in lists ...
+_NOT_OURS = (
+    *(CheckpointError, OSError, LookupError, ArithmeticError),
+    *(TypeError, ValueError, RecursionError),
+)
+
 State = tuple[int, int, int, int]  # of a file: its number, bytes, nanoseconds of its last changes
 
 
@@ -53,11 +59,11 @@ def state_of(path: str) -> State | None:
 @contextlib.contextmanager
 def keeping(
     file: str | Path | None, size: int, depends_on: Mapping[str, Any]
-) -> Iterator[tuple[Mapping[str, Decoded], dict[str, Decoded]]]:
-    """Gives the pictures that a file keeps, and a dictionary for those that were decoded.
+) -> Iterator[tuple[Mapping[str, Decoded], dict[str, Decoded | None]]]:
+    """Gives the pictures that a file keeps, and a dictionary for those that are read now.
 
     Both go by absolute paths. At the end the file keeps both, also after an error or an
-    interruption, but no picture whose file changed or is gone.
+    interruption. If all went well, it drops the pictures whose file changed or is gone.
 
     Args:
         file: The file. None: nothing is kept.
@@ -65,23 +71,30 @@ def keeping(
         depends_on: What decides the pixels, as plain values. Pictures that were decoded otherwise
             are not given, and not kept.
 
+    Yields:
+        What the file keeps. Then an empty dictionary, to be filled. None stands for a picture that
+        is read and cannot be kept.
+
     Warns:
         RunWarning: If the file cannot be written.
     """
     if file is None:
         yield {}, {}
         return
-    start = time.perf_counter()
-    before, after = _read(Path(file), size, depends_on), dict[str, Decoded]()
+    start, all_went_well = time.perf_counter(), False
+    before, after = _read(Path(file), size, depends_on), dict[str, Decoded | None]()
     try:
         yield before, after
+        all_went_well = True
     finally:
-        new = {path: found for path, found in after.items() if found.state is not None}
+        seconds = (time.perf_counter() - start) / max(1, len(after))
+        new = {
+            path: found._replace(seconds=seconds)
+            for path, found in after.items()
+            if found is not None and found.state is not None
+        }
         if new:
-            seconds = (time.perf_counter() - start) / len(after)
-            timed = {path: found._replace(seconds=seconds) for path, found in new.items()}
-            there = {path: found for path, found in before.items() if state_of(path) == found.state}
-            _try_to_write(Path(file), depends_on, there | timed)
+            _try_to_add(Path(file), size, depends_on, new, clean=all_went_well)
 
 
 def _read(file: Path, size: int, depends_on: Mapping[str, Any]) -> dict[str, Decoded]:
@@ -107,28 +120,39 @@ def _read(file: Path, size: int, depends_on: Mapping[str, Any]) -> dict[str, Dec
                 rows, images.reshape(-1, 3, size, size), strict=True
             )
         }
-    except (CheckpointError, OSError, LookupError, ArithmeticError, TypeError, ValueError):
+    except _NOT_OURS:
         return {}
 
 
-def _try_to_write(
-    file: Path, depends_on: Mapping[str, Any], pictures: Mapping[str, Decoded]
+def _try_to_add(
+    file: Path, size: int, depends_on: Mapping[str, Any], new: dict[str, Decoded], *, clean: bool
 ) -> None:
-    """Writes pictures. They only save time: without them the program goes on."""
+    """Adds pictures to a file. They only save time: without them the program goes on."""
     try:
         make_folder(file.parent)
         with locked(file.parent, wait=True):
-            _write(file, depends_on, pictures)
+            there = _read(file, size, depends_on)  # again: another process may have added some
+            if clean:
+                there = {path: found for path, found in there.items() if not _is_old(path, found)}
+            _write(file, depends_on, there | new)
     except (OSError, MemoryError) as error:
         warnings.warn(not_kept(file, error), RunWarning, stacklevel=5)
+
+
+def _is_old(path: str, found: Decoded) -> bool:
+    """Returns whether a file changed, or is gone. A file that cannot be reached is not old."""
+    try:
+        Path(path).stat()
+    except (OSError, ValueError) as error:  # ValueError: it can be no path
+        return isinstance(error, FileNotFoundError | NotADirectoryError | ValueError)
+    return state_of(path) != found.state
 
 
 def not_kept(where: Path, error: OSError | MemoryError) -> str:
     """Writes the warning about decoded pictures that could not be written."""
     reason = getattr(error, "strerror", None) or "not enough memory"
     return (
-        f"decoded pictures are not kept in {where} ({reason}): free space, or turn it off "
-        "(--no-picture-cache)"
+        f"decoded pictures are not kept in {where} ({reason}): the next command decodes them again"
     )
 
 

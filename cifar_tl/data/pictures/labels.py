@@ -287,8 +287,8 @@ def _guess(path: Path, names: Sequence[str]) -> tuple[str, str]:
 def _match(folder: Path, table: Table, images: Sequence[str], found: dict[str, Row]) -> list[str]:
     """Gives each file of a table its label.
 
-    A row's image lies there as seen from the table or from the folder. Or else it is the one with
-    the longest common end of the path. The suffix may be missing.
+    The path of a row starts at the table or at the folder. If no image is there, the image with the
+    longest common end of the path is taken. The suffix may be missing.
 
     Before the common ends, all rows must have the same folders, such as those of another computer.
     Otherwise an image that is missing could be taken for another one of its name.

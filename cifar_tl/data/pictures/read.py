@@ -70,7 +70,7 @@ class ReadImages(NamedTuple):
     notes: list[str]  # what the owner of the files should know
     software: dict[str, str]  # what decoded them: names and versions
     shorter_side: int  # in pixels, the median over the files; 0: not known
-    seconds_before: float  # in which those were decoded that were kept
+    seconds_before: float  # of earlier calls, to decode the pictures that were kept
 
 
 class _Colours(NamedTuple):
@@ -115,6 +115,7 @@ def read_images(
         state = state_of(path) if kept is not None else None
         found = before.get(path)
         if found is None or found.state != state:
+            now_read[path] = None
             try:
                 content = _read_file(paths[number])
                 digests[number] = hashlib.sha256(content).hexdigest()
@@ -127,23 +128,23 @@ def read_images(
                 return number, picture
             images[number], side = _to_pixels(picture, {}, frame), picture.shorter_side
             found = Decoded(state, digests[number], side, _is_heif(content), images[number])
-            decoded[path] = found
+            now_read[path] = found
         images[number], digests[number] = found.pixels, found.digest
         ordinary[number] = found
         return None
 
     total = len(paths)
     with (
-        keeping(kept, frame.size, _what_decides(frame) if kept else {}) as (before, decoded),
+        keeping(kept, frame.size, _what_decides(frame) if kept else {}) as (before, now_read),
         contextlib.closing(_in_threads(read, total, total)) as read_all,
     ):
         in_order = with_bar(read_all, "images" if progress else None, total)
         special = [found for found in in_order if found is not None]
-    if damaged := [found for found in special if isinstance(found, str)]:
-        raise ImageError(
-            f"{len(damaged)} of {count(total, 'image')} cannot be read, repair, replace or delete "
-            f"them: {'; '.join(damaged)}"
-        )
+        if damaged := [found for found in special if isinstance(found, str)]:
+            raise ImageError(
+                f"{len(damaged)} of {count(total, 'image')} cannot be read, repair, replace or "
+                f"delete them: {'; '.join(damaged)}"
+            )
     pictures = dict(found for found in special if not isinstance(found, str))
     deep = [picture for picture in pictures.values() if isinstance(picture, DeepImage)]
     levels = _levels(list(pictures.values()), white)
@@ -177,7 +178,6 @@ def stream_images(
     *,
     white: Mapping[str, float],
     batch_size: int = 32,
-    progress: str | None = None,
 ) -> Generator[Tensor, None, None]:
     """Reads images that `read_images` has read before, a batch at a time, in their order.
 
@@ -189,7 +189,6 @@ def stream_images(
         frame: The square that the network sees, or the size of it.
         white: What `read_images` took for white, or a trained model takes for it.
         batch_size: The number of images in a batch. The last may have fewer.
-        progress: Show a bar with this text on standard error.
 
     Yields:
         ``(batch_size, 3, size, size)`` uint8.
@@ -199,8 +198,6 @@ def stream_images(
             first.
     """
     frame = as_frame(frame)
-    if batch_size < 1:
-        raise ValueError(f"a batch has at least one image, not {batch_size}")
 
     def read(number: int) -> NDArray[np.uint8] | ImageError:
         path = str(paths[number])
@@ -213,7 +210,7 @@ def stream_images(
 
     batch: list[NDArray[np.uint8]] = []
     with contextlib.closing(_in_threads(read, len(paths), 2 * batch_size + THREADS)) as pictures:
-        for picture in with_bar(pictures, progress, len(paths)):
+        for picture in pictures:
             if isinstance(picture, ImageError):
                 raise picture
             batch.append(picture)

@@ -7,6 +7,8 @@ from typing import Any
 from cifar_tl.experiment.findings.comparison import (
     difference_line,
     differences,
+    disturbed_in,
+    disturbed_words,
     majority_lines,
     mean_columns,
     percent,
@@ -53,6 +55,7 @@ def _size(of_bases: Mapping[str, Mapping[str, Any]], first: Mapping[str, Any]) -
     return {
         **{key: one[key] for key in ("train_fraction", "images_train")},
         "seeds": [seed["seed"] for seed in one["seeds"]],
+        "disturbed": {base: disturbed_in(size["seeds"]) for base, size in of_bases.items()},
         "control": one["ways"][first["control"]],
         "bases": {
             base: {way: size["ways"][way] for way in ways[base]} for base, size in of_bases.items()
@@ -108,6 +111,9 @@ def base_sentences(found: Mapping[str, Any], size: Mapping[str, Any]) -> list[st
     for each in size["differences"]:
         base, other = (printable(each[name]) for name in ("base", "other"))
         lines.append(f"{each['way']}: {difference_line(found, size, each, base, other)}")
+    for base, ends in size["disturbed"].items():
+        if ends:
+            lines.append(f"The seconds of {printable(base)} are doubtful: {disturbed_words(ends)}.")
     return lines
 
 
@@ -115,7 +121,8 @@ def base_legend(found: Mapping[str, Any]) -> list[str]:
     """Explains the figures."""
     return [
         f"{found['images_validation']:,} validation images of the new classes judge.",
-        "total s: of all stages of the way, with reading and with the features of the base. Times "
-        "compare only if nothing else ran on the machine.",
+        "total s: of all stages of the way, with reading and with the features of the base. Each "
+        "epoch counts as the median of its stage. Times compare only if nothing else ran on the "
+        "machine.",
         *majority_lines(found, {found["control"]: found["sizes"][-1]["control"]}),
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,8 +62,14 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
         {
             "seed": results[control()]["seed"],
             "stages": {stage: _stage(result) for stage, result in results.items()},
-            "ways": {way_name(name): _way(name, results) for name in names},
-            "disturbed": _disturbed(results),
+            "ways": {
+                way_name(name): {
+                    **_accuracies(results[name]),
+                    "seconds": way_seconds(name, results),
+                }
+                for name in names
+            },
+            "disturbed": disturbed(results),
         }
         for results in of_seeds
     ]
@@ -81,7 +88,9 @@ def _size(fraction: float, of_seeds: Sequence[Results]) -> dict[str, Any]:
     seconds_of_control = ways[way_name(control())]["seconds"]["mean"]
     for name, way in zip(names, ways.values(), strict=True):
         base = STAGES[way_to(name)[0]].parent
-        seconds_base = stages[base]["seconds_total"]["mean"] if base in stages else None
+        seconds_base = None
+        if base in stages:
+            seconds_base = statistics.mean(_undisturbed_seconds(each[base]) for each in of_seeds)
         way |= _savings(seconds_of_control - way["seconds"]["mean"], seconds_base)
     return {
         "train_fraction": fraction,
@@ -111,13 +120,6 @@ def _stage(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _way(stage: str, results: Results) -> dict[str, Any]:
-    return {
-        **_accuracies(results[stage]),
-        "seconds": way_seconds(stage, results),
-    }
-
-
 def way_seconds(stage: str, results: Results) -> float:
     """Adds up the seconds of the stages on the way to a model, as far as they are there.
 
@@ -140,23 +142,45 @@ def _epoch_seconds(result: Mapping[str, Any]) -> float:
     return float(result.get("seconds_epoch_median", mean))
 
 
-def _disturbed(results: Results) -> dict[str, list[float]]:
+def disturbed(results: Results) -> dict[str, list[float]]:
     """Finds the stages whose epochs took unequal times, as beside another program.
 
-    The slowest took more than twice as long as the fastest, and that cost more than a twentieth of
-    the stage's time. The first epoch of a short stage may take longer by itself.
+    The slowest took more than twice as long as the fastest. And if all had been as fast as that
+    one, the stage would have taken at least a twentieth less. The first epoch of a short stage may
+    take longer by itself.
 
     Returns:
         By stage, the seconds of the fastest and of the slowest epoch.
     """
-    ends = ("seconds_epoch_fastest", "seconds_epoch_slowest")
-    found = {name: [each.get(end, 0.0) for end in ends] for name, each in results.items()}
-    return {
-        name: [fastest, slowest]
-        for name, (fastest, slowest) in found.items()
-        if slowest > 2 * fastest
-        and _undisturbed_seconds(results[name]) < 0.95 * results[name]["seconds_total"]
-    }
+    found = {}
+    for name, result in results.items():
+        fastest = result.get("seconds_epoch_fastest", 0.0)
+        slowest = result.get("seconds_epoch_slowest", 0.0)
+        measured = result["seconds_train"] + result["seconds_validation"]
+        lost = measured - fastest * result["epochs"]
+        if slowest > 2 * fastest and lost > 0.05 * result["seconds_total"]:
+            found[name] = [fastest, slowest]
+    return found
+
+
+def disturbed_in(seeds: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Puts together what `disturbed` found in each seed: the fastest and the slowest of all.
+
+    Args:
+        seeds: The entries of `compare` for each seed.
+    """
+    found: dict[str, list[float]] = {}
+    for seed in seeds:
+        for name, ends in seed["disturbed"].items():
+            both = [*found.get(name, ()), *ends]
+            found[name] = [min(both), max(both)]
+    return found
+
+
+def disturbed_words(found: Mapping[str, Sequence[float]]) -> str:
+    """Says which epochs took unequal times: that makes what is said of time doubtful."""
+    epochs = (f"{name} {low:.1f} to {high:.1f} s" for name, (low, high) in found.items())
+    return f"something disturbed the epochs ({', '.join(epochs)})"
 
 
 def _accuracies(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,12 +327,13 @@ def decides(comparison: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def way_sentences(comparison: Mapping[str, Any], size: Mapping[str, Any]) -> list[list[str]]:
     """Says in plain words which way is better than which, and which is faster than the control."""
-    control = comparison["control"]
+    control, epochs = comparison["control"], disturbed_in(size["seeds"])
+    doubt = f" This is doubtful: {disturbed_words(epochs)}." if epochs else ""
     return [
         [
             difference_line(comparison, size, found, found["way"], found["other"]),
             *(
-                [_time_line(size["ways"][found["way"]], control) + doubt(size)]
+                [_time_line(size["ways"][found["way"]], control) + doubt]
                 if found["other"] == control
                 else []
             ),
@@ -361,15 +386,6 @@ def _time_line(way: Mapping[str, Any], control: str) -> str:
     if pays_from == 1:
         return line + f"faster than {control} from the first transfer on."
     return line + f"faster than {control} once {pays_from} transfers share that base."
-
-
-def doubt(size: Mapping[str, Any]) -> str:
-    """Says which epochs took unequal times: that makes what is said of time doubtful."""
-    found = {name: ends for seed in size["seeds"] for name, ends in seed["disturbed"].items()}
-    if not found:
-        return ""
-    epochs = ", ".join(f"{name} {low:.1f} to {high:.1f} s" for name, (low, high) in found.items())
-    return f" This is doubtful: something disturbed the epochs ({epochs})."
 
 
 def notes(size: Mapping[str, Any]) -> list[str]:

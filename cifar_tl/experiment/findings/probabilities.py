@@ -48,11 +48,12 @@ def probability_figures(
 def unsure_points(
     logits: Tensor, labels: Tensor, temperature: float, *, by_class: bool = False
 ) -> list[UnsurePoint]:
-    """Finds from which probability on a model is to be believed, to leave out some of the images.
+    """Finds limits of the probability. Below a limit, the model gives no answer.
 
     Returns:
-        For each share of `UNANSWERED` a probability that leaves out no more images than that, with
-        what it does. There is none if it would leave out no image, or as many as the one before.
+        For each share of `UNANSWERED` a limit that leaves out no more images than that share, and
+        what it does. A share has no limit if it would leave out no image, or no more images than
+        the limit before.
     """
     tops, first = (logits.double() / temperature).softmax(1).max(1)
     ranked, right = tops.sort().values, first == labels

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cifar_tl.disk import LARGEST_TEXT, locked, read_beginning, write_atomically
+from cifar_tl.disk import locked, read_beginning, write_atomically
 from cifar_tl.errors import RunWarning
 from cifar_tl.experiment.folder import read_result
 from cifar_tl.experiment.stages import MODEL, RESULT, RUNS, STAGES, takes_base
@@ -78,7 +78,7 @@ def _is_free(path: Path) -> bool:
     """Returns whether there is no file, or an earlier table: its first columns are `FIRST`."""
     try:
         begins = ",".join(FIRST).encode()
-        return read_beginning(path, len(begins), LARGEST_TEXT) == begins
+        return read_beginning(path, len(begins)) == begins
     except FileNotFoundError:
         return True
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,45 @@ def test_an_error_costs_nothing_of_what_was_kept_before(paths: list[Path]) -> No
     assert names == {"moved.jpg", "c.webp", "\u00e4.png", "new.png"}
 
 
+def test_an_error_drops_no_picture_that_is_out_of_reach(paths: list[Path]) -> None:
+    read_images(paths, kept=FILE)
+    Path("share").mkdir()
+    new, broken = Path("share/new.png"), Path("share/broken.png")
+    new.write_bytes(paths[0].read_bytes())
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n, but nothing follows")
+    for path in paths:
+        path.rename(Path("share") / path.name)  # as a share that is not mounted
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        read_images([new, broken], kept=FILE)
+    for path in paths:
+        (Path("share") / path.name).rename(path)
+    assert kept._read(FILE, 32, read._what_decides(CIFAR_FRAME)).keys() == {
+        str(path.absolute()) for path in (*paths[:2], *paths[3:], new)
+    }
+
+
+def test_what_another_process_keeps_meanwhile_stays(paths: list[Path]) -> None:
+    what = read._what_decides(CIFAR_FRAME)
+    with kept.keeping(FILE, 32, what) as (_, first):
+        read_images(paths[1:], kept=FILE)
+        path = str(paths[0].absolute())
+        pixels = np.zeros((3, 32, 32), np.uint8)
+        first[path] = kept.Decoded(kept.state_of(path), "digest", 40, False, pixels)
+    assert {Path(path).name for path in kept._read(FILE, 32, what)} == {
+        "a.png",
+        "b.jpg",
+        "c.webp",
+        "\u00e4.png",
+    }
+
+
+def test_pictures_that_are_not_kept_have_their_part_of_the_time(paths: list[Path]) -> None:
+    start = time.perf_counter()
+    read_images(paths, kept=FILE)
+    seconds = time.perf_counter() - start
+    assert read_images(paths, kept=FILE).seconds_before <= seconds * 4 / 5  # one has 16 bits
+
+
 def test_what_was_decoded_before_counts_its_time(paths: list[Path]) -> None:
     first = read_images(paths, kept=FILE)
     assert first.seconds_before == 0
@@ -212,11 +252,17 @@ def test_a_sealed_file_that_holds_something_else_is_made_anew(
     assert again.digests == plain.digests
 
 
+def test_lists_in_lists_are_no_pictures(paths: list[Path]) -> None:
+    plain = read_images(paths, kept=FILE)
+    write_sealed(FILE, b"[" * 100_000 + b"\n")
+    assert torch.equal(read_images(paths, kept=FILE).images, plain.images)
+
+
 def test_where_nothing_can_be_kept_there_is_a_warning(paths: list[Path]) -> None:
     plain = read_images(paths)
     Path("kept").write_bytes(b"a file")
     with pytest.warns(
-        RunWarning, match=r"^decoded pictures are not kept in kept/32\.pictures \(.*\): free space"
+        RunWarning, match=r"^decoded pictures are not kept in kept/32\.pictures \(.*\): the next "
     ):
         found = read_images(paths, kept=FILE)
     assert torch.equal(found.images, plain.images)

@@ -1,10 +1,12 @@
 import copy
 import dataclasses
 import json
+import statistics
 from typing import Any
 
 import pytest
 
+from cifar_tl.experiment.findings.bases import bases_text, compare_bases
 from cifar_tl.experiment.findings.comparison import compare, comparison_text
 from cifar_tl.experiment.stages import STAGES
 from tests.experiment.conftest import make_result
@@ -153,6 +155,52 @@ def test_epochs_that_something_disturbed_count_as_the_median_and_are_named(
     text = comparison_text(comparison)
     assert "20.0 s, 81.0 s less than scratch" in text
     assert text.count("doubtful: something disturbed the epochs (scratch 9.0 to 62.0 s)") == 2
+
+
+@pytest.mark.parametrize("slow", [1, 5, 9])
+def test_however_many_epochs_something_disturbed_the_stage_is_named(
+    results: Results, slow: int
+) -> None:
+    epochs = [3.0] * (10 - slow) + [62.0] * slow
+    results["scratch"] |= {
+        "seconds_epoch_fastest": 3.0,
+        "seconds_epoch_median": statistics.median(epochs),
+        "seconds_epoch_slowest": 62.0,
+        "seconds_train": sum(epochs),
+        "seconds_validation": 0.0,
+        "seconds_total": sum(epochs) + 20.0,
+    }
+    (seed,) = compare({1.0: [results]})["sizes"][0]["seeds"]
+    assert seed["disturbed"] == {"scratch": [3.0, 62.0]}
+
+
+def test_a_base_that_something_disturbed_counts_as_the_median(results: Results) -> None:
+    results["base"] |= {  # nine epochs of 9 s, and one of 380
+        "seconds_epoch_fastest": 9.0,
+        "seconds_epoch_median": 9.0,
+        "seconds_epoch_slowest": 380.0,
+        "seconds_train": 461.0,
+        "seconds_validation": 0.0,
+        "seconds_total": 471.0,
+    }
+    comparison = compare({1.0: [results]})
+    transfer = comparison["sizes"][0]["ways"]["transfer"]
+    assert (transfer["seconds_base"], transfer["pays_from"]) == (100.0, 2)
+    assert "doubtful: something disturbed the epochs (base 9.0 to 380.0 s)" in comparison_text(
+        comparison
+    )
+
+
+def test_of_several_seeds_the_fastest_and_the_slowest_epoch_are_named() -> None:
+    seeds = [of_seed(seed, 0.9) for seed in range(2)]
+    for seed, results in enumerate(seeds):
+        ends = {"seconds_epoch_fastest": 3.0 + seed, "seconds_epoch_slowest": 20.0 + seed}
+        results["scratch"] |= {**ends, "seconds_epoch_median": 9.0}
+    comparison = compare({1.0: seeds})
+    assert "(scratch 3.0 to 21.0 s)" in comparison_text(comparison)
+    text = bases_text(compare_bases({"one": comparison, "two": compare({1.0: seeds})}))
+    assert "The seconds of one are doubtful: something disturbed the epochs (scratch 3" in text
+    assert "Each epoch counts as the median of its stage." in text
 
 
 def test_means_spreads_and_every_value() -> None:

@@ -13,7 +13,7 @@ import pytest
 from cifar_tl.command import train
 from cifar_tl.experiment.findings.bases import compare_bases
 from cifar_tl.experiment.findings.comparison import compare
-from cifar_tl.experiment.findings.page import page as make_page
+from cifar_tl.experiment.findings.report import report_text
 from tests.experiment.conftest import make_result
 
 PICTURES = {"comparison.png": b"ways", "transfer/samples.png": b"mistakes"}
@@ -61,7 +61,7 @@ def page(found: dict[str, dict[str, Any]], **changes: Any) -> Page:
         "pictures": PICTURES,
         "command": "cifar-tl train --data 'a & b'",
     }
-    return Page(make_page(**(arguments | changes)))
+    return Page(report_text(**(arguments | changes)))
 
 
 def test_it_says_what_was_asked_what_came_out_and_how() -> None:
@@ -91,7 +91,7 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_runs() -> None:
         assert not {"href", "srcset", "onload", "onerror", "style"} & set(attributes)
         if source := attributes.get("src"):
             assert source.startswith("data:image/png;base64,")
-    style = make_page(compare({1.0: [results()]}), results(), {}, "")
+    style = report_text(compare({1.0: [results()]}), results(), {}, "")
     assert not re.search(r"url\(|@import|https?:|//", style.split("<body>")[0])
     images = [attributes for tag, attributes in found.tags if tag == "img"]
     assert [base64.b64decode(str(image["src"])[22:]) for image in images] == [b"ways", b"mistakes"]

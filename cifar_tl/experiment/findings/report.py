@@ -69,7 +69,7 @@ _PICTURES = {  # what each shows, for those who cannot see it
 }
 
 
-def page(
+def report_text(
     comparison: Mapping[str, Any],
     results: Mapping[str, Mapping[str, Any]],
     pictures: Mapping[str, bytes],
