@@ -25,7 +25,7 @@ ROUNDS = 7
 
 IMPORT_TORCH = "import os, torch; os._exit(0)"  # a usual end takes time
 MAKE_OPTIMIZER = "import os, torch; torch.optim.SGD([torch.zeros(1)]); os._exit(0)"
-DRAW_SHAPES = "from cifar_tl.data.shapes import draw_shapes; draw_shapes()"
+DRAW_SHAPES = "import os; from cifar_tl.data.shapes import draw_shapes; draw_shapes(); os._exit(0)"
 FIRST_STEP = """
 import os, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -55,7 +55,7 @@ def main() -> None:
             "import torch, make one optimizer": ["-c", MAKE_OPTIMIZER],
             "--help": [train, "--help"],
             "a wrong argument": [train, "--epochs", "none"],
-            "draw the shapes": ["-c", DRAW_SHAPES],
+            "import torch, draw the shapes": ["-c", DRAW_SHAPES],
             "launch to the end of the first step, shapes": [*first_step, "--data", "shapes"],
             "launch to the end of the first step, the data": [*first_step, "--data", data],
             "predict of one picture": ["-m", "cifar_tl", "predict", picture],
@@ -71,7 +71,7 @@ def main() -> None:
             ratio = f"{median / imports:.2f} of import torch"
             print(f"{name}: {median:.2f} s ({low:.2f}-{high:.2f}), {ratio}")
 
-        torch_memory = run(["-c", IMPORT_TORCH])[1]
+        torch_memory = run(["-c", "import torch"])[1]
         print(f"import torch: {torch_memory:.0f} MB at the peak")
         for stage in STAGES:
             options = ["--data", data, "--output-dir", folder, "--stage", stage, "--epochs", "1"]

@@ -32,7 +32,7 @@ SHAPES = ["--data", "shapes", "--epochs", "1", "--quiet"]
 WORKLOADS = {
     "base": [*SHAPES, "--stage", "base"],
     "transfer": [*SHAPES, "--stage", "transfer"],
-    "finetune": [*SHAPES, "--stage", "finetune", "--finetune-epochs", "1"],
+    "finetune": [*SHAPES, "--stage", "finetune"],
     "scratch": [*SHAPES, "--stage", "scratch"],
     "features": [*SHAPES, "--stage", "transfer", "--base", "mobilenet_v3_small"],
 }
