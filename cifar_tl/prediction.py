@@ -27,8 +27,8 @@ class Prediction(NamedTuple):
 class MirrorAverage(nn.Module):
     """A model that averages the logits of an image and of its mirror image.
 
-    It takes twice the time. It is for models that were trained on mirror images. A model does not
-    know whether it was: its settings do, and the commands refuse the others. `predict`,
+    It takes twice the time. It is for models that were trained on mirror images. The file of a
+    model says so, and the commands refuse other files. The model itself does not know. `predict`,
     `predict_each`, `evaluate` and `extract_features` take it as they take the model.
 
     Attributes:

@@ -144,10 +144,13 @@ class Recipe:
             (("shift", "transfer_shift"), lambda value: 0 <= value <= MAX_SHIFT, pixels),
             (("warmup",), lambda value: 0 < value < 1, "between 0 and 1"),
         ]
+        open_ones = {field.name for field in fields(self) if type(None) in get_args(field.type)}
         for names, is_right, words in ranges:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not is_right(value):
+                if value is None and name in open_ones:
+                    continue
+                if value is None or not is_right(value):
                     raise ValueError(f"{name} must be {words}, not {value}")
 
     def for_stage(self, stage: str, num_images: int, *, mirror: bool = False) -> Plan:

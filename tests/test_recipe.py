@@ -53,6 +53,8 @@ def test_one_cycle_rises_linearly_to_the_peak_and_falls_linearly_to_zero() -> No
         ({"lr": 0.0}, "lr must be above 0"),
         ({"finetune_lr": float("nan")}, "finetune_lr must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+        ({"weight_decay": None}, "weight_decay must be at least 0, not None"),
+        ({"warmup": None}, "warmup must be between 0 and 1, not None"),
         ({"momentum": 1.0}, "momentum must be from 0 to below 1"),
         ({"warmup": 0.0}, "warmup must be between 0 and 1"),
         ({"dropout": 1.0}, "dropout must be from 0 to below 1"),

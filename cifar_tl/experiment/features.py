@@ -82,14 +82,15 @@ def features_of_pictures(
     wanted = [places, *(torch.arange(len(part.rows)) for part in parts[1:])]
     plain = versions_of(mirror=False)
     versions = [versions_of(mirror=plan.mirror, shift=plan.view_shift), plain, plain]
-    found = [
-        frozen_features(Pass(frozen, part, of_part, *cache, bar, group), rows)
-        for part, of_part, rows in zip(parts, versions, wanted, strict=True)
+    passes = [
+        Pass(frozen, part, of_part, *cache, bar, group)
+        for part, of_part in zip(parts, versions, strict=True)
     ]
+    found = [frozen_features(work, rows) for work, rows in zip(passes, wanted, strict=True)]
     views, val_features, test_features = (each.features for each in found)
     seconds = time.perf_counter() - begin
     before = sum(each.seconds_before for each in found)
-    cost = Cost(seconds, before, f"in {seconds:.2f} s" + _kept_note(cache, data, before))
+    cost = Cost(seconds, before, f"in {seconds:.2f} s" + _kept_note(passes[0], before))
     return PictureFeatures((views, val_features[0], test_features[0]), cost)
 
 
@@ -127,12 +128,12 @@ def logits_of(
     return torch.stack(views).mean(0)
 
 
-def _kept_note(cache: Cache, data: Data, seconds_before: float) -> str:
+def _kept_note(work: Pass, seconds_before: float) -> str:
     """Says how large the kept files are, and how long those took that were only read."""
-    folder = cache.features or (cache.pictures if data.files else None)
+    folder = work.kept_in or work.decoded.kept_in
     if folder is None or not folder.is_dir():
         return ""
-    what, doing = ("kept", "computing") if cache.features else ("decoded pictures kept", "decoding")
+    what, doing = ("kept", "computing") if work.kept_in else ("decoded pictures kept", "decoding")
     before = f"; {doing} what was there before took {seconds_before:.1f} s"
     return f", {what} in {printable(str(folder))} ({megabytes_in(folder)} in all)" + (
         before if seconds_before else ""

@@ -57,8 +57,8 @@ class Pass:
         versions: The V views of each image: `versions_of`.
         kept_in: The folder of all features that are kept. None: these are not kept.
         decoded_in: The folder of all decoded picture files that are kept. None: likewise.
-        find_later: Finds the first layers below a tail that will learn after this. Their maps are
-            made and kept on the way, so that they need no pass of their own. None: no maps.
+        find_later: Finds the layers that stay frozen in finetune. Their maps are made and kept on
+            the way. They then need no pass of their own. None: no maps.
         bar: Text before a progress bar. None: no bar.
         group: Processes that share the work. None: this process alone.
     """
@@ -346,7 +346,7 @@ def _write(work: Pass, chunk: int, content: Chunk) -> None:
 def _try_to_write(decoded: Pass, chunk: int, content: Chunk, needed: int) -> None:
     """Writes decoded pictures. They only save time: without them the run goes on.
 
-    They take no space from features and maps, which need so many bytes: ``needed``.
+    They leave space for features and maps: ``needed`` bytes.
     """
     assert decoded.kept_in is not None
     try:

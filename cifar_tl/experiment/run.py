@@ -373,9 +373,10 @@ def _inputs(
 
 
 def _later(task: Task, frozen: Frozen) -> Callable[[], Frozen | None] | None:
-    """Makes the function that finds the layers below those that finetune will train.
+    """Makes a function that finds the layers that stay frozen in finetune.
 
-    That takes a second. It is called if features are computed. Finetune sees no shifted images.
+    Finding takes a second. So it waits until features are computed. Finetune sees no shifted
+    images: if transfer sees them, there is nothing to find.
     """
     backbone = task.backbone
     if backbone is None or task.row.trains != HEAD or task.plan.view_shift:

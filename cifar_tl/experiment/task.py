@@ -42,8 +42,8 @@ class Task:
         plan: How it trains.
         tail: The last layers of a pretrained network, if they learn. None: they do not.
         outputs: The outputs of its model.
-        labels: ``(N,)`` int64, the output of each training image of its classes. They are those of
-            all images, also if a fraction learns: what follows from them is the same for all.
+        labels: ``(N,)`` int64, the output of each training image of its classes. Images that a
+            fraction leaves out are here, too. So all fractions agree whether classes are unequal.
         class_balance: What training aims at if these labels are unequal.
     """
 
@@ -111,7 +111,8 @@ def decide(
     _check(stage, data, place, class_balance)
     parent = load_parent(stage, place, data, base)
     backbone, outputs = _backbone(parent), _outputs(stage, data)
-    num_images = num_training_images(stage, data, place.train_fraction)
+    labels = _training_labels(stage, data)
+    num_images = len(prefix_rows(labels, place.train_fraction))
     plan = _plan(STAGES[stage], recipe, num_images, data.mirror, of_backbone=backbone is not None)
     return Task(
         stage=stage,
@@ -122,7 +123,7 @@ def decide(
         plan=dataclasses.replace(plan, precision=choose_precision(plan.precision, device)),
         tail=None if backbone is None else _tail(stage, backbone),
         outputs=outputs,
-        labels=outputs.of(_training_labels(stage, data)),
+        labels=outputs.of(labels),
         class_balance=class_balance,
     )
 

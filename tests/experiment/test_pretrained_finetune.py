@@ -224,23 +224,6 @@ def test_maps_of_all_views_are_made_on_the_way(drawn_data: Data) -> None:
     assert len({path.parent for path in Path("shifted").rglob("train-*.pt")}) == 1
 
 
-@needs_fork
-def test_a_group_of_processes_makes_maps_on_the_way(
-    zygote: subprocess.Popen[str], drawn: Path, whole: Path
-) -> None:
-    program = f"""
-from tests.experiment.test_pretrained_finetune import *
-from cifar_tl.data.source import load_data
-
-def both(group):
-    data = load_data({str(drawn)!r})
-    return run("transfer", data, group=group, keep_maps=True)["val_loss"]
-"""
-    in_groups(zygote, program, "both", (2,))
-    names = sorted(path.name for path in (whole / "features").glob("*/*.pt"))
-    assert sorted(path.name for path in Path("runs").glob("*/features/*/*.pt")) == names
-
-
 def test_maps_that_cannot_be_kept_stop_nothing(drawn_data: Data, whole: Path) -> None:
     (about,) = (path for path in whole.rglob("about.json") if "maps_before" in path.read_text())
     in_the_way = "runs" / about.parent.relative_to(whole.parent)
@@ -311,14 +294,20 @@ from tests.experiment.test_pretrained_finetune import *
 def both(group):
     data = load_data({str(drawn)!r})
     for stage in ("transfer", "finetune"):
-        result = run(stage, data, output_dir=f"runs{{group.size()}}", group=group)
+        values = {{"output_dir": f"runs{{group.size()}}", "keep_maps": group.size() == 2}}
+        result = run(stage, data, group=group, **values)
     return [result["val_loss"], result["test_loss"]]
 """
     result = json.loads((whole / "Deep/finetune/result.json").read_text())
     alone = [result[name] for name in ("val_loss", "test_loss")]  # dropout draws other numbers
-    for of_ranks in in_groups(zygote, program, "both", (2, 3)).values():
+    for size, of_ranks in in_groups(zygote, program, "both", (2, 3)).items():
         assert all(found == of_ranks[0] for found in of_ranks)
         assert of_ranks[0] == pytest.approx(alone, abs=0.03)
+        kept = list(Path(f"runs{size}").glob("*/features/*/*.pt"))
+        expected = (whole / "features").glob("*/*.pt")
+        assert sorted(path.name for path in kept) == sorted(path.name for path in expected)
+        made_by_transfer = [path for path in kept if load_checkpoint(path)["seconds"] == 0]
+        assert len(made_by_transfer) == (len(kept) // 2 if size == 2 else 0)  # the maps
 
 
 def test_the_command_goes_on_without_a_finetune_that_cannot_be(

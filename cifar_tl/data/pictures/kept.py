@@ -7,6 +7,7 @@ are the same. Its content is not read.
 import contextlib
 import errno
 import json
+import os
 import sys
 import time
 import warnings
@@ -45,9 +46,12 @@ class Decoded(NamedTuple):
 def state_of(path: str) -> State | None:
     """Returns the state of a file. None: it changed just now, or cannot be found."""
     try:
-        about = Path(path).stat()
+        return _state(Path(path).stat())
     except (OSError, ValueError):  # reading it will say what is wrong
         return None
+
+
+def _state(about: os.stat_result) -> State | None:
     # A camera with a wrong clock writes in the future: that is no change. On Windows, st_ctime is
     # the time of creation.
     changed = about.st_mtime if sys.platform == "win32" else about.st_ctime
@@ -142,10 +146,9 @@ def _try_to_add(
 def _is_old(path: str, found: Decoded) -> bool:
     """Returns whether a file changed, or is gone. A file that cannot be reached is not old."""
     try:
-        Path(path).stat()
+        return _state(Path(path).stat()) != found.state
     except (OSError, ValueError) as error:  # ValueError: it can be no path
         return isinstance(error, FileNotFoundError | NotADirectoryError | ValueError)
-    return state_of(path) != found.state
 
 
 def not_kept(where: Path, error: OSError | MemoryError) -> str:

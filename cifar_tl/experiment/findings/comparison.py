@@ -145,9 +145,9 @@ def _epoch_seconds(result: Mapping[str, Any]) -> float:
 def disturbed(results: Results) -> dict[str, list[float]]:
     """Finds the stages whose epochs took unequal times, as beside another program.
 
-    The slowest took more than twice as long as the fastest. And if all had been as fast as that
-    one, the stage would have taken at least a twentieth less. The first epoch of a short stage may
-    take longer by itself.
+    The slowest took more than twice as long as the fastest. And compared with the fastest, all
+    epochs lost more than a twentieth of the stage's time. The first epoch of a short stage may take
+    longer by itself.
 
     Returns:
         By stage, the seconds of the fastest and of the slowest epoch.
